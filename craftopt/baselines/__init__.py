@@ -1,0 +1,1 @@
+"""What others do, reproduced faithfully: trivial, EPLB."""

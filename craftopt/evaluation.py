@@ -1,0 +1,295 @@
+"""The one place where objectives and the rules that a plan keeps are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
+
+import numpy as np
+
+from craftopt.errors import InputError
+from craftopt.loads import FloatArray, IntArray, Loads, read_only
+from craftopt.plan import Plan
+from craftopt.problem import Objective, Problem
+
+DISPATCHES = ("even",)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Say how a plan does on loads.
+
+    Parameters
+    ----------
+    max_load, mean_load : float64 [windows, layers]
+        Largest and mean GPU load, in token assignments.
+    """
+
+    max_load: FloatArray
+    mean_load: FloatArray
+
+    @cached_property
+    def balancedness(self) -> FloatArray:
+        """Mean over largest GPU load, float64 [windows, layers], in (0, 1]; 1 without tokens."""
+        ones = np.ones_like(self.max_load)
+        return read_only(
+            np.divide(self.mean_load, self.max_load, out=ones, where=self.max_load > 0)
+        )
+
+    @property
+    def mean_balancedness(self) -> float:
+        """Mean of `balancedness` over windows and layers (CRAFT's figure)."""
+        return float(self.balancedness.mean())
+
+    @property
+    def worst_layer(self) -> float:
+        """Lowest layer's balancedness, averaged over its windows."""
+        return float(self.balancedness.mean(axis=0).min())
+
+    @property
+    def relative_time(self) -> float:
+        """Sum of the largest over sum of the mean GPU loads, at least 1; 1 without tokens."""
+        mean = float(self.mean_load.sum())
+        return float(self.max_load.sum()) / mean if mean > 0 else 1.0
+
+    @property
+    def engine_metrics(self) -> dict[str, float]:
+        """The same loads in the engines' own figures, by engine.
+
+        ``sglang``: mean over layers of (mean + 1e-5)/(max + 1e-5), averaged over windows.
+        ``vllm``: sum of means over sum of maxima. ``tensorrt-llm``: mean of (max - mean)/mean,
+        lower is better.
+        """
+        excess = _ratio(self.max_load - self.mean_load, self.mean_load, empty=0.0)
+        return {
+            "sglang": float(((self.mean_load + 1e-5) / (self.max_load + 1e-5)).mean()),
+            "vllm": 1.0 / self.relative_time,
+            "tensorrt-llm": float(excess.mean()),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation(mean_balancedness={self.mean_balancedness:.4f}, "
+            f"relative_time={self.relative_time:.4f})"
+        )
+
+
+def evaluate(plan: Plan, loads: Loads, dispatch: str = "even") -> Evaluation:
+    """Score a plan on loads, whether it was planned on them or not.
+
+    Parameters
+    ----------
+    plan : Plan
+    loads : Loads
+        As many layers and experts as the plan has.
+    dispatch : {"even"}
+        How an expert's tokens are split over its copies.
+
+    Returns
+    -------
+    Evaluation
+        Balancedness, relative time and the engines' figures of all windows and layers.
+
+    Raises
+    ------
+    InputError
+        Loads of another shape or other layers than the plan's; an unknown dispatch.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
+    >>> co.evaluate(plan, co.Loads([[6, 2, 4]])).balancedness
+    array([[0.85714286]])
+    """
+    if dispatch not in DISPATCHES:
+        raise InputError(f"dispatch={dispatch!r} is unknown; pass one of {', '.join(DISPATCHES)}")
+    _check_match(plan, loads)
+    largest = gpu_loads(plan, loads).max(axis=2)
+    mean = loads.tokens.sum(axis=2) / plan.gpus
+    # A load can round to just under the mean of all; the largest never is.
+    return Evaluation(read_only(np.maximum(largest, mean)), read_only(mean))
+
+
+def gpu_loads(plan: Plan, loads: Loads) -> FloatArray:
+    """Compute every GPU's load under even dispatch, float64 [windows, layers, gpus].
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.evaluation import gpu_loads
+    >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
+    >>> gpu_loads(plan, co.Loads([[6, 2, 4]]))
+    array([[[5., 7.]]])
+    """
+    _check_match(plan, loads)
+    share = loads.tokens / plan.replica_counts
+    result = np.empty((loads.windows, plan.layers, plan.gpus))
+    for layer in range(plan.layers):
+        result[:, layer] = share[:, layer] @ plan.copies[layer].astype(np.float64)
+    return result
+
+
+def objective_value(plan: Plan, problem: Problem) -> float:
+    """Compute the problem's objective: relative time, or mean balancedness."""
+    scored = evaluate(plan, problem.loads)
+    if problem.objective == "time":
+        return scored.relative_time
+    return scored.mean_balancedness
+
+
+def relative_gap(value: float, bound: float, objective: Objective) -> float:
+    """Compute how far a value is from its bound, relative and at least 0.
+
+    ``(value - bound)/bound`` for time, ``(bound - value)/value`` for balancedness.
+
+    Examples
+    --------
+    >>> from craftopt.evaluation import relative_gap
+    >>> relative_gap(1.5, 1.0, "time"), relative_gap(0.8, 1.0, "balancedness")
+    (0.5, 0.25)
+    """
+    if objective not in get_args(Objective):
+        raise InputError(f"objective={objective!r} is unknown")
+    if objective == "time":
+        return max(0.0, (value - bound) / bound)
+    return max(0.0, (bound - value) / value)
+
+
+def violations(plan: Plan, problem: Problem) -> tuple[str, ...]:
+    """Name every rule of the problem that the plan breaks; empty = valid.
+
+    Each text begins with the rule: ``duplicates``, ``max copies``, ``budget``,
+    ``uniform slots``, ``even slots``, ``equal totals``, ``expert groups``, ``max moves``.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.evaluation import violations
+    >>> problem = co.Problem(co.Loads([[6, 2, 4]]), gpus=2, replicas=1)
+    >>> violations(co.Plan.from_phy2log([[0, 0, 1, 2]], gpus=2), problem)
+    ('duplicates: 1 copies stand beside a copy of the same expert (layer 0, expert 0, GPU 0)',)
+    """
+    _check_match(plan, problem.loads)
+    if plan.gpus != problem.gpus:
+        raise InputError(f"the plan is for {plan.gpus} GPUs, the problem for {problem.gpus}")
+    found = [
+        _duplicates(plan),
+        _max_copies(plan, problem),
+        _budget(plan, problem),
+        _layer_slots(plan, problem),
+        _equal_totals(plan),
+        _expert_groups(plan, problem),
+        _max_moves(plan, problem),
+    ]
+    return tuple(text for text in found if text)
+
+
+def _ratio(above: FloatArray, below: FloatArray, empty: float) -> FloatArray:
+    """Divide where there are tokens; ``empty`` elsewhere."""
+    return np.divide(above, below, out=np.full_like(below, empty), where=below > 0)
+
+
+def _check_match(plan: Plan, loads: Loads) -> None:
+    if (plan.layers, plan.experts) != (loads.layers, loads.experts):
+        raise InputError(
+            f"the plan has {plan.layers} layers of {plan.experts} experts, the loads "
+            f"{loads.layers} of {loads.experts}; both must describe the same model"
+        )
+    # Plans from engine maps number their layers 0, 1, ...: they match any loads by position.
+    numbered = not np.array_equal(plan.layer_ids, np.arange(plan.layers))
+    if numbered and not np.array_equal(plan.layer_ids, loads.layer_ids):
+        layer = int(np.flatnonzero(plan.layer_ids != loads.layer_ids)[0])
+        raise InputError(
+            f"layer {layer} is the model's layer {plan.layer_ids[layer]} in the plan and "
+            f"{loads.layer_ids[layer]} in the loads; pass loads of the same layers"
+        )
+
+
+def _duplicates(plan: Plan) -> str:
+    if not plan.duplicates:
+        return ""
+    layer, expert, gpu = np.argwhere(plan.copies > 1)[0]
+    return (
+        f"duplicates: {plan.duplicates} copies stand beside a copy of the same expert "
+        f"(layer {layer}, expert {expert}, GPU {gpu})"
+    )
+
+
+def _max_copies(plan: Plan, problem: Problem) -> str:
+    most = int(plan.replica_counts.max())
+    if problem.max_copies is None or most <= problem.max_copies:
+        return ""
+    layer, expert = np.argwhere(plan.replica_counts == most)[0]
+    return (
+        f"max copies: {most} copies of one expert where {problem.max_copies} are allowed "
+        f"(layer {layer}, expert {expert})"
+    )
+
+
+def _budget(plan: Plan, problem: Problem) -> str:
+    if plan.replicas <= problem.replicas:
+        return ""
+    return f"budget: {plan.replicas} replicas where {problem.replicas} are allowed"
+
+
+def _layer_slots(plan: Plan, problem: Problem) -> str:
+    if problem.slots == "uniform" and plan.slots.min() != plan.slots.max():
+        return (
+            f"uniform slots: GPUs have {plan.slots.min()} to {plan.slots.max()} filled slots "
+            "in a layer"
+        )
+    spread = plan.slots.max(axis=1) - plan.slots.min(axis=1)
+    if problem.slots == "even" and spread.max() > 1:
+        layer = int(spread.argmax())
+        return (
+            f"even slots: GPUs differ by {spread.max()} slots in layer {layer}, at most 1 "
+            "is allowed"
+        )
+    return ""
+
+
+def _equal_totals(plan: Plan) -> str:
+    totals = plan.slots.sum(axis=0)
+    if totals.max() - totals.min() <= 1:
+        return ""
+    return (
+        f"equal totals: GPU {totals.argmin()} hosts {totals.min()} copies over all layers, "
+        f"GPU {totals.argmax()} {totals.max()}; they may differ by 1"
+    )
+
+
+def _expert_groups(plan: Plan, problem: Problem) -> str:
+    if problem.expert_groups is None:
+        return ""
+    per_node = plan.copies.reshape(plan.layers, plan.experts, problem.nodes, -1).sum(axis=3)
+    groups = int(problem.expert_groups.max()) + 1
+    present = np.zeros((plan.layers, groups, problem.nodes), dtype=bool)
+    for group in range(groups):
+        present[:, group] = (per_node[:, problem.expert_groups == group] > 0).any(axis=1)
+    spread = present.sum(axis=2)
+    if spread.max() > 1:
+        layer, group = np.argwhere(spread > 1)[0]
+        return (
+            f"expert groups: group {group} stands on {spread[layer, group]} nodes in layer {layer}"
+        )
+    groups_of_node: IntArray = present.sum(axis=1)
+    if groups_of_node.min() != groups_of_node.max():
+        return f"expert groups: nodes hold {groups_of_node.min()} to {groups_of_node.max()} groups"
+    slots_of_node = per_node.sum(axis=1)
+    uneven = slots_of_node.max(axis=1) - slots_of_node.min(axis=1)
+    if uneven.any():
+        layer = int(uneven.argmax())
+        return f"expert groups: nodes differ by {uneven[layer]} slots in layer {layer}"
+    return ""
+
+
+def _max_moves(plan: Plan, problem: Problem) -> str:
+    if problem.previous is None or problem.max_moves is None:
+        return ""
+    anew = plan.copies.astype(np.int64) - problem.previous.copies
+    moves = int(np.maximum(anew, 0).sum())
+    if moves <= problem.max_moves:
+        return ""
+    return f"max moves: {moves} copies are hosted anew where {problem.max_moves} are allowed"

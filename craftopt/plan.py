@@ -1,0 +1,339 @@
+"""Plan: which GPU hosts which expert, layer by layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from craftopt.errors import FormatError, InputError
+from craftopt.loads import IntArray, read_only, valid_layer_ids
+
+PLAN_FORMAT = "craftopt-plan"
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Hold the copies that every GPU hosts, validated and read-only.
+
+    Parameters
+    ----------
+    copies : array_like, shape [layers, experts, gpus]
+        How many copies of an expert a GPU hosts in a layer: 0 or 1, more only in
+        plans of others. GPUs are numbered node by node.
+    layer_ids : sequence of int, shape [layers], optional
+        The model's own numbers of the layers; 0, 1, ... by default.
+    nodes : int
+        Nodes that the GPUs stand in, in equal and consecutive shares.
+    method : str
+        What made the plan; for the reader only.
+    loads_digest : str
+        `Loads.digest` of the loads that the plan was made for, or ``""``.
+
+    Raises
+    ------
+    InputError
+        Copies that are no whole numbers in 0..255, a wrong rank, an expert on no
+        GPU, GPUs that the nodes do not divide.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2, experts=3)
+    >>> plan
+    Plan(layers=1, experts=3, gpus=2, replicas=1)
+    >>> plan.replica_counts
+    array([[2, 1, 1]])
+    """
+
+    copies: npt.NDArray[np.uint8]
+    layer_ids: IntArray
+    nodes: int
+    method: str
+    loads_digest: str
+
+    def __init__(
+        self,
+        copies: npt.ArrayLike,
+        layer_ids: npt.ArrayLike | None = None,
+        nodes: int = 1,
+        method: str = "",
+        loads_digest: str = "",
+    ) -> None:
+        values = np.asarray(copies)
+        if values.ndim != 3 or 0 in values.shape:
+            raise InputError(
+                f"copies has shape {values.shape}; pass [layers, experts, gpus], none of them 0"
+            )
+        if values.dtype.kind not in "iub" or values.min() < 0 or values.max() > 255:
+            raise InputError(f"copies (type {values.dtype}) must be whole numbers in 0..255")
+        values = np.array(values, dtype=np.uint8, order="C")
+        homeless = ~values.any(axis=2)
+        if homeless.any():
+            layer, expert = np.argwhere(homeless)[0]
+            raise InputError(
+                f"expert {expert} of layer {layer} is on no GPU; every expert needs at least "
+                f"one copy ({homeless.sum()} expert(s) without)"
+            )
+        if nodes < 1 or values.shape[2] % nodes:
+            raise InputError(f"gpus={values.shape[2]} does not divide into nodes={nodes}")
+        object.__setattr__(self, "copies", read_only(values))
+        object.__setattr__(self, "layer_ids", valid_layer_ids(layer_ids, values.shape[0]))
+        object.__setattr__(self, "nodes", int(nodes))
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "loads_digest", loads_digest)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return int(self.copies.shape[0])
+
+    @property
+    def experts(self) -> int:
+        """Number of logical experts per layer."""
+        return int(self.copies.shape[1])
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs (EP ranks)."""
+        return int(self.copies.shape[2])
+
+    @cached_property
+    def replica_counts(self) -> IntArray:
+        """Copies of every expert, int64 [layers, experts], at least 1."""
+        return read_only(self.copies.sum(axis=2, dtype=np.int64))
+
+    @cached_property
+    def slots(self) -> IntArray:
+        """Copies that every GPU hosts in a layer, int64 [layers, gpus]."""
+        return read_only(self.copies.sum(axis=1, dtype=np.int64))
+
+    @property
+    def replicas(self) -> int:
+        """Extra copies over all layers."""
+        return int(self.replica_counts.sum()) - self.layers * self.experts
+
+    @property
+    def duplicates(self) -> int:
+        """Copies that stand beside another copy of the same expert: wasted slots."""
+        return int(np.maximum(self.copies.astype(np.int64) - 1, 0).sum())
+
+    def phy2log(self) -> IntArray:
+        """List the experts slot by slot, GPU after GPU.
+
+        Returns
+        -------
+        int64 [layers, gpus x max slots]
+            Expert of every slot, in rising order within a GPU; -1 where a GPU has
+            fewer slots than the fullest of any layer.
+        """
+        width = int(self.slots.max())
+        table = np.full((self.layers, self.gpus, width), -1, dtype=np.int64)
+        layer, gpu, expert = np.nonzero(self.copies.transpose(0, 2, 1))
+        repeats = self.copies[layer, expert, gpu]
+        layer, gpu, expert = (np.repeat(index, repeats) for index in (layer, gpu, expert))
+        first = np.concatenate([[0], np.cumsum(self.slots.ravel())[:-1]])
+        rank = np.arange(expert.size) - first[layer * self.gpus + gpu]
+        table[layer, gpu, rank] = expert
+        return table.reshape(self.layers, self.gpus * width)
+
+    @classmethod
+    def from_phy2log(
+        cls,
+        phy2log: npt.ArrayLike,
+        gpus: int,
+        experts: int | None = None,
+        layer_ids: npt.ArrayLike | None = None,
+        nodes: int = 1,
+        method: str = "",
+    ) -> Plan:
+        """Make a plan from the engines' table of experts per physical slot.
+
+        Parameters
+        ----------
+        phy2log : array_like of int, shape [layers, slots]
+            Expert of every slot, GPU after GPU, equally many slots each; -1 = empty.
+        gpus : int
+            GPUs that share the slots.
+        experts : int, optional
+            Logical experts; the highest id in the table plus 1 by default.
+
+        Raises
+        ------
+        InputError
+            Slots that the GPUs do not divide, ids outside the experts.
+        """
+        table = np.asarray(phy2log)
+        if table.ndim != 2 or 0 in table.shape or table.dtype.kind not in "iu":
+            raise InputError(
+                f"phy2log has shape {table.shape} and type {table.dtype}; "
+                "pass whole numbers [layers, slots]"
+            )
+        if gpus < 1 or table.shape[1] % gpus:
+            raise InputError(f"{table.shape[1]} slots do not divide into gpus={gpus}")
+        count = int(table.max()) + 1 if experts is None else experts
+        if table.min() < -1 or table.max() >= count:
+            raise InputError(
+                f"phy2log holds ids {table.min()}..{table.max()}; "
+                f"with experts={count} they must be -1 (empty) or 0..{count - 1}"
+            )
+        layers = table.shape[0]
+        gpu_of_slot = np.arange(table.shape[1]) // (table.shape[1] // gpus)
+        copies = np.zeros((layers, count, gpus), dtype=np.int64)
+        layer, slot = np.nonzero(table >= 0)
+        np.add.at(copies, (layer, table[layer, slot], gpu_of_slot[slot]), 1)
+        return cls(copies, layer_ids, nodes, method)
+
+    def to_json(self) -> str:
+        """Write the plan as versioned JSON, one line per layer."""
+        head = {
+            "format": PLAN_FORMAT,
+            "version": PLAN_VERSION,
+            "method": self.method,
+            "experts": self.experts,
+            "gpus": self.gpus,
+            "nodes": self.nodes,
+            "replicas": self.replicas,
+            "loads_digest": self.loads_digest,
+        }
+        width = self.phy2log().shape[1] // self.gpus
+        rows = self.phy2log().reshape(self.layers, self.gpus, width).tolist()
+        layers = [
+            json.dumps(
+                {
+                    "layer_id": int(layer_id),
+                    "experts_of_gpu": [[expert for expert in gpu if expert >= 0] for gpu in row],
+                }
+            )
+            for layer_id, row in zip(self.layer_ids, rows, strict=True)
+        ]
+        fields = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+        body = ",\n".join(f"    {layer}" for layer in layers)
+        return "\n".join(["{", *fields, '  "layers": [', body, "  ]", "}"]) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        FormatError
+            Text that is no plan, or a plan of a version that this one cannot read.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"this is no JSON: {error}") from None
+        if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
+            raise FormatError(f'this is no plan: the key "format" must be "{PLAN_FORMAT}"')
+        if document.get("version") != PLAN_VERSION:
+            raise FormatError(
+                f"the plan has version {document.get('version')!r}; "
+                f"this craftopt reads version {PLAN_VERSION}"
+            )
+        try:
+            return cls._from_document(document)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise FormatError(f"the plan is damaged: {type(error).__name__}: {error}") from None
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Plan:
+        rows = document["layers"]
+        experts, gpus = document["experts"], document["gpus"]
+        listed = sum(len(gpu) for row in rows for gpu in row["experts_of_gpu"])
+        # Every expert stands in the list, every GPU has one: larger claims are false.
+        if not (0 < experts * len(rows) <= listed and len(rows) > 0):
+            raise ValueError(f"{len(rows)} layers with {experts} experts, but {listed} copies")
+        copies = np.zeros((len(rows), experts, gpus), dtype=np.uint8)
+        for layer, row in enumerate(rows):
+            if len(row["experts_of_gpu"]) != gpus:
+                raise ValueError(f"layer {layer} lists {len(row['experts_of_gpu'])} GPUs of {gpus}")
+            for gpu, hosted in enumerate(row["experts_of_gpu"]):
+                for expert in hosted:
+                    if not 0 <= expert < experts or copies[layer, expert, gpu] == 255:
+                        raise ValueError(f"layer {layer}, GPU {gpu}: expert {expert}")
+                    copies[layer, expert, gpu] += 1
+        plan = cls(
+            copies,
+            [row["layer_id"] for row in rows],
+            document["nodes"],
+            str(document["method"]),
+            str(document["loads_digest"]),
+        )
+        if plan.replicas != document["replicas"]:
+            raise ValueError(f"it says {document['replicas']} replicas and lists {plan.replicas}")
+        return plan
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a file: whole or not at all.
+
+        Examples
+        --------
+        >>> import craftopt as co, tempfile, os
+        >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = os.path.join(folder, "plan.json")
+        ...     plan.save(file)
+        ...     co.read_plan(file) == plan
+        True
+        """
+        write_atomically(path, self.to_json())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return (
+            np.array_equal(self.copies, other.copies)
+            and np.array_equal(self.layer_ids, other.layer_ids)
+            and (self.nodes, self.method, self.loads_digest)
+            == (other.nodes, other.method, other.loads_digest)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.copies.tobytes(), self.nodes))
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan(layers={self.layers}, experts={self.experts}, gpus={self.gpus}, "
+            f"replicas={self.replicas})"
+        )
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Write text to a file so that a crash leaves the old file or the new one.
+
+    Raises
+    ------
+    InputError
+        The folder is missing or may not be written.
+    """
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}") from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a plan gets the permissions of any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {target}: {error.strerror}") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

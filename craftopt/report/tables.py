@@ -1,0 +1,176 @@
+"""Tables and small charts for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.table import Table
+
+from craftopt.comparison import Comparison, Scores
+from craftopt.evaluation import Evaluation
+from craftopt.loads import FloatArray, Loads
+from craftopt.result import Result
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Lay out methods side by side, planned windows beside served ones."""
+    problem = comparison.problem
+    both = comparison.served is not None
+    title = (
+        f"{problem.loads.layers} layers x {problem.loads.experts} experts on {problem.gpus} GPUs, "
+        f"{problem.nodes} node(s), {problem.replicas} replicas, slots {problem.slots}"
+    )
+    if comparison.served is not None:
+        title += f"\nplanned on {problem.loads.windows} windows, "
+        title += f"served {comparison.served.windows} that no plan has seen"
+    table = _table(title)
+    table.add_column("method")
+    for name in ("replicas", "slots/GPU"):
+        table.add_column(name, justify="right")
+    for name in ("balancedness", "worst layer", "rel. time"):
+        if both:
+            table.add_column(f"{name}\nplanned", justify="right")
+            table.add_column("\nserved", justify="right", style="bold")
+        else:
+            table.add_column(name, justify="right")
+    for name in ("gap", "duplicates", "ms"):
+        table.add_column(name, justify="right")
+    for row in comparison.rows:
+        if row.planned is None or row.slots_per_gpu is None:
+            continue
+        few, most = row.slots_per_gpu
+        cells = [row.method, str(row.replicas), str(few) if few == most else f"{few}-{most}"]
+        pairs = zip(_cells(row.planned), _cells(row.served), strict=True)
+        for first, second in pairs:
+            cells += [first, second] if both else [first]
+        cells += [
+            "-" if row.gap is None else f"{row.gap:.2%}",
+            str(row.duplicates),
+            f"{row.milliseconds:.1f}",
+        ]
+        table.add_row(*cells)
+    notes = [f"{row.method}: {row.note}" for row in comparison.rows if row.note]
+    if problem.objective == "time":
+        bound = f"No plan has a planned relative time below {comparison.bound:.4f}"
+    else:
+        bound = f"No plan has a planned balancedness above {comparison.bound:.4f}"
+    table.caption = "\n".join([f"{bound}: gaps are to that bound.", *notes])
+    table.caption_justify = "left"
+    return table
+
+
+def result_table(result: Result) -> Table:
+    """Lay out one plan: how good it is, how far from the bound, what it costs."""
+    plan, problem = result.plan, result.problem
+    totals = plan.slots.sum(axis=0)
+    name = "relative time" if problem.objective == "time" else "mean balancedness"
+    rows = [
+        ("status", result.status.value + (f" (stopped by {result.limit})" if result.limit else "")),
+        (name, f"{result.objective:.4f}"),
+        ("bound", f"{result.bound:.4f}"),
+        ("gap", "-" if result.gap is None else f"{result.gap:.3%}"),
+        ("replicas", f"{plan.replicas} of {problem.replicas}"),
+        ("per layer", f"{sparkline(plan.replica_counts.sum(axis=1) - plan.experts)}"),
+        ("slots per GPU", f"{totals.min()}-{totals.max()} over all layers"),
+        ("time", f"{result.runtime * 1e3:.1f} ms"),
+    ]
+    if result.message:
+        rows.append(("note", result.message))
+    rows += [("breaks", text) for text in result.violations]
+    return _pairs(f"{result.method} on {problem.gpus} GPUs", rows)
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """Lay out what a plan scores on loads."""
+    layers = evaluation.balancedness.mean(axis=0)
+    windows, count = evaluation.balancedness.shape
+    rows = [
+        ("mean balancedness", f"{evaluation.mean_balancedness:.4f}"),
+        ("worst layer", f"{evaluation.worst_layer:.4f}"),
+        ("relative time", f"{evaluation.relative_time:.4f}"),
+        ("by layer", sparkline(layers)),
+    ]
+    rows += [
+        (f"{name} figure", f"{value:.4f}") for name, value in evaluation.engine_metrics.items()
+    ]
+    return _pairs(f"{windows} windows x {count} layers", rows)
+
+
+def loads_table(loads: Loads) -> Table:
+    """Lay out what loads hold, with the skew of every layer."""
+    total = loads.total().tokens[0]
+    hottest = total.max(axis=1) / total.mean(axis=1)
+    spread = np.array([gini(layer) for layer in total])
+    names = ", ".join(loads.window_names[:3]) + (", ..." if loads.windows > 3 else "")
+    rows = [
+        ("windows", f"{loads.windows} ({names})"),
+        ("layers", f"{loads.layers} (model's {loads.layer_ids.min()}..{loads.layer_ids.max()})"),
+        ("experts", str(loads.experts)),
+        ("token assignments", f"{loads.tokens.sum():,.0f}"),
+        ("hottest expert / mean", f"{np.median(hottest):.2f} median, {hottest.max():.2f} most"),
+        ("by layer", sparkline(hottest)),
+        ("Gini", f"{np.median(spread):.3f} median, {spread.max():.3f} most"),
+        ("digest", loads.digest[:16]),
+    ]
+    return _pairs("loads", rows)
+
+
+def sparkline(values: FloatArray | Sequence[float]) -> str:
+    """Draw one bar per value, from the least to the most.
+
+    Examples
+    --------
+    >>> from craftopt.report.tables import sparkline
+    >>> sparkline([0, 1, 2, 3])
+    '▁▃▆█ (0 to 3)'
+    """
+    array = np.asarray(values, dtype=np.float64)
+    low, high = float(array.min()), float(array.max())
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    bars = "".join(_BARS[round((value - low) * scale)] for value in array.tolist())
+    return f"{bars} ({low:.3g} to {high:.3g})"
+
+
+def gini(values: FloatArray) -> float:
+    """Compute the Gini coefficient of loads, 0 = equal, towards 1 = all on one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from craftopt.report.tables import gini
+    >>> gini(np.array([1.0, 1.0])), gini(np.array([0.0, 1.0]))
+    (0.0, 0.5)
+    """
+    ordered = np.sort(values)
+    total = float(ordered.sum())
+    if total == 0:
+        return 0.0
+    ranks = np.arange(1, ordered.size + 1)
+    return float((2 * ranks - ordered.size - 1) @ ordered / (ordered.size * total))
+
+
+def _cells(scores: Scores | None) -> list[str]:
+    if scores is None:
+        return ["", "", ""]
+    return [
+        f"{scores.balancedness:.4f}",
+        f"{scores.worst_layer:.4f}",
+        f"{scores.relative_time:.4f}",
+    ]
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+
+
+def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    table = _table(title)
+    table.show_header = False
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,1 @@
+"""The mathematics of craftopt: one optimisation model per file, readable on its own."""
