@@ -1,0 +1,100 @@
+"""``.npz``: a zip of arrays; ``counts`` or ``tokens``, ``layer_ids``, ``step_names``."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+from craftopt.errors import FormatError
+from craftopt.formats._arrays import (
+    AnyArray,
+    check_rank,
+    names_key,
+    parse_npy,
+    shorten,
+    tokens_key,
+    window_names,
+)
+from craftopt.loads import Loads
+
+# An entry is a decompression bomb when it breaks both. Deflate reaches 1000x; recorded
+# loads were measured at 2x to 4x, and small files may shrink as far as they like.
+_MAX_ENTRY_BYTES = 2**30
+_MAX_EXPANSION = 200
+
+
+def matches(head: bytes) -> bool:
+    """Tell from its first bytes whether a file is a zip archive."""
+    return head.startswith(b"PK")
+
+
+def read(data: bytes) -> Loads:
+    """Read loads from the arrays of the archive; others are not even decompressed.
+
+    Raises
+    ------
+    InputError
+        A damaged archive, none of the keys, or arrays that are not loads.
+    """
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        entries = {info.filename: info for info in archive.infolist()}
+    except Exception as error:  # zipfile raises a dozen types on damaged archives
+        raise FormatError(f"damaged or truncated zip archive: {error}") from error
+    keys = {name.removesuffix(".npy") for name in entries if name.endswith(".npy")}
+    if any(name.endswith(".pkl") for name in entries):
+        raise FormatError(
+            "a zip archive around a pickle, as PyTorch writes, which can run code when it is "
+            "opened, so craftopt never unpickles; save the array with numpy.savez"
+        )
+    if not keys:
+        raise FormatError(
+            "a zip archive without arrays, so no .npz; "
+            f"it holds {shorten(sorted(entries)) or 'nothing'}"
+        )
+
+    def array(key: str) -> AnyArray:
+        try:
+            return parse_npy(_content(archive, entries[f"{key}.npy"], len(data)))
+        except FormatError as error:
+            raise FormatError(f"array {key!r}: {error}") from error
+
+    key = tokens_key(keys)
+    tokens = array(key)
+    check_rank(repr(key), tokens.shape)
+    layer_ids = array("layer_ids") if "layer_ids" in keys else None
+    name_key = names_key(keys)
+    names = None if name_key is None else _names(name_key, array(name_key))
+    return Loads(tokens, layer_ids, names)
+
+
+def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_bytes: int) -> bytes:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise FormatError("compressed by a method that numpy does not write; use savez_compressed")
+    packed = min(info.compress_size, archive_bytes)
+    if info.file_size > _MAX_ENTRY_BYTES and info.file_size > _MAX_EXPANSION * packed:
+        raise FormatError(
+            f"claims {info.file_size} bytes packed into {packed}, as decompression bombs do; "
+            f"above {_MAX_ENTRY_BYTES} bytes at most {_MAX_EXPANSION} times is read. "
+            "If the file is to be trusted, save it with numpy.savez (not compressed)"
+        )
+    try:
+        return archive.read(info)
+    except Exception as error:  # as above, and zlib's own
+        raise FormatError(f"damaged or truncated zip entry: {error}") from error
+
+
+def _names(key: str, names: AnyArray) -> list[str]:
+    if names.ndim != 1 or names.dtype.kind not in "USiu":
+        raise FormatError(
+            f"{key!r} has shape {names.shape} and type {names.dtype}; pass one name per window"
+        )
+    try:
+        if names.dtype.kind == "U":  # beyond Unicode, tolist() fails inside CPython
+            names.astype(names.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
+        values = names.tolist()
+        if names.dtype.kind == "S":
+            values = [value.decode() for value in values]
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{key!r} holds text that is not valid Unicode") from error
+    return window_names(key, values)
