@@ -102,13 +102,13 @@ def max_copy_load(tokens: FloatArray, replicas: int, copies_limit: int) -> Float
             break
         count[top] += 1
         load[top] = tokens[top] / count[top]
-        _sift_down(heap, load)
+        sift_down(heap, load)
         curve[replica] = load[heap[0]]
     return curve
 
 
 @njit(cache=True)
-def _sift_down(heap: IntArray, load: FloatArray) -> None:
+def sift_down(heap: IntArray, load: FloatArray) -> None:
     """Restore the heap after its top became lighter."""
     item = heap[0]
     place = 0

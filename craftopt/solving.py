@@ -60,6 +60,12 @@ METHODS = {
             "EPLB's replication and packing for any number of replicas",
             "craftopt.baselines.eplb:plan_eplb_counts",
         ),
+        Method(
+            "nominal",
+            "near-optimal for the summed load: knapsack, packing, exchanges",
+            "craftopt.fast.nominal:plan_nominal",
+            searches=True,
+        ),
     )
 }
 

@@ -1,0 +1,1 @@
+"""The fast path: dynamic programming, greedy replication, packing and local search."""

@@ -1,0 +1,232 @@
+"""The method ``nominal``: a near-optimal plan for the summed load, in milliseconds.
+
+Bound curves, knapsack over layers, greedy replication, longest-processing-time placement,
+exchanges on the fullest GPU, measured values back into the knapsack, equal totals by
+relabelling.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from craftopt.bounds import layer_costs
+from craftopt.errors import CraftoptWarning
+from craftopt.evaluation import objective_value
+from craftopt.fast.allocation import MeasuredAllocation
+from craftopt.fast.placement import improve_layer, place_layers
+from craftopt.fast.symmetry import equalise
+from craftopt.loads import FloatArray, IntArray
+from craftopt.plan import Plan
+from craftopt.problem import Problem
+from craftopt.result import Outcome
+
+Copies = npt.NDArray[np.uint8]
+
+# A layer this close to its bound, relative, is done.
+TOLERANCE = 1e-4
+# Under free, a GPU may host this many copies of a layer above the average.
+SLACK = 2
+# An allocation is done this close, relative, to what any other could reach ...
+ALLOCATION_TOLERANCE = 3e-4
+# ... but not before that many placements, and at the latest after that many more per layer.
+LEAST_PLACEMENTS = 100
+PLACEMENTS = 12
+# Choices of replicas beyond the last one where any bound still gains.
+BEYOND = 8
+
+
+def plan_nominal(
+    problem: Problem,
+    *,
+    seed: int = 0,
+    work_limit: int | None = None,
+    time_limit: float | None = None,
+    workers: int | None = None,
+) -> Outcome:
+    """Plan for the sum of the windows.
+
+    Nothing is drawn at random: ``seed`` changes nothing, and ``time_limit`` is not needed.
+    ``work_limit`` counts placements of one layer. A previous plan is a start: a layer keeps it,
+    improved, where a fresh placement is no better.
+    """
+    if problem.max_moves is not None:
+        return Outcome(message="nominal plans afresh and cannot keep max_moves")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CraftoptWarning)  # said when the problem was made
+        total = problem.replace(loads=problem.loads.total())
+    work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers if work_limit is None else work_limit
+    layers = _Layers(total, workers or os.cpu_count() or 1)
+    if problem.slots == "uniform":
+        copies, stopped = _fill_uniform(layers, work)
+    else:
+        copies, stopped = _allocate(layers, work)
+    plan = Plan(copies, problem.loads.layer_ids, problem.nodes, "nominal", problem.loads.digest)
+    return Outcome(plan, limit="work" if stopped else None)
+
+
+def _allocate(layers: _Layers, work: int) -> tuple[Copies, bool]:
+    """Allocate the budget over the layers, place them, and equalise the GPUs' totals.
+
+    Where equal totals need repairs that cost something, smaller budgets are tried as well, as
+    long as they could do better: so more budget is never worse.
+    """
+    problem = layers.problem
+    step = problem.replica_step
+    bounds = layer_costs(problem)
+    beyond = problem.layer_replicas_limit // step + 1 - bounds.shape[1]
+    bounds = np.pad(bounds, ((0, 0), (0, min(beyond, BEYOND))), mode="edge")
+    allocation = MeasuredAllocation(
+        bounds,
+        step,
+        layers.measure,
+        tolerance=ALLOCATION_TOLERANCE,
+        least=LEAST_PLACEMENTS,
+        work=work,
+    )
+    kept = np.flatnonzero(layers.previous_choices >= 0)
+    kept = kept[layers.previous_choices[kept] < bounds.shape[1]]
+    if kept.size:
+        allocation.measure(kept, layers.previous_choices[kept])
+    best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
+    for budget in range(problem.replicas, -1, -step):
+        replicas, cost, ran_out = allocation.solve(budget)
+        stopped |= ran_out
+        if cost >= best_cost:
+            break
+        copies, repaired = equalise(layers.copies(replicas), layers.weight, layers.nodes)
+        reached = layers.cost(copies) if repaired else cost
+        if reached < best_cost:
+            best, best_cost = copies, reached
+        if not repaired or stopped:
+            break
+    return best, stopped
+
+
+def _fill_uniform(layers: _Layers, work: int) -> tuple[Copies, bool]:
+    """Fill the slots that the budget buys, or fewer where that is better."""
+    problem = layers.problem
+    count, experts = problem.loads.layers, problem.loads.experts
+    every = np.arange(count)
+    best, best_cost = np.zeros(0, dtype=np.int64), np.inf
+    stopped = False
+    for slots in range(problem.uniform_slots, -(-experts // problem.gpus) - 1, -1):
+        replicas = np.full(count, slots * problem.gpus - experts)
+        if best.size:
+            fewer = problem.replace(replicas=int(replicas.sum()))
+            if layer_costs(fewer).sum() >= best_cost:
+                break  # no plan with so few slots is better, nor with fewer
+            if work < count:
+                stopped = True
+                break
+        cost = float(layers.measure(every, replicas // problem.replica_step).sum())
+        work -= count
+        if cost < best_cost:
+            best, best_cost = replicas, cost
+    return layers.copies(best), stopped
+
+
+class _Layers:
+    """Places layers on demand, each for itself, and remembers what came out."""
+
+    def __init__(self, problem: Problem, workers: int) -> None:
+        self.problem = problem
+        self.weight: FloatArray = problem.loads.tokens[0]
+        self.nodes = 1 if problem.expert_groups is None else problem.nodes
+        self._workers = workers
+        self._placed: dict[tuple[int, int], Copies] = {}
+        groups = problem.expert_groups
+        self._group_of = np.zeros(problem.loads.experts, np.int64) if groups is None else groups
+        # With one layer, equal totals are equal counts.
+        self._slack = SLACK if problem.slots == "free" and problem.loads.layers > 1 else 0
+        self.previous_choices = self._usable_previous()
+
+    def copies(self, replicas: IntArray) -> Copies:
+        """Stack the placements of all layers, uint8 [layers, experts, gpus]."""
+        return np.stack([self._placed[key] for key in enumerate(replicas.tolist())])
+
+    def cost(self, copies: Copies) -> float:
+        """Compute the summed cost of a whole plan, in the unit of `measure`."""
+        value = objective_value(Plan(copies, self.problem.loads.layer_ids), self.problem)
+        if self.problem.objective == "time":
+            return value * float(self.weight.sum()) / self.problem.gpus
+        return -value * self.problem.loads.layers
+
+    def measure(self, layers: IntArray, choices: IntArray) -> FloatArray:
+        """Place layers with ``choices * replica_step`` replicas; return their costs."""
+        replicas = choices * self.problem.replica_step
+
+        def place(part: IntArray) -> tuple[Copies, FloatArray]:
+            placed: tuple[Copies, FloatArray] = place_layers(
+                self.weight[layers[part]],
+                replicas[part],
+                self._group_of,
+                self.nodes,
+                self.problem.gpus,
+                self.problem.copies_limit,
+                self._slack,
+                TOLERANCE,
+            )
+            return placed
+
+        parts = np.array_split(np.arange(layers.size), min(self._workers, layers.size))
+        if len(parts) == 1:
+            done = [place(parts[0])]
+        else:
+            with ThreadPoolExecutor(len(parts)) as pool:
+                done = list(pool.map(place, parts))
+        value = np.concatenate([values for _, values in done])
+        placed = [copies for part, _ in done for copies in part]
+        mean = self.weight[layers].sum(axis=1) / self.problem.gpus
+        for index, key in enumerate(zip(layers.tolist(), replicas.tolist(), strict=True)):
+            if self.previous_choices[layers[index]] == choices[index]:
+                kept, reached = self._improve_previous(int(layers[index]), float(mean[index]))
+                if reached <= max(value[index], mean[index] * (1.0 + TOLERANCE)):
+                    placed[index], value[index] = kept, reached
+            self._placed[key] = placed[index]
+        if self.problem.objective == "time":
+            return value
+        cost: FloatArray = -np.divide(mean, value, out=np.ones_like(value), where=value > 0)
+        return cost
+
+    def _usable_previous(self) -> IntArray:
+        """Find the choice that each layer has in the previous plan; -1 where rules forbid it."""
+        problem = self.problem
+        choices = np.full(problem.loads.layers, -1, dtype=np.int64)
+        if problem.previous is None:
+            return choices
+        copies = problem.previous.copies
+        counts, slots = copies.sum(axis=2, dtype=np.int64), copies.sum(axis=1, dtype=np.int64)
+        by_node = slots.reshape(slots.shape[0], self.nodes, -1)
+        most, fewest = by_node.max(axis=2), by_node.min(axis=2)
+        usable = (copies.max(axis=(1, 2)) <= 1) & (counts.max(axis=1) <= problem.copies_limit)
+        usable &= np.ptp(by_node.sum(axis=2), axis=1) == 0
+        usable &= (most - fewest).max(axis=1) <= (1 if self._slack == 0 else problem.gpus)
+        if problem.slots == "uniform":
+            usable &= np.ptp(slots, axis=1) == 0
+        for layer in np.flatnonzero(usable):
+            node = copies[layer].reshape(problem.loads.experts, self.nodes, -1).any(axis=2)
+            groups = int(self._group_of.max()) + 1
+            on = np.array([node[self._group_of == group].any(axis=0) for group in range(groups)])
+            usable[layer] = (on.sum(axis=1) == 1).all() and np.ptp(on.sum(axis=0)) == 0
+        replicas = counts.sum(axis=1) - problem.loads.experts
+        usable &= (replicas % problem.replica_step == 0) & (
+            replicas <= problem.layer_replicas_limit
+        )
+        choices[usable] = replicas[usable] // problem.replica_step
+        return choices
+
+    def _improve_previous(self, layer: int, mean: float) -> tuple[Copies, float]:
+        """Improve the previous plan's placement of a layer, node by node."""
+        assert self.problem.previous is not None
+        copies = self.problem.previous.copies[layer].copy()
+        share = self.weight[layer] / copies.sum(axis=1)
+        width = self.problem.gpus // self.nodes
+        for first in range(0, self.problem.gpus, width):
+            local = np.ascontiguousarray(copies[:, first : first + width])
+            copies[:, first : first + width] = improve_layer(share, local, mean * (1.0 + TOLERANCE))
+        return copies, float((share @ copies).max())

@@ -1,0 +1,549 @@
+"""Placement within a layer: longest processing time first, then swaps on the fullest GPU.
+
+The kernels keep one state: ``items`` [gpus, most slots], the experts that a GPU hosts;
+``filled`` [gpus], how many; ``load`` [gpus]; ``hosted`` [experts, gpus]. A GPU keeps between
+``low`` and ``high`` copies, and never two of one expert.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from craftopt.fast.replication import replicate
+from craftopt.loads import BoolArray, FloatArray, IntArray
+
+# An exchange counts when it lowers the fuller of its two GPUs by this much, relative.
+_PROGRESS = 1e-9
+# Pairs of items are tried when single ones close less than this part of the way to the target.
+_ENOUGH = 0.3
+# A layer whose fullest GPU stays this far above its bound has copies exchanged.
+_BAD = 1e-3
+# Worse placements that a search goes through, in a row, before it returns.
+_DEPTH = 3
+
+
+@njit(cache=True, nogil=True)
+def place_layers(
+    weight: FloatArray,
+    replicas: IntArray,
+    group_of: IntArray,
+    nodes: int,
+    gpus: int,
+    copies_limit: int,
+    slack: int,
+    tolerance: float,
+) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+    """Replicate and place layers, each for itself.
+
+    Parameters
+    ----------
+    weight : float64 [layers, experts]
+    replicas : int64 [layers]
+        Extra copies: multiples of ``nodes``.
+    group_of : int64 [experts]
+        Group of every expert, 0, 1, ...; groups stay within a node.
+    nodes, gpus : int
+        ``nodes`` divides the groups and the GPUs.
+    copies_limit : int
+        Most copies of an expert.
+    slack : int
+        0: every GPU takes floor or ceil of its node's copies. Else any number, up to that many
+        above ceil.
+    tolerance : float
+        Stop this close, relative, to the bound max(mean, heaviest copy).
+
+    Returns
+    -------
+    copies : uint8 [layers, experts, gpus]
+    value : float64 [layers]
+        Load of the fullest GPU.
+    """
+    layers, experts = weight.shape
+    copies = np.zeros((layers, experts, gpus), dtype=np.uint8)
+    value = np.zeros(layers)
+    for layer in range(layers):
+        node_of = _node_of_groups(weight[layer], group_of, nodes)
+        local_limit = min(copies_limit, gpus // nodes)
+        members = np.empty((nodes, experts // nodes), dtype=np.int64)
+        count = np.empty((nodes, experts // nodes), dtype=np.int64)
+        bound = 0.0
+        for node in range(nodes):
+            members[node] = np.flatnonzero(node_of[group_of] == node)
+            local = weight[layer][members[node]]
+            count[node] = replicate(local, replicas[layer] // nodes, local_limit)
+            bound = max(bound, local.sum() / (gpus // nodes), (local / count[node]).max())
+        for node in range(nodes):
+            first = node * (gpus // nodes)
+            hosted, fullest = _place(
+                weight[layer][members[node]], count[node], gpus // nodes, local_limit, slack,
+                bound, tolerance,
+            )  # fmt: skip
+            value[layer] = max(value[layer], fullest)
+            for member in range(experts // nodes):
+                for gpu in range(gpus // nodes):
+                    if hosted[member, gpu]:
+                        copies[layer, members[node, member], first + gpu] = 1
+    return copies, value
+
+
+@njit(cache=True, nogil=True)
+def improve_layer(
+    share: FloatArray, copies: npt.NDArray[np.uint8], target: float
+) -> npt.NDArray[np.uint8]:
+    """Improve a placement by exchanges that keep every GPU's number of copies.
+
+    Parameters
+    ----------
+    share : float64 [experts]
+        Load of one copy.
+    copies : uint8 [experts, gpus]
+        At most one copy of an expert on a GPU.
+    target : float
+        Load of the fullest GPU to stop at.
+
+    Returns
+    -------
+    uint8 [experts, gpus]
+    """
+    experts, gpus = copies.shape
+    filled = np.zeros(gpus, dtype=np.int64)
+    load = np.zeros(gpus)
+    hosted = np.zeros((experts, gpus), dtype=np.bool_)
+    for gpu in range(gpus):
+        for expert in range(experts):
+            if copies[expert, gpu]:
+                hosted[expert, gpu] = True
+                load[gpu] += share[expert]
+                filled[gpu] += 1
+    items = np.zeros((gpus, filled.max()), dtype=np.int64)
+    for gpu in range(gpus):
+        items[gpu, : filled[gpu]] = np.flatnonzero(hosted[:, gpu])
+    fixed = filled.copy()
+    improve(share, items, filled, load, hosted, fixed, fixed, target, 10 * filled.sum())
+    result = np.zeros((experts, gpus), dtype=np.uint8)
+    for gpu in range(gpus):
+        for slot in range(filled[gpu]):
+            result[items[gpu, slot], gpu] = 1
+    return result
+
+
+@njit(cache=True, nogil=True)
+def _node_of_groups(weight: FloatArray, group_of: IntArray, nodes: int) -> IntArray:
+    """Spread the groups over the nodes, equally many to each, with equal loads."""
+    groups = group_of.max() + 1
+    share = np.zeros(groups)
+    for expert in range(group_of.size):
+        share[group_of[expert]] += weight[expert]
+    room = np.full(nodes, groups // nodes)
+    items, filled, load, hosted = pack(share, np.ones(groups, dtype=np.int64), room, room[0])
+    improve(share, items, filled, load, hosted, room, room, load.mean(), 10 * groups)
+    node_of = np.empty(groups, dtype=np.int64)
+    for node in range(nodes):
+        for slot in range(filled[node]):
+            node_of[items[node, slot]] = node
+    return node_of
+
+
+@njit(cache=True, nogil=True)
+def _place(
+    weight: FloatArray,
+    count: IntArray,
+    gpus: int,
+    copies_limit: int,
+    slack: int,
+    bound: float,
+    tolerance: float,
+) -> tuple[BoolArray, float]:
+    """Place given copies; where the result stays bad, exchange copies and place again."""
+    hosted, fullest, crowd = _pack_and_improve(weight, count, gpus, slack, bound, tolerance)
+    while fullest > bound * (1.0 + _BAD):
+        better = False
+        # One copy more of an expert on the fullest GPU, one less of the expert whose copies
+        # grow least by it.
+        donors = np.full(weight.size, np.inf)
+        for expert in range(weight.size):
+            if count[expert] > 1:
+                donors[expert] = weight[expert] / (count[expert] - 1)
+        for donor in np.argsort(donors)[:2]:
+            if not donors[donor] < fullest:
+                break
+            for expert in crowd:
+                if expert == donor or count[expert] == copies_limit:
+                    continue
+                trial = count.copy()
+                trial[donor] -= 1
+                trial[expert] += 1
+                found, value, met = _pack_and_improve(weight, trial, gpus, slack, bound, tolerance)
+                if value < fullest * (1.0 - _PROGRESS):
+                    hosted, fullest, crowd, count = found, value, met, trial
+                    better = True
+                    break
+            if better:
+                break
+        if not better:
+            break
+    return hosted, fullest
+
+
+@njit(cache=True, nogil=True)
+def _pack_and_improve(
+    weight: FloatArray,
+    count: IntArray,
+    gpus: int,
+    slack: int,
+    bound: float,
+    tolerance: float,
+) -> tuple[BoolArray, float, IntArray]:
+    share = weight / count
+    total = count.sum()
+    floor, extra = total // gpus, total % gpus
+    ceil = floor + (1 if extra else 0)
+    if slack:
+        low = np.zeros(gpus, dtype=np.int64)
+        high = np.full(gpus, min(ceil + slack, weight.size))
+        capacity = high
+    else:
+        low, high = np.full(gpus, floor), np.full(gpus, ceil)
+        capacity = low.copy()
+        capacity[gpus - extra :] = ceil
+    items, filled, load, hosted = pack(share, count, capacity, high[0])
+    target = bound * (1.0 + tolerance)
+    improve(share, items, filled, load, hosted, low, high, target, 10 * total)
+    while load.max() > bound * (1.0 + _BAD):
+        if not _kick(share, items, filled, load, hosted, low, high, target):
+            break
+    fullest = int(np.argmax(load))
+    return hosted, load[fullest], items[fullest, : filled[fullest]].copy()
+
+
+@njit(cache=True, nogil=True)
+def _kick(
+    share: FloatArray,
+    items: IntArray,
+    filled: IntArray,
+    load: FloatArray,
+    hosted: BoolArray,
+    low: IntArray,
+    high: IntArray,
+    target: float,
+) -> bool:
+    """Leave a local optimum, in place: overload another GPU, improve, keep it if better.
+
+    Each item of the fullest GPU in turn goes to the GPU that it overloads least, alone or in
+    exchange for one of that GPU's items. Where none of this ends better, go on from the best
+    of the worse, `_DEPTH` times; then return to the start.
+    """
+    first = load.max()
+    start = items.copy(), filled.copy(), load.copy(), hosted.copy()
+    for _ in range(_DEPTH):
+        fullest = int(np.argmax(load))
+        top = load[fullest]
+        before = items.copy(), filled.copy(), load.copy(), hosted.copy()
+        least = before
+        lowest = np.inf
+        for slot in range(before[1][fullest]):
+            expert = items[fullest, slot]
+            best, take, other = np.inf, -1, -1
+            for gpu in range(load.size):
+                if gpu == fullest or hosted[expert, gpu]:
+                    continue
+                if filled[fullest] > low[fullest] and filled[gpu] < high[gpu]:
+                    if load[gpu] + share[expert] < best:
+                        best, take, other = load[gpu] + share[expert], -1, gpu
+                    continue
+                for back in range(filled[gpu]):
+                    shift = share[expert] - share[items[gpu, back]]
+                    if shift <= top * _PROGRESS or hosted[items[gpu, back], fullest]:
+                        continue
+                    if load[gpu] + shift < best:
+                        best, take, other = load[gpu] + shift, back, gpu
+            if other < 0:
+                continue
+            _exchange(fullest, other, slot, -1, take, -1, share, items, filled, load, hosted)
+            # As if it hosted everything, the relieved GPU gets nothing back for now.
+            hosted[:, fullest] = True
+            improve(share, items, filled, load, hosted, low, high, target, 10 * filled.sum())
+            hosted[:, fullest] = False
+            for left in range(filled[fullest]):
+                hosted[items[fullest, left], fullest] = True
+            improve(share, items, filled, load, hosted, low, high, target, 10 * filled.sum())
+            value = load.max()
+            if value < first * (1.0 - _PROGRESS):
+                return True
+            if value < lowest and abs(value - top) > top * _PROGRESS:
+                least = items.copy(), filled.copy(), load.copy(), hosted.copy()
+                lowest = value
+            items[:], filled[:], load[:], hosted[:] = before
+        if lowest == np.inf:
+            break
+        items[:], filled[:], load[:], hosted[:] = least
+    items[:], filled[:], load[:], hosted[:] = start
+    return False
+
+
+@njit(cache=True, nogil=True)
+def pack(
+    share: FloatArray, count: IntArray, capacity: IntArray, width: int
+) -> tuple[IntArray, IntArray, FloatArray, BoolArray]:
+    """Give the copies, heaviest first, to the lightest GPU with room that lacks the expert.
+
+    Of equally light GPUs the first is taken. Capacities that rise with the GPU's number make
+    heavy copies meet fewer companions.
+
+    Parameters
+    ----------
+    share : float64 [experts]
+        Load of one copy.
+    count : int64 [experts]
+        Copies, at most one per GPU.
+    capacity : int64 [gpus]
+        Most copies of a GPU; they sum to at least the copies.
+    width : int
+        Most copies that a GPU may ever hold: width of ``items``.
+
+    Returns
+    -------
+    items, filled, load, hosted
+        The state of this module.
+    """
+    gpus = capacity.size
+    items = np.zeros((gpus, width), dtype=np.int64)
+    filled = np.zeros(gpus, dtype=np.int64)
+    load = np.zeros(gpus)
+    hosted = np.zeros((share.size, gpus), dtype=np.bool_)
+    for expert in np.argsort(-share, kind="mergesort"):
+        for _ in range(count[expert]):
+            lightest = -1
+            for gpu in range(gpus):
+                if (
+                    filled[gpu] < capacity[gpu]
+                    and not hosted[expert, gpu]
+                    and (lightest < 0 or load[gpu] < load[lightest])
+                ):
+                    lightest = gpu
+            if lightest < 0:
+                lightest = _make_room(expert, share, capacity, items, filled, load, hosted)
+            items[lightest, filled[lightest]] = expert
+            filled[lightest] += 1
+            load[lightest] += share[expert]
+            hosted[expert, lightest] = True
+    return items, filled, load, hosted
+
+
+@njit(cache=True, nogil=True)
+def _make_room(
+    expert: int,
+    share: FloatArray,
+    capacity: IntArray,
+    items: IntArray,
+    filled: IntArray,
+    load: FloatArray,
+    hosted: BoolArray,
+) -> int:
+    """Free a slot on a GPU without the expert: one of its items goes to a GPU with room.
+
+    Every GPU with room hosts the expert already. A full GPU without it has an item that some
+    such GPU lacks, as long as capacities differ by at most 1.
+    """
+    best, best_slot, best_target = -1, -1, -1
+    for gpu in range(capacity.size):
+        if hosted[expert, gpu]:
+            continue
+        for target in range(capacity.size):
+            if filled[target] >= capacity[target]:
+                continue
+            for slot in range(filled[gpu]):
+                if hosted[items[gpu, slot], target]:
+                    continue
+                lighter = best < 0 or (
+                    load[target] + share[items[gpu, slot]]
+                    < load[best_target] + share[items[best, best_slot]]
+                )
+                if lighter:
+                    best, best_slot, best_target = gpu, slot, target
+    _move(best, best_slot, best_target, share, items, filled, load, hosted)
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _move(
+    source: int,
+    slot: int,
+    target: int,
+    share: FloatArray,
+    items: IntArray,
+    filled: IntArray,
+    load: FloatArray,
+    hosted: BoolArray,
+) -> None:
+    expert = items[source, slot]
+    filled[source] -= 1
+    items[source, slot] = items[source, filled[source]]
+    items[target, filled[target]] = expert
+    filled[target] += 1
+    hosted[expert, source] = False
+    hosted[expert, target] = True
+    load[source] -= share[expert]
+    load[target] += share[expert]
+
+
+@njit(cache=True, nogil=True)
+def improve(
+    share: FloatArray,
+    items: IntArray,
+    filled: IntArray,
+    load: FloatArray,
+    hosted: BoolArray,
+    low: IntArray,
+    high: IntArray,
+    target: float,
+    work: int,
+) -> int:
+    """Lower the fullest GPU by moves and exchanges, in place, until ``target`` or no gain.
+
+    Tries a move and 1-1 exchanges of the fullest GPU with every other, lightest first; where
+    these gain little, 2-2, 2-1 and 1-2 exchanges too. The best one is made, or the first that
+    brings both GPUs to the target.
+
+    Returns
+    -------
+    int
+        Exchanges made, at most ``work``.
+    """
+    most = items.shape[1]
+    # Slots and shares of what the fullest GPU may give and take.
+    mine, theirs = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.int64)
+    given, taken = np.empty(most), np.empty(most)
+    for done in range(work):
+        fullest = int(np.argmax(load))
+        top = load[fullest]
+        if top <= target:
+            return done
+        order = np.argsort(load)
+        best = top * (1.0 - _PROGRESS)
+        give, give2, take, take2, other = -1, -1, -1, -1, -1
+        for pairs in range(2):
+            if best <= target or top - best >= _ENOUGH * (top - target):
+                break
+            for gpu in order:
+                gap = top - load[gpu]
+                if gap <= 0.0 or best <= target:
+                    break
+                gives = _exchangeable(fullest, gpu, share, items, filled, hosted, mine, given)
+                takes = _exchangeable(gpu, fullest, share, items, filled, hosted, theirs, taken)
+                # Shifting half the gap levels the two GPUs; the fuller one then has ``middle``.
+                half, middle = 0.5 * gap, top - 0.5 * gap
+                more = filled[fullest] > low[fullest] and filled[gpu] < high[gpu]
+                fewer = filled[fullest] < high[fullest] and filled[gpu] > low[gpu]
+                if pairs == 0:
+                    for i in range(gives):
+                        if more and middle + abs(given[i] - half) < best:
+                            best = middle + abs(given[i] - half)
+                            give, take, other = mine[i], -1, gpu
+                        for j in range(takes):
+                            value = middle + abs(given[i] - taken[j] - half)
+                            if value < best:
+                                best = value
+                                give, take, other = mine[i], theirs[j], gpu
+                    continue
+                for i in range(gives):
+                    for i2 in range(i, gives):  # i2 == i: give one
+                        out = given[i] if i2 == i else given[i] + given[i2]
+                        for j in range(takes):
+                            rest = out - taken[j]
+                            if i2 > i and more:
+                                value = middle + abs(rest - half)
+                                if value < best:
+                                    best = value
+                                    give, give2, take, take2 = mine[i], mine[i2], theirs[j], -1
+                                    other = gpu
+                            if i2 == i and not fewer:
+                                continue
+                            for j2 in range(j + 1, takes):
+                                value = middle + abs(rest - taken[j2] - half)
+                                if value < best:
+                                    best = value
+                                    give, take, take2 = mine[i], theirs[j], theirs[j2]
+                                    give2 = mine[i2] if i2 > i else -1
+                                    other = gpu
+        if other < 0:
+            return done
+        _exchange(fullest, other, give, give2, take, take2, share, items, filled, load, hosted)
+    return work
+
+
+@njit(cache=True, nogil=True)
+def _exchangeable(
+    source: int,
+    target: int,
+    share: FloatArray,
+    items: IntArray,
+    filled: IntArray,
+    hosted: BoolArray,
+    slots: IntArray,
+    shares: FloatArray,
+) -> int:
+    """List the slots and shares of a GPU's items that the other lacks; return how many."""
+    count = 0
+    for slot in range(filled[source]):
+        expert = items[source, slot]
+        if not hosted[expert, target]:
+            slots[count] = slot
+            shares[count] = share[expert]
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _exchange(
+    source: int,
+    target: int,
+    give: int,
+    give2: int,
+    take: int,
+    take2: int,
+    share: FloatArray,
+    items: IntArray,
+    filled: IntArray,
+    load: FloatArray,
+    hosted: BoolArray,
+) -> None:
+    """Exchange up to two items for up to two (-1 = none); loads are summed anew."""
+    first = items[source, give]
+    second = items[source, give2] if give2 >= 0 else -1
+    third = items[target, take] if take >= 0 else -1
+    fourth = items[target, take2] if take2 >= 0 else -1
+    for expert in (first, second):
+        if expert >= 0:
+            _remove(source, expert, items, filled, hosted)
+    for expert in (third, fourth):
+        if expert >= 0:
+            _remove(target, expert, items, filled, hosted)
+            _add(source, expert, items, filled, hosted)
+    for expert in (first, second):
+        if expert >= 0:
+            _add(target, expert, items, filled, hosted)
+    for gpu in (source, target):
+        total = 0.0
+        for slot in range(filled[gpu]):
+            total += share[items[gpu, slot]]
+        load[gpu] = total
+
+
+@njit(cache=True, nogil=True)
+def _remove(gpu: int, expert: int, items: IntArray, filled: IntArray, hosted: BoolArray) -> None:
+    slot = 0
+    while items[gpu, slot] != expert:
+        slot += 1
+    filled[gpu] -= 1
+    items[gpu, slot] = items[gpu, filled[gpu]]
+    hosted[expert, gpu] = False
+
+
+@njit(cache=True, nogil=True)
+def _add(gpu: int, expert: int, items: IntArray, filled: IntArray, hosted: BoolArray) -> None:
+    items[gpu, filled[gpu]] = expert
+    filled[gpu] += 1
+    hosted[expert, gpu] = True
