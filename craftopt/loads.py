@@ -17,6 +17,9 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+# Beyond this range, sums and quotients of loads leave the floating-point numbers.
+_LEAST = 1e-30
+
 
 @dataclass(frozen=True, eq=False)
 class Loads:
@@ -106,7 +109,7 @@ class Loads:
         InputError
             No position, or one outside the windows.
         """
-        positions = np.asarray(windows)
+        positions = as_array("windows", windows)
         if positions.ndim != 1 or positions.size == 0 or positions.dtype.kind not in "iu":
             raise InputError("select takes a non-empty list of window positions (whole numbers)")
         if positions.min() < 0 or positions.max() >= self.windows:
@@ -136,7 +139,7 @@ class Loads:
         >>> train.window_names, test.window_names
         (('0', '2'), ('1',))
         """
-        chosen = np.asarray(mask)
+        chosen = as_array("mask", mask)
         if chosen.dtype != np.bool_ or chosen.shape != (self.windows,):
             raise InputError(
                 f"mask has shape {chosen.shape} and type {chosen.dtype}; "
@@ -147,6 +150,10 @@ class Loads:
                 f"mask puts all {self.windows} windows on one side; both sides need at least one"
             )
         return self.select(np.flatnonzero(chosen)), self.select(np.flatnonzero(~chosen))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles are made anew, so that they are read-only too.
+        return Loads, (self.tokens, self.layer_ids, self.window_names)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Loads):
@@ -167,6 +174,14 @@ class Loads:
         )
 
 
+def as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Make an array, or say that nested lists are ragged."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{name} is ragged or not numeric: {error}") from None
+
+
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the array after forbidding writes to it."""
     array.setflags(write=False)
@@ -177,22 +192,21 @@ def valid_layer_ids(layer_ids: npt.ArrayLike | None, layers: int) -> IntArray:
     """Check the model's own layer numbers; 0, 1, ... where none are given."""
     if layer_ids is None:
         return read_only(np.arange(layers, dtype=np.int64))
-    ids = np.asarray(layer_ids)
+    ids = as_array("layer_ids", layer_ids)
     if ids.dtype.kind not in "iu" or ids.shape != (layers,):
         raise InputError(
             f"layer_ids has shape {ids.shape} and type {ids.dtype}; "
             f"pass one whole number per layer, shape ({layers},)"
         )
+    if ids.max() > np.iinfo(np.int64).max:
+        raise InputError(f"layer_ids holds {ids.max()}; ids must fit 64 bits with a sign")
     if len(set(ids.tolist())) != layers:
         raise InputError("layer_ids repeats a number; every layer needs its own")
     return read_only(ids.astype(np.int64))
 
 
 def _valid_tokens(tokens: npt.ArrayLike) -> FloatArray:
-    try:
-        values = np.asarray(tokens)
-    except ValueError as error:
-        raise InputError(f"tokens is ragged or not numeric: {error}") from None
+    values = as_array("tokens", tokens)
     if values.dtype.kind not in "iuf":
         raise InputError(f"tokens has type {values.dtype}; pass whole or floating-point numbers")
     if values.ndim == 2:
@@ -205,7 +219,8 @@ def _valid_tokens(tokens: npt.ArrayLike) -> FloatArray:
     for size, name in zip(values.shape, ("windows", "layers", "experts"), strict=True):
         if size == 0:
             raise InputError(f"tokens has 0 {name} (shape {values.shape}); at least 1 is needed")
-    values = np.array(values, dtype=np.float64, order="C")
+    # Adding 0 makes -0.0 the same as 0.0, in bytes too.
+    values = np.array(values, dtype=np.float64, order="C") + 0.0
     bad = ~np.isfinite(values) | (values < 0)
     if bad.any():
         window, layer, expert = np.argwhere(bad)[0]
@@ -213,15 +228,20 @@ def _valid_tokens(tokens: npt.ArrayLike) -> FloatArray:
             f"tokens[{window}, {layer}, {expert}] is {values[window, layer, expert]}; "
             f"token counts must be finite and at least 0 ({bad.sum()} such cell(s))"
         )
-    with np.errstate(over="ignore"):
-        if not np.isfinite(values.sum()):
-            raise InputError("tokens sum to infinity; scale them down")
+    used = values[values > 0]
+    if used.size and not (used.min() >= _LEAST and used.max() <= 1 / _LEAST):
+        raise InputError(
+            f"tokens span {used.min():.3g} to {used.max():.3g}; counts that are not 0 must lie "
+            f"within {_LEAST:g} and {1 / _LEAST:g}: scale them"
+        )
     return read_only(values)
 
 
 def _valid_names(names: Sequence[str] | None, windows: int) -> tuple[str, ...]:
     if names is None:
         return tuple(str(window) for window in range(windows))
+    if isinstance(names, str):
+        raise InputError(f"window_names={names!r} is one text; pass a list of names")
     checked = tuple(str(name) for name in names)
     if len(checked) != windows:
         raise InputError(f"window_names has {len(checked)} names for {windows} windows")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import FormatError, InputError
-from craftopt.loads import IntArray, read_only, valid_layer_ids
+from craftopt.loads import IntArray, as_array, read_only, valid_layer_ids
 
 PLAN_FORMAT = "craftopt-plan"
 PLAN_VERSION = 1
@@ -68,7 +69,7 @@ class Plan:
         method: str = "",
         loads_digest: str = "",
     ) -> None:
-        values = np.asarray(copies)
+        values = as_array("copies", copies)
         if values.ndim != 3 or 0 in values.shape:
             raise InputError(
                 f"copies has shape {values.shape}; pass [layers, experts, gpus], none of them 0"
@@ -83,7 +84,7 @@ class Plan:
                 f"expert {expert} of layer {layer} is on no GPU; every expert needs at least "
                 f"one copy ({homeless.sum()} expert(s) without)"
             )
-        if nodes < 1 or values.shape[2] % nodes:
+        if not isinstance(nodes, int | np.integer) or nodes < 1 or values.shape[2] % nodes:
             raise InputError(f"gpus={values.shape[2]} does not divide into nodes={nodes}")
         object.__setattr__(self, "copies", read_only(values))
         object.__setattr__(self, "layer_ids", valid_layer_ids(layer_ids, values.shape[0]))
@@ -171,7 +172,7 @@ class Plan:
         InputError
             Slots that the GPUs do not divide, ids outside the experts.
         """
-        table = np.asarray(phy2log)
+        table = as_array("phy2log", phy2log)
         if table.ndim != 2 or 0 in table.shape or table.dtype.kind not in "iu":
             raise InputError(
                 f"phy2log has shape {table.shape} and type {table.dtype}; "
@@ -184,6 +185,10 @@ class Plan:
             raise InputError(
                 f"phy2log holds ids {table.min()}..{table.max()}; "
                 f"with experts={count} they must be -1 (empty) or 0..{count - 1}"
+            )
+        if count > table.shape[1]:
+            raise InputError(
+                f"{table.shape[1]} slots cannot host experts={count}: every expert needs a copy"
             )
         layers = table.shape[0]
         gpu_of_slot = np.arange(table.shape[1]) // (table.shape[1] // gpus)
@@ -248,18 +253,23 @@ class Plan:
     def _from_document(cls, document: dict[str, Any]) -> Plan:
         rows = document["layers"]
         experts, gpus = document["experts"], document["gpus"]
-        listed = sum(len(gpu) for row in rows for gpu in row["experts_of_gpu"])
-        # Every expert stands in the list, every GPU has one: larger claims are false.
-        if not (0 < experts * len(rows) <= listed and len(rows) > 0):
-            raise ValueError(f"{len(rows)} layers with {experts} experts, but {listed} copies")
-        copies = np.zeros((len(rows), experts, gpus), dtype=np.uint8)
-        for layer, row in enumerate(rows):
-            if len(row["experts_of_gpu"]) != gpus:
-                raise ValueError(f"layer {layer} lists {len(row['experts_of_gpu'])} GPUs of {gpus}")
-            for gpu, hosted in enumerate(row["experts_of_gpu"]):
+        hosts = [row["experts_of_gpu"] for row in rows]
+        # What is claimed must be listed, before anything of that size is made.
+        if {len(host) for host in hosts} != {gpus}:
+            raise ValueError(f"a layer does not list {gpus} GPUs")
+        for layer, host in enumerate(hosts):
+            if sum(len(gpu) for gpu in host) < experts:
+                raise ValueError(f"layer {layer} has fewer copies than {experts} experts")
+            if any(type(expert) is not int for gpu in host for expert in gpu):
+                raise ValueError(f"layer {layer} lists an expert that is no whole number")
+        copies = np.zeros((len(hosts), experts, gpus), dtype=np.int64)
+        for layer, host in enumerate(hosts):
+            for gpu, hosted in enumerate(host):
+                if hosted and not 0 <= min(hosted) <= max(hosted) < experts:
+                    raise ValueError(
+                        f"layer {layer}, GPU {gpu}: an expert outside 0..{experts - 1}"
+                    )
                 for expert in hosted:
-                    if not 0 <= expert < experts or copies[layer, expert, gpu] == 255:
-                        raise ValueError(f"layer {layer}, GPU {gpu}: expert {expert}")
                     copies[layer, expert, gpu] += 1
         plan = cls(
             copies,
@@ -286,6 +296,10 @@ class Plan:
         True
         """
         write_atomically(path, self.to_json())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles are made anew, so that they are read-only too.
+        return Plan, (self.copies, self.layer_ids, self.nodes, self.method, self.loads_digest)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -316,24 +330,17 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
         The folder is missing or may not be written.
     """
     target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a plan gets the permissions of any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {target}: {error.strerror}") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

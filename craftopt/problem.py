@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import CraftoptWarning, InfeasibleError, InputError
-from craftopt.loads import IntArray, Loads, read_only
+from craftopt.loads import IntArray, Loads, as_array, read_only
 
 SlotRule = Literal["uniform", "even", "free"]
 Objective = Literal["time", "balancedness"]
@@ -190,9 +190,10 @@ class Problem:
     def _check_cluster(self) -> None:
         if self.gpus % self.nodes:
             below = self.gpus - self.gpus % self.nodes
+            fitting = f"{below} or {below + self.nodes}" if below else f"{self.nodes}"
             raise InputError(
                 f"gpus={self.gpus} does not divide into nodes={self.nodes}; "
-                f"pass nodes=1 or gpus={below or self.nodes} or {below + self.nodes}"
+                f"pass nodes=1 or gpus={fitting}"
             )
         if self.expert_groups is None:
             return
@@ -208,6 +209,8 @@ class Problem:
             raise InputError(f"max_moves={self.max_moves} needs the previous plan: pass previous=")
         if self.previous is None:
             return
+        if not hasattr(self.previous, "copies"):
+            raise InputError(f"previous is a {type(self.previous).__name__}; pass a craftopt.Plan")
         wanted = (self.loads.layers, self.loads.experts, self.gpus)
         if self.previous.copies.shape != wanted:
             raise InputError(
@@ -232,12 +235,16 @@ class Problem:
                 f"({forced // layers} per layer); pass replicas={forced} or slots='even'"
             )
         if self.replicas and self.layer_replicas_limit == 0:
-            least = (-experts % self.gpus or self.gpus) * layers
+            least = (needed * self.gpus - experts or self.gpus) * layers
+            if experts * (self.copies_limit - 1) * layers < least:
+                remedy = f"at most {self.copies_limit} copies of an expert leave no room for one"
+            else:
+                remedy = f"that starts at replicas={least}; slots='even' and 'free' use any budget"
             warnings.warn(
-                f"replicas={self.replicas} buys no whole slot on every GPU in every layer; "
-                f"slots='uniform' starts at {least}, slots='even' and 'free' use any budget",
+                f"replicas={self.replicas} buys no whole slot on every GPU in every layer: "
+                f"{remedy}",
                 CraftoptWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
 
@@ -266,7 +273,7 @@ def _groups(groups: int | npt.ArrayLike | None, experts: int) -> IntArray | None
                 f"pass a divisor of {experts}"
             )
         return read_only(np.repeat(np.arange(count, dtype=np.int64), experts // count))
-    array = np.asarray(groups)
+    array = as_array("expert_groups", groups)
     if array.dtype.kind not in "iu" or array.shape != (experts,):
         raise InputError(
             f"expert_groups has shape {array.shape} and type {array.dtype}; "

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numba import njit
 
 from craftopt.errors import InputError
-from craftopt.loads import IntArray
+from craftopt.loads import IntArray, as_array
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Outcome
@@ -71,7 +71,7 @@ def rebalance_experts(
     >>> logcnt
     array([[2, 2, 1, 1, 2, 2, 1, 1]])
     """
-    loads = np.asarray(weight)
+    loads = as_array("weight", weight)
     if loads.ndim != 2 or 0 in loads.shape or loads.dtype.kind not in "iuf":
         raise InputError(f"weight has shape {loads.shape}; pass numbers [layers, experts]")
     loads = loads.astype(np.float32)
@@ -181,7 +181,8 @@ def _plan_uniform(problem: Problem, method: str, groups: int, nodes: int) -> Out
     """Plan with the same slots everywhere: the largest replicas that GPUs divide."""
     layers, experts = problem.loads.layers, problem.loads.experts
     asked = problem.replicas // layers
-    slots = (experts + asked) // problem.gpus
+    # More slots than experts could only hold a second copy of each.
+    slots = min((experts + asked) // problem.gpus, experts)
     if slots * problem.gpus < experts:
         least = -experts % problem.gpus
         return Outcome(
@@ -215,8 +216,10 @@ def _plan_slots(
     if problem.expert_groups is not None:
         order = np.argsort(problem.expert_groups, kind="stable")
     weight = total.tokens[0][:, order].astype(np.float32)
-    copies = np.zeros((total.layers, experts, problem.gpus), dtype=np.uint8)
+    copies = np.zeros((total.layers, experts, problem.gpus), dtype=np.int64)
     _copies_of_layers(weight, groups, nodes, capacities, copies)
+    if copies.max() > np.iinfo(np.uint8).max:
+        return Outcome(message=f"EPLB puts {copies.max()} copies of one expert on one GPU")
     unsorted = np.empty_like(copies)
     unsorted[:, order] = copies
     plan = Plan(unsorted, problem.loads.layer_ids, problem.nodes, method, problem.loads.digest)
@@ -234,7 +237,7 @@ def _copies_of_layers(
     groups: int,
     nodes: int,
     capacities: IntArray,
-    copies: npt.NDArray[np.uint8],
+    copies: IntArray,
 ) -> None:
     layers, experts = weight.shape
     logcnt = np.empty(experts, dtype=np.int64)
