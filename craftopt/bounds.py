@@ -74,7 +74,9 @@ def layer_costs(problem: Problem) -> FloatArray:
 
 
 @njit(cache=True)
-def max_copy_load(tokens: FloatArray, replicas: int, copies_limit: int) -> FloatArray:
+def max_copy_load(
+    tokens: FloatArray, replicas: int, copies_limit: int, enough: float = 0.0
+) -> FloatArray:
     """Compute T*(r), the least possible heaviest copy, for r = 0..replicas.
 
     Parameters
@@ -83,6 +85,8 @@ def max_copy_load(tokens: FloatArray, replicas: int, copies_limit: int) -> Float
     replicas : int
     copies_limit : int
         Most copies of one expert.
+    enough : float
+        Once T* is at most that, it is not followed further: the curve stays where it is.
 
     Returns
     -------
@@ -97,7 +101,7 @@ def max_copy_load(tokens: FloatArray, replicas: int, copies_limit: int) -> Float
     curve[0] = load[heap[0]]
     for replica in range(1, replicas + 1):
         top = heap[0]
-        if count[top] == copies_limit:
+        if count[top] == copies_limit or load[top] <= enough:
             curve[replica:] = load[top]
             break
         count[top] += 1
@@ -134,7 +138,7 @@ def _cost_curves(
     for layer in range(layers):
         for window in range(windows):
             mean = tokens[layer, window].sum() / gpus
-            least = max_copy_load(tokens[layer, window], choices[-1], copies_limit)
+            least = max_copy_load(tokens[layer, window], choices[-1], copies_limit, mean)
             for k in range(choices.size):
                 load = max(mean, least[choices[k]])
                 if time:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from craftopt.bounds import whole_plan_bound
@@ -27,8 +28,8 @@ class Method:
     name, summary : str
     home : str
         ``module:function``; loaded on first use. The function takes the problem (and, where
-        `searches` is true, ``seed``, ``work_limit``, ``time_limit`` and ``workers``) and returns
-        an `Outcome`.
+        `searches` is true, ``seed``, ``work_limit``, ``time_limit``, ``workers`` and
+        ``progress``) and returns an `Outcome`.
     needs : tuple of str
         Modules beyond the core that must be installed.
     """
@@ -60,10 +61,22 @@ METHODS = {
             "EPLB's replication and packing for any number of replicas",
             "craftopt.baselines.eplb:plan_eplb_counts",
         ),
+        Method("craft", "CRAFT as its paper has it", "craftopt.baselines.craft:plan_craft"),
+        Method(
+            "craft-artifact",
+            "CRAFT as its authors released it",
+            "craftopt.baselines.craft:plan_craft_artifact",
+        ),
         Method(
             "nominal",
             "near-optimal for the summed load: knapsack, packing, exchanges",
             "craftopt.fast.nominal:plan_nominal",
+            searches=True,
+        ),
+        Method(
+            "fast",
+            "planned for the windows of traffic: knapsack, annealing",
+            "craftopt.fast.windowed:plan_fast",
             searches=True,
         ),
     )
@@ -90,9 +103,9 @@ def find_method(name: str) -> Method:
     InputError
         A name that no method has, or a method whose packages are not installed.
     """
-    method = METHODS.get(name)
+    method = METHODS.get(name.lower())
     if method is None:
-        close = difflib.get_close_matches(name, METHODS, n=1)
+        close = difflib.get_close_matches(name.lower(), METHODS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InputError(f"method={name!r} is unknown; pass one of {', '.join(METHODS)}{hint}")
     missing = _missing(method)
@@ -105,12 +118,13 @@ def find_method(name: str) -> Method:
 
 def solve(
     problem: Problem,
-    method: str = "eplb-counts",
+    method: str = "fast",
     *,
     seed: int = 0,
     work_limit: int | None = None,
     time_limit: float | None = None,
     workers: int | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Result:
     """Plan with one method, and measure the plan.
 
@@ -127,6 +141,8 @@ def solve(
         Seconds; a safety stop after which equal plans are not promised.
     workers : int, optional
         Threads; all processors by default. The plan does not depend on it.
+    progress : callable, optional
+        Called with the share of the work done, 0 to 1, by methods that take long.
 
     Returns
     -------
@@ -156,6 +172,7 @@ def solve(
         "work_limit": work_limit,
         "time_limit": time_limit,
         "workers": workers,
+        "progress": progress,
     }
     start = time.perf_counter()
     outcome: Outcome = run(problem, **options) if entry.searches else run(problem)
@@ -175,7 +192,7 @@ def solve(
             gap = relative_gap(objective, bound, problem.objective)
             status = Status.OPTIMAL if gap <= OPTIMAL_GAP else Status.FEASIBLE
     return Result(
-        method=method,
+        method=entry.name,
         problem=problem,
         status=status,
         objective=objective,

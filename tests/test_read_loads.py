@@ -13,12 +13,13 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import craftopt as co
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+import craftopt as co
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -215,7 +215,7 @@ def _plan_slots(
     order = np.arange(experts)
     if problem.expert_groups is not None:
         order = np.argsort(problem.expert_groups, kind="stable")
-    weight = total.tokens[0][:, order].astype(np.float32)
+    weight = np.ascontiguousarray(total.tokens[0][:, order], dtype=np.float32)
     copies = np.zeros((total.layers, experts, problem.gpus), dtype=np.int64)
     _copies_of_layers(weight, groups, nodes, capacities, copies)
     if copies.max() > np.iinfo(np.uint8).max:

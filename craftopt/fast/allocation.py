@@ -54,7 +54,7 @@ class MeasuredAllocation:
         self._tolerance = tolerance
         self._least = least
         self._work = work
-        self._spent = 0
+        self.spent = 0
 
     def solve(self, budget: int) -> tuple[IntArray, float, bool]:
         """Allocate a budget.
@@ -77,9 +77,9 @@ class MeasuredAllocation:
             known = np.where(self._measured, self._table, np.inf)
             best, cost = allocate(known, budget, self._step)
             close = cost - floor <= self._tolerance * abs(floor)
-            if close and self._spent >= self._least:
+            if close and self.spent >= self._least:
                 return best, cost, False
-            if cost < np.inf and self._spent + fresh.size > self._work:
+            if cost < np.inf and self.spent + fresh.size > self._work:
                 return best, cost, True
             self.measure(fresh, choice[fresh])
 
@@ -87,4 +87,4 @@ class MeasuredAllocation:
         """Put what placement reaches with some choices into the table."""
         self._table[layers, choices] = self._measure(layers, choices)
         self._measured[layers, choices] = True
-        self._spent += layers.size
+        self.spent += layers.size

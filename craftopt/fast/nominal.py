@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +20,7 @@ from craftopt.errors import CraftoptWarning
 from craftopt.evaluation import objective_value
 from craftopt.fast.allocation import MeasuredAllocation
 from craftopt.fast.placement import improve_layer, place_layers
+from craftopt.fast.previous import group_ids, usable_replicas
 from craftopt.fast.symmetry import equalise
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Plan
@@ -34,8 +36,10 @@ SLACK = 2
 # An allocation is done this close, relative, to what any other could reach ...
 ALLOCATION_TOLERANCE = 3e-4
 # ... but not before that many placements, and at the latest after that many more per layer.
-LEAST_PLACEMENTS = 100
+LEAST_PLACEMENTS = 300
 PLACEMENTS = 12
+# Rounds in which budget that the sum has no use for is offered to the layers.
+SPEND_ROUNDS = 3
 # Choices of replicas beyond the last one where any bound still gains.
 BEYOND = 8
 
@@ -47,10 +51,12 @@ def plan_nominal(
     work_limit: int | None = None,
     time_limit: float | None = None,
     workers: int | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Plan for the sum of the windows.
 
-    Nothing is drawn at random: ``seed`` changes nothing, and ``time_limit`` is not needed.
+    Nothing is drawn at random and all is done in moments: ``seed``, ``time_limit`` and
+    ``progress`` change nothing.
     ``work_limit`` counts placements of one layer. A previous plan is a start: a layer keeps it,
     improved, where a fresh placement is no better.
     """
@@ -88,10 +94,10 @@ def _allocate(layers: _Layers, work: int) -> tuple[Copies, bool]:
         least=LEAST_PLACEMENTS,
         work=work,
     )
-    kept = np.flatnonzero(layers.previous_choices >= 0)
-    kept = kept[layers.previous_choices[kept] < bounds.shape[1]]
+    choices = layers.previous // step
+    kept = np.flatnonzero((choices >= 0) & (choices < bounds.shape[1]))
     if kept.size:
-        allocation.measure(kept, layers.previous_choices[kept])
+        allocation.measure(kept, choices[kept])
     best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
     for budget in range(problem.replicas, -1, -step):
         replicas, cost, ran_out = allocation.solve(budget)
@@ -104,7 +110,44 @@ def _allocate(layers: _Layers, work: int) -> tuple[Copies, bool]:
             best, best_cost = copies, reached
         if not repaired or stopped:
             break
+    if allocation.spent >= LEAST_PLACEMENTS:
+        best = _spend(layers, best, best_cost)
     return best, stopped
+
+
+def _spend(layers: _Layers, copies: Copies, cost: float) -> Copies:
+    """Offer budget that the sum has no use for to the layers with the fewest replicas.
+
+    Copies that cost the sum nothing, within the tolerance, still help its windows, which differ
+    more than their sum says.
+    """
+    problem = layers.problem
+    step = problem.replica_step
+    replicas = copies.sum(axis=(1, 2), dtype=np.int64) - problem.loads.experts
+    chosen = copies
+    for _ in range(SPEND_ROUNDS):
+        left = problem.replicas - int(replicas.sum())
+        level = _level(replicas, left, problem.layer_replicas_limit) // step * step
+        fewer = np.flatnonzero(level >= replicas + step)
+        if not fewer.size:
+            break
+        before = layers.costs(fewer, replicas[fewer])
+        after = layers.measure(fewer, level[fewer] // step)
+        kept = fewer[after <= before + TOLERANCE * np.abs(before)]
+        replicas[kept] = level[kept]
+        spent, repaired = equalise(layers.copies(replicas), layers.weight, layers.nodes)
+        if repaired and layers.cost(spent) > cost + TOLERANCE * abs(cost):
+            break
+        chosen = spent
+    return chosen
+
+
+def _level(replicas: IntArray, left: int, limit: int) -> IntArray:
+    """Fill up the lowest counts to one level with ``left`` more, none beyond the limit."""
+    level = int(replicas.min())
+    while level < limit and int(np.maximum(level + 1 - replicas, 0).sum()) <= left:
+        level += 1
+    return np.maximum(replicas, level)
 
 
 def _fill_uniform(layers: _Layers, work: int) -> tuple[Copies, bool]:
@@ -136,14 +179,14 @@ class _Layers:
     def __init__(self, problem: Problem, workers: int) -> None:
         self.problem = problem
         self.weight: FloatArray = problem.loads.tokens[0]
-        self.nodes = 1 if problem.expert_groups is None else problem.nodes
+        self._group_of, self.nodes = group_ids(problem)
         self._workers = workers
         self._placed: dict[tuple[int, int], Copies] = {}
-        groups = problem.expert_groups
-        self._group_of = np.zeros(problem.loads.experts, np.int64) if groups is None else groups
+        self._costs: dict[tuple[int, int], float] = {}
         # With one layer, equal totals are equal counts.
         self._slack = SLACK if problem.slots == "free" and problem.loads.layers > 1 else 0
-        self.previous_choices = self._usable_previous()
+        # The replicas that a layer has in the previous plan; -1 where that is no start.
+        self.previous = usable_replicas(problem, problem.gpus if self._slack else 1)
 
     def copies(self, replicas: IntArray) -> Copies:
         """Stack the placements of all layers, uint8 [layers, experts, gpus]."""
@@ -183,42 +226,22 @@ class _Layers:
         placed = [copies for part, _ in done for copies in part]
         mean = self.weight[layers].sum(axis=1) / self.problem.gpus
         for index, key in enumerate(zip(layers.tolist(), replicas.tolist(), strict=True)):
-            if self.previous_choices[layers[index]] == choices[index]:
+            if self.previous[layers[index]] == replicas[index]:
                 kept, reached = self._improve_previous(int(layers[index]), float(mean[index]))
                 if reached <= max(value[index], mean[index] * (1.0 + TOLERANCE)):
                     placed[index], value[index] = kept, reached
             self._placed[key] = placed[index]
-        if self.problem.objective == "time":
-            return value
-        cost: FloatArray = -np.divide(mean, value, out=np.ones_like(value), where=value > 0)
+        cost: FloatArray = value
+        if self.problem.objective == "balancedness":
+            cost = -np.divide(mean, value, out=np.ones_like(value), where=value > 0)
+        keys = zip(layers.tolist(), replicas.tolist(), strict=True)
+        self._costs.update(zip(keys, cost.tolist(), strict=True))
         return cost
 
-    def _usable_previous(self) -> IntArray:
-        """Find the choice that each layer has in the previous plan; -1 where rules forbid it."""
-        problem = self.problem
-        choices = np.full(problem.loads.layers, -1, dtype=np.int64)
-        if problem.previous is None:
-            return choices
-        copies = problem.previous.copies
-        counts, slots = copies.sum(axis=2, dtype=np.int64), copies.sum(axis=1, dtype=np.int64)
-        by_node = slots.reshape(slots.shape[0], self.nodes, -1)
-        most, fewest = by_node.max(axis=2), by_node.min(axis=2)
-        usable = (copies.max(axis=(1, 2)) <= 1) & (counts.max(axis=1) <= problem.copies_limit)
-        usable &= np.ptp(by_node.sum(axis=2), axis=1) == 0
-        usable &= (most - fewest).max(axis=1) <= (1 if self._slack == 0 else problem.gpus)
-        if problem.slots == "uniform":
-            usable &= np.ptp(slots, axis=1) == 0
-        for layer in np.flatnonzero(usable):
-            node = copies[layer].reshape(problem.loads.experts, self.nodes, -1).any(axis=2)
-            groups = int(self._group_of.max()) + 1
-            on = np.array([node[self._group_of == group].any(axis=0) for group in range(groups)])
-            usable[layer] = (on.sum(axis=1) == 1).all() and np.ptp(on.sum(axis=0)) == 0
-        replicas = counts.sum(axis=1) - problem.loads.experts
-        usable &= (replicas % problem.replica_step == 0) & (
-            replicas <= problem.layer_replicas_limit
-        )
-        choices[usable] = replicas[usable] // problem.replica_step
-        return choices
+    def costs(self, layers: IntArray, replicas: IntArray) -> FloatArray:
+        """Look up what `measure` returned."""
+        keys = zip(layers.tolist(), replicas.tolist(), strict=True)
+        return np.array([self._costs[key] for key in keys])
 
     def _improve_previous(self, layer: int, mean: float) -> tuple[Copies, float]:
         """Improve the previous plan's placement of a layer, node by node."""

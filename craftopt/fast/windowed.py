@@ -1,0 +1,261 @@
+"""The method ``fast``: a plan for the windows of traffic themselves.
+
+The frame of ``nominal`` with the windowed objective: benefit curves measured by short
+annealing, the knapsack over layers, long annealing of every layer, equal totals by relabelling.
+Every window is pulled a little toward those most like it, so that the plan fits the kind of
+traffic rather than the sample of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from craftopt.fast.annealing import anneal
+from craftopt.fast.nominal import plan_nominal
+from craftopt.fast.placement import place_layers
+from craftopt.fast.previous import group_ids, usable_replicas
+from craftopt.fast.symmetry import equalise
+from craftopt.knapsack import allocate
+from craftopt.loads import FloatArray, IntArray, Loads
+from craftopt.plan import Plan
+from craftopt.problem import Problem
+from craftopt.result import Limit, Outcome
+
+Copies = npt.NDArray[np.uint8]
+
+# How far a window is pulled toward what the others predict of it, up to how many windows.
+PULL, MOST_PULLED = 0.5, 1024
+# Kernel widths to choose from, as quantiles of the distances between windows.
+WIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+# First and last temperature, in mean GPU loads.
+HOT, COLD = 1e-3, 2e-5
+# Annealing steps per copy in a layer, unless work_limit says otherwise.
+STEPS_PER_COPY = 2000
+# Part of the steps that a point of a benefit curve gets.
+CURVE_SHARE = 16
+# Replicas at which curves are measured, as multiples of the average budget of a layer.
+CURVE_POINTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+# Under free, a GPU may host this many copies of a layer more or fewer than floor and ceil.
+SLACK = 1
+
+
+def plan_fast(
+    problem: Problem,
+    *,
+    seed: int = 0,
+    work_limit: int | None = None,
+    time_limit: float | None = None,
+    workers: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Plan for every window.
+
+    ``work_limit`` counts annealing steps of a layer. Where ``time_limit`` strikes, layers not
+    yet reached keep their start. A previous plan is a start for the layers that it suits. One
+    window is the nominal problem, and `nominal` solves it better.
+    """
+    if problem.max_moves is not None:
+        return Outcome(message="fast plans afresh and cannot keep max_moves")
+    workers = workers or os.cpu_count() or 1
+    if problem.loads.windows == 1:
+        outcome = plan_nominal(problem, workers=workers)
+        assert outcome.plan is not None
+        return replace(outcome, plan=_named(outcome.plan.copies, problem))
+    deadline = np.inf if time_limit is None else time.monotonic() + time_limit
+    search = _Search(problem, seed, work_limit, workers, deadline, progress)
+    if problem.slots == "uniform":
+        replicas = np.full(problem.loads.layers, problem.layer_replicas_limit)
+    else:
+        replicas = search.allocate()
+    copies = search.place(replicas)
+    if problem.slots != "uniform":
+        copies, _ = equalise(copies, problem.loads.total().tokens[0], search.nodes)
+    limit: Limit | None = "work" if work_limit is not None else None
+    if search.late:
+        limit = "time"
+    return Outcome(_named(copies, problem), limit=limit)
+
+
+def pull_together(tokens: FloatArray) -> FloatArray:
+    """Pull every window half-way to what the windows like it predict of it.
+
+    The prediction is the mean of the other windows, weighted by ``exp(-d/width)``, d the squared
+    Hellinger distance between the experts' shares over all layers; the width is the one that
+    predicts best (leave-one-out). So windows of one kind of traffic lend each other strength,
+    and noise in fine windows evens out, without naming kinds.
+
+    Parameters
+    ----------
+    tokens : float64 [windows, layers, experts]
+        Each window and layer scaled to the same sum, or 0.
+
+    Returns
+    -------
+    float64 [windows, layers, experts]
+    """
+    windows, layers = tokens.shape[:2]
+    flat = tokens.reshape(windows, -1)
+    if not 1 < windows <= MOST_PULLED or not flat.any():
+        return tokens
+    root = np.sqrt(flat / tokens.sum(axis=2).max() / layers)
+    distance = np.maximum(0.0, 1.0 - root @ root.T)
+    others = distance[~np.eye(windows, dtype=bool)]
+    best, least = flat, np.inf
+    for width in np.unique(np.quantile(others, WIDTHS)):
+        # Distances count from the nearest, so that no window is left without neighbours.
+        near = distance + np.diag(np.full(windows, np.inf))
+        kernel = np.exp(-(near - near.min(axis=1, keepdims=True)) / max(width, 1e-12))
+        predicted = kernel @ flat / kernel.sum(axis=1, keepdims=True)
+        error = float(((np.sqrt(predicted) - np.sqrt(flat)) ** 2).sum())
+        if error < least:
+            best, least = predicted, error
+    return ((1.0 - PULL) * flat + PULL * best).reshape(tokens.shape)
+
+
+@dataclass
+class _Search:
+    """Anneals layers of a problem, in threads, each for itself."""
+
+    problem: Problem
+    seed: int
+    work_limit: int | None
+    workers: int
+    deadline: float
+    progress: Callable[[float], None] | None
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        loads, gpus = self.problem.loads, self.problem.gpus
+        self.group_of, self.nodes = group_ids(self.problem)
+        free = self.problem.slots == "free" and loads.layers > 1
+        self.slack = SLACK if free else 0
+        self.previous = usable_replicas(self.problem, 1 + 2 * self.slack)
+        # [layers, windows]: mean GPU load, and what a window counts in its layer.
+        self.mean = loads.tokens.sum(axis=2).T / gpus
+        used = self.mean > 0
+        self.counts = self.mean if self.problem.objective == "time" else used.astype(np.float64)
+        scale = np.divide(1.0, self.mean, out=np.zeros_like(self.mean), where=used)
+        self.scaled = loads.tokens * scale.T[:, :, np.newaxis]
+        # [layers, experts, windows]
+        self.pulled = np.ascontiguousarray(pull_together(self.scaled).transpose(1, 2, 0))
+
+    def allocate(self) -> IntArray:
+        """Choose the replicas of every layer by curves that short annealing measures."""
+        problem = self.problem
+        step, most = problem.replica_step, problem.layer_replicas_limit
+        average = problem.replicas / problem.loads.layers
+        points = {min(round(part * average / step) * step, most) for part in CURVE_POINTS}
+        grid = np.array(sorted(points))
+        if grid.size == 1:
+            return np.zeros(problem.loads.layers, dtype=np.int64)
+        layers = np.arange(problem.loads.layers)
+        costs = np.stack(
+            [
+                self._anneal(layers, np.full(layers.size, r), CURVE_SHARE, index / grid.size / 3)[1]
+                for index, r in enumerate(grid)
+            ],
+            axis=1,
+        )
+        costs = np.minimum.accumulate(costs, axis=1)
+        every = np.arange(0, grid[-1] + 1, step)
+        table = np.stack([np.interp(every, grid, row) for row in costs])
+        return allocate(table, problem.replicas, step)[0]
+
+    def place(self, replicas: IntArray) -> Copies:
+        """Anneal all layers at length."""
+        done = 0.0 if self.problem.slots == "uniform" else 1 / 3
+        return self._anneal(np.arange(replicas.size), replicas, 1, done)[0]
+
+    def _anneal(
+        self, layers: IntArray, replicas: IntArray, share: int, done: float
+    ) -> tuple[Copies, FloatArray]:
+        """Anneal layers with a part of the steps; return copies and planned costs."""
+
+        def one(index: int) -> tuple[Copies, float]:
+            found = self._layer(int(layers[index]), int(replicas[index]), share)
+            if self.progress is not None:
+                part = 1.0 - done if share == 1 else 1 / 3 / len(CURVE_POINTS)
+                self.progress(done + part * (index + 1) / layers.size)
+            return found
+
+        if self.workers == 1:
+            results = [one(index) for index in range(layers.size)]
+        else:
+            with ThreadPoolExecutor(self.workers) as pool:
+                results = list(pool.map(one, range(layers.size)))
+        return np.stack([copies for copies, _ in results]), np.array([cost for _, cost in results])
+
+    def _layer(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
+        problem = self.problem
+        copies_now = problem.loads.experts + replicas
+        start = self._start(layer, replicas)
+        cost = self._cost(layer, start)
+        steps = STEPS_PER_COPY * copies_now if self.work_limit is None else self.work_limit
+        if time.monotonic() > self.deadline:
+            self.late = True
+            return start, cost
+        node_of = start.reshape(start.shape[0], self.nodes, -1).any(axis=2).argmax(axis=1)
+        per_gpu = copies_now // problem.gpus
+        extra = 1 if copies_now % problem.gpus else 0
+        weight = self.counts[layer]
+        total = weight.sum()
+        if total == 0:
+            return start, cost
+        found: Copies = anneal(
+            self.pulled[layer],
+            weight / total,
+            start,
+            self.nodes,
+            node_of,
+            max(0, per_gpu - self.slack),
+            per_gpu + extra + self.slack,
+            problem.copies_limit,
+            steps // share,
+            HOT,
+            COLD,
+            (self.seed * 1_000_003 + layer * 1009 + share) % 2**31,
+        )
+        reached = self._cost(layer, found)
+        return (found, reached) if reached < cost else (start, cost)
+
+    def _start(self, layer: int, replicas: int) -> Copies:
+        """Place the mean window, or take the previous plan's layer where it is better."""
+        problem = self.problem
+        weight = self.counts[layer]
+        mean = self.pulled[layer] @ (weight / max(weight.sum(), 1e-300))
+        placed: Copies = place_layers(
+            mean[np.newaxis],
+            np.array([replicas]),
+            self.group_of,
+            self.nodes,
+            problem.gpus,
+            problem.copies_limit,
+            self.slack,
+            1e-3,
+        )[0][0]
+        if self.previous[layer] == replicas and problem.previous is not None:
+            kept: Copies = problem.previous.copies[layer]
+            if self._cost(layer, kept) <= self._cost(layer, placed):
+                return kept
+        return placed
+
+    def _cost(self, layer: int, copies: Copies) -> float:
+        """Compute the layer's part of the objective on the windows as they are, as a cost."""
+        share = self.scaled[:, layer] / copies.sum(axis=1)
+        largest = (share @ copies).max(axis=1)
+        if self.problem.objective == "time":
+            return float(largest @ self.mean[layer])
+        used = largest > 0
+        return -float((1.0 / largest[used]).sum())
+
+
+def _named(copies: Copies, problem: Problem) -> Plan:
+    loads: Loads = problem.loads
+    return Plan(copies, loads.layer_ids, problem.nodes, "fast", loads.digest)
