@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from craftopt.baselines import eplb
-    from craftopt.comparison import Comparison, compare, holdout
+    from craftopt.comparison import Comparison, blend, compare, compare_domains, holdout
     from craftopt.datasets import example_names, load_example
     from craftopt.errors import (
         CraftoptError,
@@ -23,17 +23,21 @@ if TYPE_CHECKING:
     from craftopt.evaluation import Evaluation, evaluate
     from craftopt.formats import read_loads
     from craftopt.formats.plans import read_plan
+    from craftopt.formats.traces import read_trace
     from craftopt.loads import Loads
     from craftopt.plan import Plan
     from craftopt.problem import Problem
     from craftopt.result import Result, Status
     from craftopt.solving import methods, solve
+    from craftopt.traces import Trace
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Comparison": "craftopt.comparison",
+    "blend": "craftopt.comparison",
     "compare": "craftopt.comparison",
+    "compare_domains": "craftopt.comparison",
     "holdout": "craftopt.comparison",
     "CraftoptError": "craftopt.errors",
     "CraftoptWarning": "craftopt.errors",
@@ -47,12 +51,14 @@ _HOMES = {
     "Problem": "craftopt.problem",
     "Result": "craftopt.result",
     "Status": "craftopt.result",
+    "Trace": "craftopt.traces",
     "evaluate": "craftopt.evaluation",
     "example_names": "craftopt.datasets",
     "load_example": "craftopt.datasets",
     "methods": "craftopt.solving",
     "read_loads": "craftopt.formats",
     "read_plan": "craftopt.formats.plans",
+    "read_trace": "craftopt.formats.traces",
     "solve": "craftopt.solving",
 }
 
@@ -70,7 +76,10 @@ __all__ = [
     "Problem",
     "Result",
     "Status",
+    "Trace",
+    "blend",
     "compare",
+    "compare_domains",
     "eplb",
     "evaluate",
     "example_names",
@@ -79,6 +88,7 @@ __all__ = [
     "methods",
     "read_loads",
     "read_plan",
+    "read_trace",
     "solve",
 ]
 

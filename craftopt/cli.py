@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 import craftopt as co
 from craftopt.errors import CraftoptError, CraftoptWarning, InputError
@@ -43,7 +44,20 @@ Workers = Annotated[int | None, typer.Option(help="Threads; all processors by de
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Holdout = Annotated[
     str | None,
-    typer.Option(help="Windows to serve unseen: odd-even, first-half, or a file of names."),
+    typer.Option(
+        help="Windows to serve unseen: odd-even, first-half, second-half, domain:NAME, a file of "
+        "names, or domains: each domain in turn. A window's domain is its name up to the first /."
+    ),
+]
+Dispatch = Annotated[
+    str, typer.Option(help="How tokens are split over copies: even, or lp (the best there is).")
+]
+Blend = Annotated[
+    float | None,
+    typer.Option(
+        metavar="ALPHA",
+        help="Serve drifting Dirichlet(ALPHA) blends of the windows held out; small = few at once.",
+    ),
 ]
 
 
@@ -123,38 +137,66 @@ def compare(
         str, typer.Option(help="Methods, separated by commas; all = all that can run here.")
     ] = "all",
     holdout: Holdout = None,
+    blend: Blend = None,
+    dispatch: Dispatch = "even",
     seed: Seed = 0,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan with several methods and show them side by side, on unseen windows too."""
+    if blend is not None and holdout in (None, "domains"):
+        raise InputError(
+            "--blend mixes the windows held out: pass one --holdout, such as first-half"
+        )
     planned, served = _read(loads), None
-    if holdout is not None:
+    if holdout is not None and holdout != "domains":
         planned, served = co.holdout(planned, holdout)
+        if blend is not None:
+            served = co.blend(served, blend, seed=seed)
     problem = _problem(
         planned, gpus, nodes, replicas, replicas_per_layer, slots, objective, groups, max_copies
     )
     names = None if methods == "all" else [name.strip() for name in methods.split(",")]
     with _progress("comparing") as report:
-        result = co.compare(problem, served, names, seed=seed, workers=workers, progress=report)
+        if holdout == "domains":
+            results = co.compare_domains(
+                problem, names, dispatch=dispatch.lower(), seed=seed, workers=workers,
+                progress=report,
+            )  # fmt: skip
+        else:
+            result = co.compare(
+                problem, served, names, dispatch=dispatch.lower(), seed=seed, workers=workers,
+                progress=report,
+            )  # fmt: skip
+    if holdout == "domains":
+        if as_json:
+            _print_json({domain: result.to_dict() for domain, result in results.items()})
+        else:
+            _print(_domains_table(results))
+        return
     if as_json:
         _print_json(result.to_dict())
         return
     from craftopt.report.tables import comparison_table  # noqa: PLC0415
 
-    _print(comparison_table(result))
+    table = comparison_table(result)
+    if result.dispatch != "even":
+        table.title = f"{table.title}, dispatch {result.dispatch} (gaps: even)"
+    _print(table)
 
 
 @app.command()
 def evaluate(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan, - for stdin.")],
     loads: LoadsArgument,
+    dispatch: Dispatch = "even",
     as_json: AsJson = False,
 ) -> None:
     """Score a plan on loads."""
     if plan == loads == "-":
         raise InputError("stdin can be the plan or the loads, not both")
-    scored = co.evaluate(co.read_plan(sys.stdin.buffer if plan == "-" else plan), _read(loads))
+    held = co.read_plan(sys.stdin.buffer if plan == "-" else plan)
+    scored = co.evaluate(held, _read(loads), dispatch.lower())
     if as_json:
         _print_json(
             {
@@ -243,6 +285,33 @@ def _problem(
         expert_groups=groups,
         max_copies=max_copies,
     )
+
+
+def _domains_table(results: dict[str, co.Comparison]) -> Table:
+    """Lay out served balancedness by method, a column per domain left out, and the mean."""
+    first = next(iter(results.values()))
+    problem = first.problem
+    table = Table(
+        title=f"balancedness of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
+        f"replicas, slots {problem.slots}, objective {problem.objective}, "
+        f"dispatch {first.dispatch}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("method")
+    for domain in results:
+        table.add_column(domain, justify="right", overflow="fold")
+    table.add_column("mean", justify="right", style="bold")
+    for rows in zip(*(result.rows for result in results.values()), strict=True):
+        scores = [row.served.balancedness for row in rows if row.served is not None]
+        if len(scores) == len(rows):
+            cells = [f"{score:.4f}" for score in (*scores, sum(scores) / len(scores))]
+            table.add_row(rows[0].method, *cells)
+    table.caption = "\n".join(f"{row.method}: {row.note}" for row in first.rows if row.note)
+    table.caption_justify = "left"
+    return table
 
 
 @contextmanager

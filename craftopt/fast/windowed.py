@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.interpolate import PchipInterpolator
 
 from craftopt.fast.annealing import anneal
 from craftopt.fast.nominal import plan_nominal
@@ -41,7 +42,7 @@ STEPS_PER_COPY = 2000
 # Part of the steps that a point of a benefit curve gets.
 CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
-CURVE_POINTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 # Under free, a GPU may host this many copies of a layer more or fewer than floor and ceil.
 SLACK = 1
 
@@ -165,7 +166,8 @@ class _Search:
         )
         costs = np.minimum.accumulate(costs, axis=1)
         every = np.arange(0, grid[-1] + 1, step)
-        table = np.stack([np.interp(every, grid, row) for row in costs])
+        # Straight lines between the points would make the knapsack pick the points themselves.
+        table = PchipInterpolator(grid, costs, axis=1)(every)
         return allocate(table, problem.replicas, step)[0]
 
     def place(self, replicas: IntArray) -> Copies:

@@ -1,0 +1,371 @@
+"""Token traces: which experts every token chose, and the windows drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from craftopt.errors import InputError
+from craftopt.loads import FloatArray, IntArray, Loads, as_array, read_only, valid_layer_ids
+
+Order = Literal["recorded", "random"]
+
+# Far above any model; an id beyond is damage, and the loads would not fit into memory.
+_MOST_EXPERTS = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Hold the experts that the router chose, token by token, validated and read-only.
+
+    Parameters
+    ----------
+    topk_ids : array_like of int, shape [tokens, layers, k]
+        Experts of every token in every layer, kept in the type given; -1 = no expert.
+    experts : int, optional
+        Logical experts per layer; the highest id plus 1 by default. Give it for short traces,
+        in which the last expert may be idle.
+    layer_ids : sequence of int, shape [layers], optional
+        The model's own numbers of the layers; 0, 1, ... by default.
+    domain : array_like of int, shape [tokens], optional
+        Position in ``domain_names`` of every token's domain (task, data set, tenant).
+    domain_names : sequence of str, optional
+        ``"0"``, ``"1"``, ... by default.
+    sequence : array_like of int, shape [tokens], optional
+        Number of the sequence (request) that a token belongs to. Numbers may be used again in
+        another domain.
+
+    Raises
+    ------
+    InputError
+        Ids that are no whole numbers, below -1 or not below ``experts``; a wrong rank; no token,
+        layer or choice; columns of a wrong length; a domain without name.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> trace = co.Trace([[[0, 2]], [[1, 2]], [[2, 3]]], domain=[0, 0, 1],
+    ...                  domain_names=["chat", "code"], sequence=[0, 0, 1])
+    >>> trace
+    Trace(tokens=3, layers=1, k=2, experts=4, domains=2)
+    >>> trace.batches(2).window_names
+    ('chat/00000', 'code/00001')
+    >>> trace.by_sequence().tokens
+    array([[[1., 1., 2., 0.]],
+    <BLANKLINE>
+           [[0., 0., 1., 1.]]])
+    """
+
+    topk_ids: npt.NDArray[Any]
+    experts: int
+    layer_ids: IntArray
+    domain: IntArray | None
+    domain_names: tuple[str, ...]
+    sequence: IntArray | None
+
+    def __init__(
+        self,
+        topk_ids: npt.ArrayLike,
+        experts: int | None = None,
+        layer_ids: npt.ArrayLike | None = None,
+        domain: npt.ArrayLike | None = None,
+        domain_names: Sequence[str] | None = None,
+        sequence: npt.ArrayLike | None = None,
+    ) -> None:
+        ids, count = _valid_ids(topk_ids, experts)
+        tokens, layers, _ = ids.shape
+        domains = None if domain is None else _valid_column("domain", domain, tokens)
+        names = _valid_domain_names(domain_names, domains)
+        object.__setattr__(self, "topk_ids", ids)
+        object.__setattr__(self, "experts", count)
+        object.__setattr__(self, "layer_ids", valid_layer_ids(layer_ids, layers))
+        object.__setattr__(self, "domain", domains)
+        object.__setattr__(self, "domain_names", names)
+        object.__setattr__(
+            self,
+            "sequence",
+            None if sequence is None else _valid_column("sequence", sequence, tokens),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return int(self.topk_ids.shape[0])
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return int(self.topk_ids.shape[1])
+
+    def select(self, domains: Sequence[str]) -> Trace:
+        """Return the tokens of the given domains, in their order.
+
+        Raises
+        ------
+        InputError
+            A domain that the trace does not have, or none that has tokens.
+
+        Examples
+        --------
+        >>> import craftopt as co
+        >>> trace = co.Trace([[[0]], [[1]]], 2, domain=[0, 1], domain_names=["chat", "code"])
+        >>> trace.select(domains=["code"])
+        Trace(tokens=1, layers=1, k=1, experts=2, domains=1)
+        """
+        if isinstance(domains, str):
+            raise InputError(f"domains={domains!r} is one text; pass a list of names")
+        if self.domain is None:
+            raise InputError("this trace has no domains; pass domain= and domain_names= to Trace")
+        unknown = [name for name in domains if name not in self.domain_names]
+        if unknown:
+            raise InputError(
+                f"{unknown[0]!r} is no domain of this trace; they are "
+                f"{', '.join(self.domain_names)}"
+            )
+        kept = [name in domains for name in self.domain_names]
+        chosen = np.array(kept, dtype=bool)[self.domain]
+        if not chosen.any():
+            raise InputError(f"there is no token in domains={list(domains)}")
+        return Trace(
+            self.topk_ids[chosen],
+            self.experts,
+            self.layer_ids,
+            (np.cumsum(kept) - 1)[self.domain[chosen]],
+            [name for name in self.domain_names if name in domains],
+            None if self.sequence is None else self.sequence[chosen],
+        )
+
+    def batches(self, size: int, order: Order = "recorded", seed: int = 0) -> Loads:
+        """Cut the trace into windows of ``size`` tokens.
+
+        Every token is in exactly one window; the last one holds what is left and may be short
+        (``select`` of `Loads` drops it). Windows of one domain are named ``domain/00012``,
+        after their position, windows of several ``mixed/00012``.
+
+        Parameters
+        ----------
+        size : int
+            Tokens per window, at least 1.
+        order : {"recorded", "random"}
+            One after the other as recorded, like prefill, or drawn at random from the whole
+            trace, like decode over many requests.
+        seed : int
+            For ``"random"``.
+
+        Raises
+        ------
+        InputError
+            A size below 1, an unknown order.
+
+        Examples
+        --------
+        >>> import craftopt as co
+        >>> co.Trace([[[0]], [[1]], [[1]]]).batches(2).tokens[:, 0]
+        array([[1., 1.],
+               [0., 1.]])
+        """
+        _at_least_1("size", size)
+        if order not in get_args(Order):
+            raise InputError(
+                f"order={order!r} is unknown; pass one of {', '.join(get_args(Order))}"
+            )
+        window = np.arange(self.tokens) // size
+        if order == "random":
+            window = np.random.default_rng(seed).permuted(window)
+        return self._windows(window, [f"{index:05d}" for index in range(int(window.max()) + 1)])
+
+    def by_sequence(self) -> Loads:
+        """Make one window per sequence, in order of first tokens, named ``domain/sequence``.
+
+        Raises
+        ------
+        InputError
+            A trace without sequences.
+        """
+        window, first, numbers = self._sequences()
+        return self._windows(window, [str(number) for number in numbers[first]])
+
+    def sequence_batches(self, n: int, count: int, seed: int = 0) -> Loads:
+        """Draw windows of ``n`` whole sequences at random, as concurrent requests would be.
+
+        A sequence stands at most once in a window and may stand in many. Named as in `batches`.
+        `select` first, to draw from some domains only.
+
+        Parameters
+        ----------
+        n : int
+            Sequences per window, at most as many as there are.
+        count : int
+            Windows to draw.
+        seed : int
+
+        Raises
+        ------
+        InputError
+            A trace without sequences, or with fewer than ``n``; ``n`` or ``count`` below 1.
+
+        Examples
+        --------
+        >>> import craftopt as co
+        >>> trace = co.Trace([[[0]], [[1]], [[1]]], sequence=[7, 8, 9])
+        >>> trace.sequence_batches(n=2, count=5).tokens.sum(axis=2).ravel()
+        array([2., 2., 2., 2., 2.])
+        """
+        _at_least_1("n", n)
+        _at_least_1("count", count)
+        window, first, _ = self._sequences()
+        if n > first.size:
+            raise InputError(
+                f"n={n} sequences cannot be drawn from {first.size}; "
+                f"pass n <= {first.size}, or select more domains"
+            )
+        single = self._count(window, first.size)
+        generator = np.random.default_rng(seed)
+        drawn = np.array([generator.choice(first.size, n, replace=False) for _ in range(count)])
+        tokens = np.array([single[chosen].sum(axis=0) for chosen in drawn])
+        names = [f"{index:05d}" for index in range(count)]
+        if self.domain is not None:
+            one_hot = np.eye(len(self.domain_names))
+            names = self._named(names, one_hot[self.domain[first[drawn]]].sum(axis=1))
+        return Loads(tokens, self.layer_ids, names)
+
+    def _sequences(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Give every sequence a number, in order of first tokens.
+
+        Returns
+        -------
+        position : int64 [tokens]
+            Which sequence a token belongs to.
+        first : int64 [sequences]
+            First token of every sequence.
+        numbers : int64 [tokens]
+            `sequence`, which is there.
+        """
+        if self.sequence is None:
+            raise InputError(
+                "this trace has no sequences; pass sequence= to Trace, or use batches(size)"
+            )
+        _, key = np.unique(self.sequence, return_inverse=True)
+        if self.domain is not None:
+            key = key * len(self.domain_names) + self.domain
+        _, first, key = np.unique(key, return_index=True, return_inverse=True)
+        rank = np.empty_like(first)
+        rank[np.argsort(first)] = np.arange(first.size)
+        return rank[key], np.sort(first), self.sequence
+
+    def _windows(self, window: IntArray, names: Sequence[str]) -> Loads:
+        """Make loads of a window per token; names get the domain in front, if there are any."""
+        if self.domain is not None:
+            domains = len(self.domain_names)
+            cells = np.bincount(window * domains + self.domain, minlength=len(names) * domains)
+            names = self._named(names, cells.reshape(-1, domains))
+        return Loads(self._count(window, len(names)), self.layer_ids, names)
+
+    def _named(self, names: Sequence[str], held: npt.NDArray[Any]) -> list[str]:
+        """Put the domain in front, by what windows hold of each, [windows, domains]."""
+        pure = (held > 0).sum(axis=1) == 1
+        return [
+            f"{self.domain_names[domain] if one else 'mixed'}/{name}"
+            for domain, one, name in zip(held.argmax(axis=1), pure, names, strict=True)
+        ]
+
+    def _count(self, window: IntArray, windows: int) -> FloatArray:
+        """Count the choices of every expert, float64 [windows, layers, experts]."""
+        result = np.empty((windows, self.layers, self.experts))
+        width = self.experts + 1  # the first cell collects -1
+        start = (window * width + 1)[:, np.newaxis]
+        for layer in range(self.layers):
+            cells = (start + self.topk_ids[:, layer].astype(np.int64)).ravel()
+            counts = np.bincount(cells, minlength=windows * width)
+            result[:, layer] = counts.reshape(windows, width)[:, 1:]
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles are made anew, so that they are read-only too.
+        return Trace, (
+            self.topk_ids,
+            self.experts,
+            self.layer_ids,
+            self.domain,
+            self.domain_names if self.domain is not None else None,
+            self.sequence,
+        )
+
+    def __repr__(self) -> str:
+        domains = f", domains={len(self.domain_names)}" if self.domain is not None else ""
+        return (
+            f"Trace(tokens={self.tokens}, layers={self.layers}, k={self.topk_ids.shape[2]}, "
+            f"experts={self.experts}{domains})"
+        )
+
+
+def _valid_ids(topk_ids: npt.ArrayLike, experts: int | None) -> tuple[npt.NDArray[Any], int]:
+    ids = as_array("topk_ids", topk_ids)
+    if ids.dtype.kind not in "iu" or ids.ndim != 3:
+        raise InputError(
+            f"topk_ids has shape {ids.shape} and type {ids.dtype}; "
+            "pass whole numbers [tokens, layers, k]"
+        )
+    for size, name in zip(ids.shape, ("tokens", "layers", "choices"), strict=True):
+        if size == 0:
+            raise InputError(f"topk_ids has 0 {name} (shape {ids.shape}); at least 1 is needed")
+    highest = int(ids.max())
+    count = highest + 1 if experts is None else experts
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        if experts is None:
+            raise InputError("topk_ids holds no expert, only -1; drop such traces")
+        raise InputError(f"experts={experts}; pass a whole number, at least 1")
+    if count > _MOST_EXPERTS:
+        raise InputError(
+            f"topk_ids holds ids up to {highest} (experts={count}); at most {_MOST_EXPERTS} "
+            "experts per layer are read, so the file is damaged or these are no expert ids"
+        )
+    if ids.min() < -1 or highest >= count:
+        raise InputError(
+            f"topk_ids holds ids {ids.min()}..{highest}; with experts={count} they must be "
+            f"-1 (no expert) or 0..{count - 1}"
+        )
+    return read_only(np.array(ids, dtype=ids.dtype.newbyteorder("="), order="C")), int(count)
+
+
+def _valid_column(name: str, values: npt.ArrayLike, tokens: int) -> IntArray:
+    column = as_array(name, values)
+    if column.dtype.kind not in "iu" or column.shape != (tokens,):
+        raise InputError(
+            f"{name} has shape {column.shape} and type {column.dtype}; "
+            f"pass one whole number per token, shape ({tokens},)"
+        )
+    if column.min() < 0 or column.max() > np.iinfo(np.int64).max:
+        raise InputError(
+            f"{name} holds {column.min()}..{column.max()}; numbers must be 0..2**63 - 1"
+        )
+    return read_only(column.astype(np.int64))
+
+
+def _valid_domain_names(names: Sequence[str] | None, domain: IntArray | None) -> tuple[str, ...]:
+    if domain is None:
+        if names is not None:
+            raise InputError("domain_names without domain; pass the domain of every token, too")
+        return ()
+    highest = int(domain.max())
+    if names is None:
+        if highest >= domain.size:
+            raise InputError(f"domain holds {highest}; without domain_names number them 0, 1, ...")
+        return tuple(str(index) for index in range(highest + 1))
+    if isinstance(names, str):
+        raise InputError(f"domain_names={names!r} is one text; pass a list of names")
+    checked = tuple(str(name) for name in names)
+    if highest >= len(checked):
+        raise InputError(f"domain holds {highest}, but there are {len(checked)} domain_names")
+    if len(set(checked)) != len(checked):
+        raise InputError("domain_names repeats a name; every domain needs its own")
+    return checked
+
+
+def _at_least_1(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name}={value!r}; pass a whole number, at least 1")

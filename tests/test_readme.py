@@ -1,0 +1,84 @@
+"""The README and the pages on methods: what they show is what happens."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import craftopt as co
+from craftopt.solving import METHODS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shown(command: str) -> list[str]:
+    """Return the lines that the README shows below a command."""
+    block = re.search(rf"```console\n\$ {re.escape(command)}\n(.*?)```", README, re.DOTALL)
+    assert block, f"the README does not show '{command}'"
+    return block[1].splitlines()
+
+
+def test_the_example_gives_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes a plan
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert result.attempted >= 7
+    assert result.failed == 0
+
+
+def test_make_demo_gives_what_is_shown():
+    """Every line but the times, which are the machine's."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    arguments = re.search(r"/craftopt (compare .*)", makefile)[1].split()
+    command = [sys.executable, "-m", "craftopt", *arguments]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, encoding="utf-8")
+
+    def without_times(line: str) -> list[str]:
+        return re.sub(r"\s[\d.]+\s*$", "", line).split()
+
+    printed = [without_times(line) for line in done.stdout.splitlines()]
+    for line in shown("make demo"):
+        assert without_times(line) in printed
+
+
+GLM = ROOT.parent / "shared" / "data" / "glm52_five_domains.npz"
+
+
+@pytest.mark.skipif(not GLM.exists(), reason="measured loads (shared/data) are absent")
+def test_the_table_on_measured_loads_is_what_is_measured():
+    planned, served = co.holdout(co.read_loads(GLM), "odd-even")
+    problem = co.Problem(planned, gpus=64, nodes=8, replicas_per_layer=8, slots="even")
+    for method in ("eplb-counts", "nominal"):
+        plan = co.solve(problem, method).plan
+        scored = [co.evaluate(plan, windows) for windows in (planned.total(), planned, served)]
+        cells = [f"`{method}`", *(f"{score.relative_time:.3f}" for score in scored)]
+        assert f"| {' | '.join(cells)} |" in README
+
+
+def test_make_test_is_shown_as_a_passing_run():
+    assert re.search(r"\d+ passed.* in [\d.]+s", shown("make test")[-1])
+
+
+@pytest.mark.parametrize(
+    ("page", "pattern"),
+    [("README.md", r"^\| `([a-z-]+)` \| [^|]+ \|$"), ("docs/methods.md", r"^## (.+)$")],
+)
+def test_every_method_is_documented_and_nothing_else(page, pattern):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page == "README.md":
+        text = re.search(r"## Methods\n(.*?)\n## ", text, re.DOTALL)[1]
+    assert re.findall(pattern, text, re.MULTILINE) == list(METHODS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_to_files_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    named = re.findall(r"`((?:[\w-]+/)*[\w.-]+\.(?:cff|md|py|ipynb|toml))`", text)
+    for target in linked + named:
+        assert target == "NAME.py" or (ROOT / target).exists(), f"{page} names {target}"
