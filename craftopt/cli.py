@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import io
 import json
 import sys
 import warnings
@@ -25,6 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+# click's UsageError, which typer carries inside from some version on
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 LoadsArgument = Annotated[
     str, typer.Argument(metavar="LOADS", help="File of loads, - for stdin, or an example's name.")
@@ -61,6 +66,22 @@ Blend = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"craftopt {co.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Plan expert replication and placement for Mixture-of-Experts serving."""
+
+
 @app.command()
 def plan(
     loads: LoadsArgument,
@@ -72,7 +93,7 @@ def plan(
     objective: ObjectiveOption = "time",
     groups: Groups = None,
     max_copies: MaxCopies = None,
-    method: Annotated[str, typer.Option(help="How to plan.")] = "eplb-counts",
+    method: Annotated[str, typer.Option(help="How to plan.")] = "fast",
     seed: Seed = 0,
     work_limit: Annotated[int | None, typer.Option(help="Most iterations.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; a safety stop.")] = None,
@@ -85,7 +106,7 @@ def plan(
         _read(loads), gpus, nodes, replicas, replicas_per_layer, slots, objective, groups,
         max_copies,
     )  # fmt: skip
-    with _progress(f"planning with {method}"):
+    with _progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
             method,
@@ -93,8 +114,9 @@ def plan(
             work_limit=work_limit,
             time_limit=time_limit,
             workers=workers,
+            progress=lambda done: report(f"{done:.0%}"),
         )
-    if output is not None:
+    if output is not None and result.has_plan:
         result.plan.save(output)
     if as_json:
         _print_json(
@@ -109,7 +131,7 @@ def plan(
                 "runtime": result.runtime,
                 "message": result.message,
                 "replicas": result.plan.replicas if result.has_plan else None,
-                "output": str(output) if output is not None else None,
+                "output": str(output) if output is not None and result.has_plan else None,
             }
         )
         if not result.has_plan:
@@ -156,7 +178,9 @@ def compare(
     problem = _problem(
         planned, gpus, nodes, replicas, replicas_per_layer, slots, objective, groups, max_copies
     )
-    names = None if methods == "all" else [name.strip() for name in methods.split(",")]
+    names: list[str] | None = [name.strip() for name in methods.split(",")]
+    if names == ["all"]:
+        names = None
     with _progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
@@ -242,10 +266,17 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # bars that a terminal cannot show
     warnings.showwarning = _show_warning
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except CraftoptError as error:
         print(f"craftopt: {error}", file=sys.stderr)
         sys.exit(2)
+    except _UsageError as error:
+        text = " ".join(error.format_message().split())
+        if text:  # without arguments, the help has been printed
+            print(f"craftopt: {text}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -257,8 +288,10 @@ def _read(source: str) -> co.Loads:
     if not Path(source).exists() and source.lower() in co.example_names():
         return co.load_example(source)
     if not Path(source).exists():
+        close = difflib.get_close_matches(source.lower(), co.example_names(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"there is no file {source}; the examples are {', '.join(co.example_names())}"
+            f"there is no file {source}; the examples are {', '.join(co.example_names())}{hint}"
         )
     return co.read_loads(source)
 
@@ -328,9 +361,14 @@ def _progress(task: str) -> Iterator[Any]:
 
 def _print(content: Any) -> None:
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or pipe has no width to wrap to
-    console.print(content)
+    if console.is_terminal:
+        # Rather lines that wrap than figures that are cut.
+        console.width = max(console.width, 120)
+        console.print(content)
+        return
+    page = io.StringIO()
+    Console(file=page, width=160).print(content)  # a file or pipe has no width to wrap to
+    print("\n".join(line.rstrip() for line in page.getvalue().rstrip().splitlines()))
 
 
 def _print_json(content: Any) -> None:

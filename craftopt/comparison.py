@@ -126,6 +126,8 @@ def compare(
     placement 0.9
     """
     chosen = methods() if names is None else tuple(names)
+    if not chosen:
+        raise InputError("names is empty; pass at least one method, or None for all")
     for name in chosen:
         find_method(name)
     if dispatch not in DISPATCHES:

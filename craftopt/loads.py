@@ -18,7 +18,7 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 # Beyond this range, sums and quotients of loads leave the floating-point numbers.
-_LEAST = 1e-30
+_LEAST, _MOST = 1e-30, 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,10 +229,10 @@ def _valid_tokens(tokens: npt.ArrayLike) -> FloatArray:
             f"token counts must be finite and at least 0 ({bad.sum()} such cell(s))"
         )
     used = values[values > 0]
-    if used.size and not (used.min() >= _LEAST and used.max() <= 1 / _LEAST):
+    if used.size and not (used.min() >= _LEAST and used.max() <= _MOST):
         raise InputError(
             f"tokens span {used.min():.3g} to {used.max():.3g}; counts that are not 0 must lie "
-            f"within {_LEAST:g} and {1 / _LEAST:g}: scale them"
+            f"within {_LEAST:g} and {_MOST:g}: scale them"
         )
     return read_only(values)
 

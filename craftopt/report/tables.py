@@ -30,13 +30,13 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("method")
     for name in ("replicas", "slots/GPU"):
         table.add_column(name, justify="right")
-    for name in ("balancedness", "worst layer", "rel. time"):
+    for name in ("balanced", "worst layer", "time"):
         if both:
             table.add_column(f"{name}\nplanned", justify="right")
             table.add_column("\nserved", justify="right", style="bold")
         else:
             table.add_column(name, justify="right")
-    for name in ("gap", "duplicates", "ms"):
+    for name in ("gap", "dup.", "ms"):
         table.add_column(name, justify="right")
     for row in comparison.rows:
         if row.planned is None or row.slots_per_gpu is None:
@@ -47,9 +47,9 @@ def comparison_table(comparison: Comparison) -> Table:
         for first, second in pairs:
             cells += [first, second] if both else [first]
         cells += [
-            "-" if row.gap is None else f"{row.gap:.2%}",
+            "-" if row.gap is None else f"{row.gap:.1%}",
             str(row.duplicates),
-            f"{row.milliseconds:.1f}",
+            f"{row.milliseconds:,.0f}" if row.milliseconds >= 10 else f"{row.milliseconds:.1f}",
         ]
         table.add_row(*cells)
     notes = [f"{row.method}: {row.note}" for row in comparison.rows if row.note]
@@ -156,9 +156,9 @@ def _cells(scores: Scores | None) -> list[str]:
     if scores is None:
         return ["", "", ""]
     return [
-        f"{scores.balancedness:.4f}",
-        f"{scores.worst_layer:.4f}",
-        f"{scores.relative_time:.4f}",
+        f"{scores.balancedness:.3f}",
+        f"{scores.worst_layer:.3f}",
+        f"{scores.relative_time:.3f}",
     ]
 
 
