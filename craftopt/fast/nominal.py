@@ -37,9 +37,11 @@ SLACK = 2
 ALLOCATION_TOLERANCE = 3e-4
 # ... but not before that many placements, and at the latest after that many more per layer.
 LEAST_PLACEMENTS = 300
-PLACEMENTS = 12
+PLACEMENTS = 8
 # Rounds in which budget that the sum has no use for is offered to the layers.
 SPEND_ROUNDS = 3
+# Costs this close, relative, are equal.
+NOISE = 1e-9
 # Choices of replicas beyond the last one where any bound still gains.
 BEYOND = 8
 
@@ -99,7 +101,9 @@ def _allocate(layers: _Layers, work: int) -> tuple[Copies, bool]:
     if kept.size:
         allocation.measure(kept, choices[kept])
     best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
-    for budget in range(problem.replicas, -1, -step):
+    repaired = False
+    budget = problem.replicas
+    while budget >= 0:
         replicas, cost, ran_out = allocation.solve(budget)
         stopped |= ran_out
         if cost >= best_cost:
@@ -110,7 +114,17 @@ def _allocate(layers: _Layers, work: int) -> tuple[Copies, bool]:
             best, best_cost = copies, reached
         if not repaired or stopped:
             break
-    if allocation.spent >= LEAST_PLACEMENTS:
+        budget = int(replicas.sum()) - step  # budgets between the two have the same allocation
+    start = layers.start()
+    if start is not None and layers.cost(start) < best_cost:
+        return start, stopped
+    if repaired and layers.slack:
+        # Where equal totals cost something, the layout that needs no repairs may be better.
+        level, ran_out = _allocate(_Layers(problem.replace(slots="even"), layers.workers), work)
+        stopped |= ran_out
+        if layers.cost(level) < best_cost:
+            return level, stopped
+    if LEAST_PLACEMENTS <= allocation.spent < work:
         best = _spend(layers, best, best_cost)
     return best, stopped
 
@@ -161,14 +175,14 @@ def _fill_uniform(layers: _Layers, work: int) -> tuple[Copies, bool]:
         replicas = np.full(count, slots * problem.gpus - experts)
         if best.size:
             fewer = problem.replace(replicas=int(replicas.sum()))
-            if layer_costs(fewer).sum() >= best_cost:
+            if layer_costs(fewer).sum() >= best_cost - NOISE * abs(best_cost):
                 break  # no plan with so few slots is better, nor with fewer
             if work < count:
                 stopped = True
                 break
         cost = float(layers.measure(every, replicas // problem.replica_step).sum())
         work -= count
-        if cost < best_cost:
+        if not best.size or cost < best_cost - NOISE * abs(best_cost):
             best, best_cost = replicas, cost
     return layers.copies(best), stopped
 
@@ -180,13 +194,13 @@ class _Layers:
         self.problem = problem
         self.weight: FloatArray = problem.loads.tokens[0]
         self._group_of, self.nodes = group_ids(problem)
-        self._workers = workers
+        self.workers = workers
         self._placed: dict[tuple[int, int], Copies] = {}
         self._costs: dict[tuple[int, int], float] = {}
         # With one layer, equal totals are equal counts.
-        self._slack = SLACK if problem.slots == "free" and problem.loads.layers > 1 else 0
+        self.slack = SLACK if problem.slots == "free" and problem.loads.layers > 1 else 0
         # The replicas that a layer has in the previous plan; -1 where that is no start.
-        self.previous = usable_replicas(problem, problem.gpus if self._slack else 1)
+        self.previous = usable_replicas(problem, problem.gpus if self.slack else 1)
 
     def copies(self, replicas: IntArray) -> Copies:
         """Stack the placements of all layers, uint8 [layers, experts, gpus]."""
@@ -211,12 +225,12 @@ class _Layers:
                 self.nodes,
                 self.problem.gpus,
                 self.problem.copies_limit,
-                self._slack,
+                self.slack,
                 TOLERANCE,
             )
             return placed
 
-        parts = np.array_split(np.arange(layers.size), min(self._workers, layers.size))
+        parts = np.array_split(np.arange(layers.size), min(self.workers, layers.size))
         if len(parts) == 1:
             done = [place(parts[0])]
         else:
@@ -227,7 +241,7 @@ class _Layers:
         mean = self.weight[layers].sum(axis=1) / self.problem.gpus
         for index, key in enumerate(zip(layers.tolist(), replicas.tolist(), strict=True)):
             if self.previous[layers[index]] == replicas[index]:
-                kept, reached = self._improve_previous(int(layers[index]), float(mean[index]))
+                kept, reached = self._improve_previous(int(layers[index]))
                 if reached <= max(value[index], mean[index] * (1.0 + TOLERANCE)):
                     placed[index], value[index] = kept, reached
             self._placed[key] = placed[index]
@@ -243,13 +257,28 @@ class _Layers:
         keys = zip(layers.tolist(), replicas.tolist(), strict=True)
         return np.array([self._costs[key] for key in keys])
 
-    def _improve_previous(self, layer: int, mean: float) -> tuple[Copies, float]:
+    def _improve_previous(self, layer: int) -> tuple[Copies, float]:
         """Improve the previous plan's placement of a layer, node by node."""
         assert self.problem.previous is not None
         copies = self.problem.previous.copies[layer].copy()
         share = self.weight[layer] / copies.sum(axis=1)
         width = self.problem.gpus // self.nodes
+        # Stop where a fresh placement stops, so that a plan is kept as it is.
+        by_node = (share @ copies).reshape(self.nodes, width).sum(axis=1) / width
+        bound = max(float(share.max()), float(by_node.max()))
         for first in range(0, self.problem.gpus, width):
             local = np.ascontiguousarray(copies[:, first : first + width])
-            copies[:, first : first + width] = improve_layer(share, local, mean * (1.0 + TOLERANCE))
+            copies[:, first : first + width] = improve_layer(
+                share, local, bound * (1.0 + TOLERANCE)
+            )
         return copies, float((share @ copies).max())
+
+    def start(self) -> Copies | None:
+        """Return the previous plan, improved, where it keeps the rules as it stands."""
+        previous = self.problem.previous
+        if previous is None or (self.previous < 0).any():
+            return None
+        totals = previous.copies.sum(axis=(0, 1), dtype=np.int64)
+        if self.previous.sum() > self.problem.replicas or np.ptp(totals) > 1:
+            return None
+        return np.stack([self._improve_previous(layer)[0] for layer in range(self.weight.shape[0])])

@@ -20,6 +20,8 @@ _PROGRESS = 1e-9
 _ENOUGH = 0.3
 # A layer whose fullest GPU stays this far above its bound has copies exchanged.
 _BAD = 1e-3
+# At most so often.
+_TRIALS = 40
 # Worse placements that a search goes through, in a row, before it returns.
 _DEPTH = 3
 
@@ -157,27 +159,36 @@ def _place(
     tolerance: float,
 ) -> tuple[BoolArray, float]:
     """Place given copies; where the result stays bad, exchange copies and place again."""
-    hosted, fullest, crowd = _pack_and_improve(weight, count, gpus, slack, bound, tolerance)
+    hosted, fullest, crowd = _pack_and_improve(weight, count, gpus, slack, bound, tolerance, True)
+    trials = 0
     while fullest > bound * (1.0 + _BAD):
         better = False
-        # One copy more of an expert on the fullest GPU, one less of the expert whose copies
-        # grow least by it.
+        # One copy less of an expert whose copies grow least by it; one more of an expert on the
+        # fullest GPU, or of the lightest, as a filler.
         donors = np.full(weight.size, np.inf)
         for expert in range(weight.size):
             if count[expert] > 1:
                 donors[expert] = weight[expert] / (count[expert] - 1)
+        filler = int(np.argmin(np.where(count < copies_limit, weight, np.inf)))
         for donor in np.argsort(donors)[:2]:
             if not donors[donor] < fullest:
                 break
-            for expert in crowd:
+            for expert in np.append(crowd, filler):
                 if expert == donor or count[expert] == copies_limit:
                     continue
+                if trials == _TRIALS:
+                    return hosted, fullest
+                trials += 1
                 trial = count.copy()
                 trial[donor] -= 1
                 trial[expert] += 1
-                found, value, met = _pack_and_improve(weight, trial, gpus, slack, bound, tolerance)
+                # Kicks take long: only a trial that is better without them gets them.
+                value = _pack_and_improve(weight, trial, gpus, slack, bound, tolerance, False)[1]
                 if value < fullest * (1.0 - _PROGRESS):
-                    hosted, fullest, crowd, count = found, value, met, trial
+                    count = trial
+                    hosted, fullest, crowd = _pack_and_improve(
+                        weight, count, gpus, slack, bound, tolerance, True
+                    )
                     better = True
                     break
             if better:
@@ -195,6 +206,7 @@ def _pack_and_improve(
     slack: int,
     bound: float,
     tolerance: float,
+    kicks: bool,
 ) -> tuple[BoolArray, float, IntArray]:
     share = weight / count
     total = count.sum()
@@ -211,7 +223,7 @@ def _pack_and_improve(
     items, filled, load, hosted = pack(share, count, capacity, high[0])
     target = bound * (1.0 + tolerance)
     improve(share, items, filled, load, hosted, low, high, target, 10 * total)
-    while load.max() > bound * (1.0 + _BAD):
+    while kicks and load.max() > bound * (1.0 + _BAD):
         if not _kick(share, items, filled, load, hosted, low, high, target):
             break
     fullest = int(np.argmax(load))
