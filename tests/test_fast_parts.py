@@ -10,7 +10,7 @@ from strategies import token_arrays
 
 from craftopt.bounds import max_copy_load
 from craftopt.fast.allocation import MeasuredAllocation
-from craftopt.fast.placement import improve, improve_layer, pack, place_layers
+from craftopt.fast.placement import improve, improve_layer, pack, place_layer
 from craftopt.fast.replication import replicate
 from craftopt.fast.symmetry import equalise
 from craftopt.knapsack import allocate
@@ -131,9 +131,13 @@ def layers_to_place(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 @given(layers_to_place(), st.sampled_from([0, 2]))
-def test_place_layers_spends_the_replicas_within_the_rules(layers, slack):
+def test_place_layer_spends_the_replicas_within_the_rules(layers, slack):
     weight, replicas, group_of, nodes, gpus, limit = layers
-    copies, value = place_layers(weight, replicas, group_of, nodes, gpus, limit, slack, 1e-4)
+    placed = [
+        place_layer(load, int(r), group_of, nodes, gpus, limit, slack, 1e-4)
+        for load, r in zip(weight, replicas, strict=True)
+    ]
+    copies, value = np.stack([copies for copies, _ in placed]), [value for _, value in placed]
     count = copies.sum(axis=2, dtype=np.int64)
     assert (copies.sum(axis=(1, 2)) - weight.shape[1]).tolist() == replicas.tolist()
     assert copies.max() == 1

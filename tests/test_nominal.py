@@ -170,7 +170,6 @@ def test_without_budget_there_are_no_replicas():
     assert result.objective == pytest.approx(8 / 6.5)
 
 
-@pytest.mark.xfail(strict=True, reason="repair has no alternative")
 def test_free_is_never_worse_than_even_where_the_rules_differ_by_layers():
     # One GPU takes the four 5s, the others a copy of the 80 each: level, but no other layer can
     # make up for its three slots more. Repaired it is 12.5 % from the bound; even is at 2.5 %.
@@ -237,7 +236,6 @@ def test_budget_that_buys_nothing_is_left():
         assert result.status is co.Status.OPTIMAL
 
 
-@pytest.mark.xfail(strict=True, reason="every smaller budget is tried, one by one")
 def test_budget_that_buys_nothing_takes_no_time():
     loads = co.Loads(np.floor(np.random.default_rng(0).lognormal(2, 2, (2, 32))))
     plan(co.Problem(loads, 20, replicas=40))
@@ -283,7 +281,6 @@ def test_a_start_is_never_lost(rule):
         assert not worse(result.objective, objective_value(start, problem), problem, KEPT)
 
 
-@pytest.mark.xfail(strict=True, reason="repairs lose the start's equal totals")
 def test_a_start_with_unequal_slots_is_never_lost():
     loads = co.Loads([[64, 3, 11, 35, 52, 91, 14, 54], [7, 95, 78, 15, 83, 81, 54, 22]])
     problem = co.Problem(loads, 2, replicas=8, objective="balancedness")
@@ -294,7 +291,7 @@ def test_a_start_with_unequal_slots_is_never_lost():
 
 @pytest.mark.parametrize(
     "groups",
-    [None, pytest.param(4, marks=pytest.mark.xfail(strict=True, reason="stops elsewhere"))],
+    [None, 4],
 )
 def test_planning_again_from_its_own_plan_keeps_it_byte_for_byte(totals, groups):
     loads = totals["qwen3-235b"]
@@ -306,7 +303,6 @@ def test_planning_again_from_its_own_plan_keeps_it_byte_for_byte(totals, groups)
     assert again.plan.to_json() == first.plan.to_json()
 
 
-@pytest.mark.xfail(strict=True, reason="a last bit decides between slot counts")
 def test_planning_again_keeps_the_slots_where_fewer_would_do():
     loads = co.Loads([[7, 1, 3, 6, 3, 2, 8, 5]])
     problem = co.Problem(loads, 3, replicas=13, slots="uniform", objective="balancedness")

@@ -24,7 +24,7 @@ BATCH = 32
 _SAMPLE = 6
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _root(value: float) -> float:
     """Compute the 8th root."""
     return float(np.sqrt(np.sqrt(np.sqrt(value))))
@@ -60,7 +60,7 @@ def _fullest(state: npt.NDArray[np.uint64], load: FloatArray, first: int, gpus: 
     return best
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _norms(load: FloatArray, power: FloatArray, norm: FloatArray) -> None:
     """Make the powers and their sums anew."""
     norm[:] = 0.0
@@ -74,15 +74,29 @@ def _norms(load: FloatArray, power: FloatArray, norm: FloatArray) -> None:
             norm[b] += q
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def _cost(norm: FloatArray, weight: FloatArray) -> float:
-    total = 0.0
+@njit(cache=True, nogil=True)
+def _total(parts: FloatArray) -> float:
+    """Sum in an order of its own, so that every processor gets the same last bit."""
+    sum0 = sum1 = sum2 = sum3 = 0.0
+    whole = parts.size - parts.size % 4
+    for b in range(0, whole, 4):
+        sum0 += parts[b]
+        sum1 += parts[b + 1]
+        sum2 += parts[b + 2]
+        sum3 += parts[b + 3]
+    for b in range(whole, parts.size):
+        sum0 += parts[b]
+    return (sum0 + sum1) + (sum2 + sum3)
+
+
+@njit(cache=True, nogil=True)
+def _cost(norm: FloatArray, weight: FloatArray, parts: FloatArray) -> float:
     for b in range(norm.size):
-        total += weight[b] * _root(norm[b])
-    return total
+        parts[b] = weight[b] * _root(norm[b])
+    return _total(parts)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _cost_of_shift(
     up: FloatArray,
     down: FloatArray,
@@ -92,9 +106,9 @@ def _cost_of_shift(
     power2: FloatArray,
     norm: FloatArray,
     weight: FloatArray,
+    parts: FloatArray,
 ) -> float:
     """Compute the cost after GPU 1 gets ``up`` for ``down``, and GPU 2 the reverse."""
-    total = 0.0
     for b in range(norm.size):
         shift = up[b] - down[b]
         q1 = load1[b] + shift
@@ -106,11 +120,11 @@ def _cost_of_shift(
         q1 *= q1
         q2 *= q2
         both = q1 + q2
-        total += weight[b] * _root(max(norm[b] - power1[b] - power2[b] + both, both))
-    return total
+        parts[b] = weight[b] * _root(max(norm[b] - power1[b] - power2[b] + both, both))
+    return _total(parts)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _set_load(
     gpu: int, load: FloatArray, power: FloatArray, norm: FloatArray, fresh: FloatArray
 ) -> None:
@@ -212,13 +226,14 @@ def anneal(
     power = np.empty((gpus, windows))
     norm = np.empty(windows)
     _norms(load, power, norm)
-    cost = _cost(norm, weight)
+    cost = np.inf  # made at the first step
     best_cost = np.inf
     best_items, best_filled = items.copy(), filled.copy()
     scratch = np.empty((gpus, windows))
     touched = np.empty(gpus, dtype=np.int64)
     mark = np.full(gpus, -1, dtype=np.int64)
     trial = np.empty(windows)
+    pair = np.empty((2, windows))
     nothing = np.zeros(windows)
     cooling = (cold / hot) ** (1.0 / max(steps, 1))
     temperature = hot
@@ -241,7 +256,7 @@ def anneal(
                 for slot in range(filled[gpu]):
                     load[gpu] += share[items[gpu, slot]]
             _norms(load, power, norm)
-            cost = _cost(norm, weight)
+            cost = _cost(norm, weight, trial)
         first = _draw(state, nodes) * width if nodes > 1 else 0
         if many == 0 or _draw(state, 10) < 7:
             if _draw(state, 10) < 3:
@@ -262,20 +277,17 @@ def anneal(
                 if not movable:
                     continue
                 taken = -1
-                fresh = _cost_of_shift(
-                    nothing, share[given], load[a], load[b], power[a], power[b], norm, weight
-                )  # fmt: skip
+                up = nothing
             else:
                 taken = items[b, j]
                 if hosted[taken, a]:
                     continue
-                fresh = _cost_of_shift(
-                    share[taken], share[given], load[a], load[b], power[a], power[b], norm,
-                    weight,
-                )  # fmt: skip
+                up = share[taken]
+            fresh = _cost_of_shift(
+                up, share[given], load[a], load[b], power[a], power[b], norm, weight, trial
+            )
             if fresh - cost > 0.0 and fresh - cost > -temperature * np.log(_uniform(state)):
                 continue
-            up = nothing if taken < 0 else share[taken]
             trial[:] = load[a] + (up - share[given])
             _set_load(a, load, power, norm, trial)
             trial[:] = load[b] - (up - share[given])
@@ -344,7 +356,7 @@ def anneal(
             if moved >= 0:
                 scratch[mark[a]] += share[moved]
                 scratch[mark[b]] -= share[moved]
-            fresh = _cost_of_rows(scratch, touched, many_touched, power, norm, weight, trial)
+            fresh = _cost_of_rows(scratch, touched, many_touched, power, norm, weight, pair)
             if fresh - cost > 0.0 and fresh - cost > -temperature * np.log(_uniform(state)):
                 continue
             for k in range(many_touched):
@@ -389,7 +401,7 @@ def anneal(
     return result
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _cost_of_rows(
     rows: FloatArray,
     touched: IntArray,
@@ -400,19 +412,19 @@ def _cost_of_rows(
     scratch: FloatArray,
 ) -> float:
     """Compute the cost with new loads of some GPUs."""
-    added = scratch
+    added = scratch[0]
+    kept = scratch[1]
     added[:] = 0.0
-    total = 0.0
+    kept[:] = norm
     for k in range(many):
+        row, gone = rows[k], power[touched[k]]
         for b in range(norm.size):
-            q = rows[k, b]
+            q = row[b]
             q *= q
             q *= q
             q *= q
             added[b] += q
+            kept[b] -= gone[b]
     for b in range(norm.size):
-        gone = 0.0
-        for k in range(many):
-            gone += power[touched[k], b]
-        total += weight[b] * _root(max(norm[b] - gone + added[b], added[b]))
-    return total
+        added[b] = weight[b] * _root(max(kept[b] + added[b], added[b]))
+    return _total(added)

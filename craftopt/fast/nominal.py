@@ -19,7 +19,7 @@ from craftopt.bounds import layer_costs
 from craftopt.errors import CraftoptWarning
 from craftopt.evaluation import objective_value
 from craftopt.fast.allocation import MeasuredAllocation
-from craftopt.fast.placement import improve_layer, place_layers
+from craftopt.fast.placement import improve_layer, place_layer
 from craftopt.fast.previous import group_ids, usable_replicas
 from craftopt.fast.symmetry import equalise
 from craftopt.loads import FloatArray, IntArray
@@ -217,10 +217,10 @@ class _Layers:
         """Place layers with ``choices * replica_step`` replicas; return their costs."""
         replicas = choices * self.problem.replica_step
 
-        def place(part: IntArray) -> tuple[Copies, FloatArray]:
-            placed: tuple[Copies, FloatArray] = place_layers(
-                self.weight[layers[part]],
-                replicas[part],
+        def place(index: int) -> tuple[Copies, float]:
+            return place_layer(
+                self.weight[layers[index]],
+                int(replicas[index]),
                 self._group_of,
                 self.nodes,
                 self.problem.gpus,
@@ -228,16 +228,14 @@ class _Layers:
                 self.slack,
                 TOLERANCE,
             )
-            return placed
 
-        parts = np.array_split(np.arange(layers.size), min(self.workers, layers.size))
-        if len(parts) == 1:
-            done = [place(parts[0])]
+        if self.workers == 1:
+            done = [place(index) for index in range(layers.size)]
         else:
-            with ThreadPoolExecutor(len(parts)) as pool:
-                done = list(pool.map(place, parts))
-        value = np.concatenate([values for _, values in done])
-        placed = [copies for part, _ in done for copies in part]
+            with ThreadPoolExecutor(self.workers) as pool:
+                done = list(pool.map(place, range(layers.size)))
+        placed = [copies for copies, _ in done]
+        value = np.array([value for _, value in done])
         mean = self.weight[layers].sum(axis=1) / self.problem.gpus
         for index, key in enumerate(zip(layers.tolist(), replicas.tolist(), strict=True)):
             if self.previous[layers[index]] == replicas[index]:

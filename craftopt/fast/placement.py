@@ -7,6 +7,8 @@ The kernels keep one state: ``items`` [gpus, most slots], the experts that a GPU
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -26,30 +28,29 @@ _TRIALS = 40
 _DEPTH = 3
 
 
-@njit(cache=True, nogil=True)
-def place_layers(
+def place_layer(
     weight: FloatArray,
-    replicas: IntArray,
+    replicas: int,
     group_of: IntArray,
     nodes: int,
     gpus: int,
     copies_limit: int,
     slack: int,
     tolerance: float,
-) -> tuple[npt.NDArray[np.uint8], FloatArray]:
-    """Replicate and place layers, each for itself.
+) -> tuple[npt.NDArray[np.uint8], float]:
+    """Replicate and place one layer.
 
     Parameters
     ----------
-    weight : float64 [layers, experts]
-    replicas : int64 [layers]
-        Extra copies: multiples of ``nodes``.
+    weight : float64 [experts]
+    replicas : int
+        Extra copies: a multiple of ``nodes``.
     group_of : int64 [experts]
         Group of every expert, 0, 1, ...; groups stay within a node.
     nodes, gpus : int
         ``nodes`` divides the groups and the GPUs.
     copies_limit : int
-        Most copies of an expert.
+        Most copies of an expert, at most the GPUs of a node.
     slack : int
         0: every GPU takes floor or ceil of its node's copies. Else any number, up to that many
         above ceil.
@@ -58,35 +59,27 @@ def place_layers(
 
     Returns
     -------
-    copies : uint8 [layers, experts, gpus]
-    value : float64 [layers]
+    copies : uint8 [experts, gpus]
+    value : float
         Load of the fullest GPU.
     """
-    layers, experts = weight.shape
-    copies = np.zeros((layers, experts, gpus), dtype=np.uint8)
-    value = np.zeros(layers)
-    for layer in range(layers):
-        node_of = _node_of_groups(weight[layer], group_of, nodes)
-        local_limit = min(copies_limit, gpus // nodes)
-        members = np.empty((nodes, experts // nodes), dtype=np.int64)
-        count = np.empty((nodes, experts // nodes), dtype=np.int64)
-        bound = 0.0
-        for node in range(nodes):
-            members[node] = np.flatnonzero(node_of[group_of] == node)
-            local = weight[layer][members[node]]
-            count[node] = replicate(local, replicas[layer] // nodes, local_limit)
-            bound = max(bound, local.sum() / (gpus // nodes), (local / count[node]).max())
-        for node in range(nodes):
-            first = node * (gpus // nodes)
-            hosted, fullest = _place(
-                weight[layer][members[node]], count[node], gpus // nodes, local_limit, slack,
-                bound, tolerance,
-            )  # fmt: skip
-            value[layer] = max(value[layer], fullest)
-            for member in range(experts // nodes):
-                for gpu in range(gpus // nodes):
-                    if hosted[member, gpu]:
-                        copies[layer, members[node, member], first + gpu] = 1
+    # The frame is Python and the loops below are compiled: compiling all in one takes twice
+    # as long, and every user pays for that once.
+    width = gpus // nodes
+    members, counts, bound = [np.arange(weight.size)], [], 0.0
+    if nodes > 1:
+        node_of = _node_of_groups(weight, group_of, nodes)
+        members = [np.flatnonzero(node_of[group_of] == node) for node in range(nodes)]
+    for local in members:
+        load = weight[local]
+        counts.append(replicate(load, replicas // nodes, copies_limit))
+        bound = max(bound, float(load.sum()) / width, float((load / counts[-1]).max()))
+    copies = np.zeros((weight.size, gpus), dtype=np.uint8)
+    value = 0.0
+    for node, (local, count) in enumerate(zip(members, counts, strict=True)):
+        hosted, fullest = _place(weight[local], count, width, copies_limit, slack, bound, tolerance)
+        copies[local, node * width : (node + 1) * width] = hosted
+        value = max(value, fullest)
     return copies, value
 
 
@@ -148,7 +141,6 @@ def _node_of_groups(weight: FloatArray, group_of: IntArray, nodes: int) -> IntAr
     return node_of
 
 
-@njit(cache=True, nogil=True)
 def _place(
     weight: FloatArray,
     count: IntArray,
@@ -159,43 +151,48 @@ def _place(
     tolerance: float,
 ) -> tuple[BoolArray, float]:
     """Place given copies; where the result stays bad, exchange copies and place again."""
-    hosted, fullest, crowd = _pack_and_improve(weight, count, gpus, slack, bound, tolerance, True)
+
+    def attempt(count: IntArray, kicks: bool) -> tuple[BoolArray, float, IntArray]:
+        found: tuple[BoolArray, float, IntArray] = _pack_and_improve(
+            weight, count, gpus, slack, bound, tolerance, kicks
+        )
+        return found
+
+    hosted, fullest, crowd = attempt(count, True)
     trials = 0
     while fullest > bound * (1.0 + _BAD):
-        better = False
-        # One copy less of an expert whose copies grow least by it; one more of an expert on the
-        # fullest GPU, or of the lightest, as a filler.
-        donors = np.full(weight.size, np.inf)
-        for expert in range(weight.size):
-            if count[expert] > 1:
-                donors[expert] = weight[expert] / (count[expert] - 1)
-        filler = int(np.argmin(np.where(count < copies_limit, weight, np.inf)))
-        for donor in np.argsort(donors)[:2]:
-            if not donors[donor] < fullest:
+        for donor, taker in _copy_exchanges(weight, count, copies_limit, fullest, crowd):
+            if trials == _TRIALS:
+                return hosted, fullest
+            trials += 1
+            trial = count.copy()
+            trial[donor] -= 1
+            trial[taker] += 1
+            # Kicks take long: only a trial that is better without them gets them.
+            if attempt(trial, False)[1] < fullest * (1.0 - _PROGRESS):
+                count = trial
+                hosted, fullest, crowd = attempt(count, True)
                 break
-            for expert in np.append(crowd, filler):
-                if expert == donor or count[expert] == copies_limit:
-                    continue
-                if trials == _TRIALS:
-                    return hosted, fullest
-                trials += 1
-                trial = count.copy()
-                trial[donor] -= 1
-                trial[expert] += 1
-                # Kicks take long: only a trial that is better without them gets them.
-                value = _pack_and_improve(weight, trial, gpus, slack, bound, tolerance, False)[1]
-                if value < fullest * (1.0 - _PROGRESS):
-                    count = trial
-                    hosted, fullest, crowd = _pack_and_improve(
-                        weight, count, gpus, slack, bound, tolerance, True
-                    )
-                    better = True
-                    break
-            if better:
-                break
-        if not better:
+        else:
             break
     return hosted, fullest
+
+
+def _copy_exchanges(
+    weight: FloatArray, count: IntArray, copies_limit: int, fullest: float, crowd: IntArray
+) -> Iterator[tuple[int, int]]:
+    """List exchanges of one copy between experts: who has one less, who has one more.
+
+    The donor is one of the two whose copies grow least by it. The taker is on the fullest GPU,
+    or it is the lightest expert of all, as a filler.
+    """
+    grown = np.divide(weight, count - 1, out=np.full(weight.size, np.inf), where=count > 1)
+    filler = int(np.argmin(np.where(count < copies_limit, weight, np.inf)))
+    for donor in np.argsort(grown, kind="stable")[:2].tolist():
+        if grown[donor] < fullest:
+            for taker in [*crowd.tolist(), filler]:
+                if taker != donor and count[taker] < copies_limit:
+                    yield donor, taker
 
 
 @njit(cache=True, nogil=True)

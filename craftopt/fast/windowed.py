@@ -20,7 +20,7 @@ from scipy.interpolate import PchipInterpolator
 
 from craftopt.fast.annealing import anneal
 from craftopt.fast.nominal import plan_nominal
-from craftopt.fast.placement import place_layers
+from craftopt.fast.placement import place_layer
 from craftopt.fast.previous import group_ids, usable_replicas
 from craftopt.fast.symmetry import equalise
 from craftopt.knapsack import allocate
@@ -38,7 +38,7 @@ WIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 # First and last temperature, in mean GPU loads.
 HOT, COLD = 1e-3, 2e-5
 # Annealing steps per copy in a layer, unless work_limit says otherwise.
-STEPS_PER_COPY = 2500
+STEPS_PER_COPY = 2000
 # Part of the steps that a point of a benefit curve gets.
 CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
@@ -230,16 +230,16 @@ class _Search:
         problem = self.problem
         weight = self.counts[layer]
         mean = self.pulled[layer] @ (weight / max(weight.sum(), 1e-300))
-        placed: Copies = place_layers(
-            mean[np.newaxis],
-            np.array([replicas]),
+        placed, _ = place_layer(
+            mean,
+            replicas,
             self.group_of,
             self.nodes,
             problem.gpus,
             problem.copies_limit,
             0,
             1e-3,
-        )[0][0]
+        )
         if self.previous[layer] == replicas and problem.previous is not None:
             kept: Copies = problem.previous.copies[layer]
             if self._cost(layer, kept) <= self._cost(layer, placed):
