@@ -27,7 +27,7 @@ def shown(command: str) -> list[str]:
 def test_the_example_gives_what_it_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes a plan
     result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
-    assert result.attempted >= 7
+    assert result.attempted >= 6
     assert result.failed == 0
 
 
@@ -39,7 +39,7 @@ def test_make_demo_gives_what_is_shown():
     done = subprocess.run(command, capture_output=True, check=True, text=True, encoding="utf-8")
 
     def without_times(line: str) -> list[str]:
-        return re.sub(r"\s[\d.]+\s*$", "", line).split()
+        return re.sub(r"\s[\d.,]+\s*$", "", line).split()
 
     printed = [without_times(line) for line in done.stdout.splitlines()]
     for line in shown("make demo"):
@@ -53,7 +53,7 @@ GLM = ROOT.parent / "shared" / "data" / "glm52_five_domains.npz"
 def test_the_table_on_measured_loads_is_what_is_measured():
     planned, served = co.holdout(co.read_loads(GLM), "odd-even")
     problem = co.Problem(planned, gpus=64, nodes=8, replicas_per_layer=8, slots="even")
-    for method in ("eplb-counts", "nominal"):
+    for method in ("eplb-counts", "craft", "nominal", "fast"):
         plan = co.solve(problem, method).plan
         scored = [co.evaluate(plan, windows) for windows in (planned.total(), planned, served)]
         cells = [f"`{method}`", *(f"{score.relative_time:.3f}" for score in scored)]
