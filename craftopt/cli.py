@@ -15,7 +15,6 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import craftopt as co
 from craftopt.errors import CraftoptError, CraftoptWarning, InputError
@@ -196,17 +195,16 @@ def compare(
         if as_json:
             _print_json({domain: result.to_dict() for domain, result in results.items()})
         else:
-            _print(_domains_table(results))
+            from craftopt.report.tables import domains_table  # noqa: PLC0415
+
+            _print(domains_table(results))
         return
     if as_json:
         _print_json(result.to_dict())
         return
     from craftopt.report.tables import comparison_table  # noqa: PLC0415
 
-    table = comparison_table(result)
-    if result.dispatch != "even":
-        table.title = f"{table.title}, dispatch {result.dispatch} (gaps: even)"
-    _print(table)
+    _print(comparison_table(result))
 
 
 @app.command()
@@ -318,33 +316,6 @@ def _problem(
         expert_groups=groups,
         max_copies=max_copies,
     )
-
-
-def _domains_table(results: dict[str, co.Comparison]) -> Table:
-    """Lay out served balancedness by method, a column per domain left out, and the mean."""
-    first = next(iter(results.values()))
-    problem = first.problem
-    table = Table(
-        title=f"balancedness of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
-        f"replicas, slots {problem.slots}, objective {problem.objective}, "
-        f"dispatch {first.dispatch}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-    )
-    table.add_column("method")
-    for domain in results:
-        table.add_column(domain, justify="right", overflow="fold")
-    table.add_column("mean", justify="right", style="bold")
-    for rows in zip(*(result.rows for result in results.values()), strict=True):
-        scores = [row.served.balancedness for row in rows if row.served is not None]
-        if len(scores) == len(rows):
-            cells = [f"{score:.4f}" for score in (*scores, sum(scores) / len(scores))]
-            table.add_row(rows[0].method, *cells)
-    table.caption = "\n".join(f"{row.method}: {row.note}" for row in first.rows if row.note)
-    table.caption_justify = "left"
-    return table
 
 
 @contextmanager

@@ -5,14 +5,13 @@ A format is a module with ``matches(head)`` and ``read(data)``, named in ``_FORM
 
 from __future__ import annotations
 
-import os
 import warnings
-from pathlib import Path
 from typing import BinaryIO
 
-from craftopt.errors import CraftoptWarning, FormatError, InputError
+from craftopt.errors import CraftoptWarning, FormatError
 from craftopt.formats import csv_, json_, npy, npz
 from craftopt.formats._arrays import shorten
+from craftopt.formats._source import Source, errors_named, name_of, opened, read_head
 from craftopt.loads import Loads
 
 __all__ = ["read_loads"]
@@ -22,7 +21,7 @@ _READ = ".npz, .npy, JSON, and CSV with columns window, layer, expert, tokens"
 _HEAD = 2**16  # bytes to recognise a format by, so that a foreign file is not read whole
 
 
-def read_loads(source: str | os.PathLike[str] | BinaryIO) -> Loads:
+def read_loads(source: Source) -> Loads:
     r"""Read expert loads from a file, whichever of the supported formats it is in.
 
     - ``.npz``: array ``counts``, else ``tokens``, [windows, layers, experts] or
@@ -62,62 +61,28 @@ def read_loads(source: str | os.PathLike[str] | BinaryIO) -> Loads:
     >>> loads.layer_ids
     array([3])
     """
-    name = _name(source)
-    try:
-        loads = _read(source)
+    name = name_of(source, "read_loads", "co.Loads takes arrays")
+    with errors_named(name):
+        with opened(source, _READ) as stream:
+            loads = _read(stream)
         active = loads.tokens.any(axis=(0, 2))
         if not active.any():
             raise FormatError("holds no tokens: every cell of every window is 0")
-        if not active.all():
-            idle = loads.layer_ids[~active].tolist()
-            warnings.warn(
-                f"{name}: dropped {len(idle)} layer(s) without tokens, such as dense layers: "
-                f"{shorten(idle)}",
-                CraftoptWarning,
-                stacklevel=2,
-            )
-            loads = Loads(loads.tokens[:, active], loads.layer_ids[active], loads.window_names)
-    except InputError as error:
-        raise FormatError(f"{name}: {error}") from error
-    except (OSError, ValueError) as error:  # a closed stream and a NUL in a path: ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{name}: cannot be read: {reason}") from error
-    except MemoryError as error:
-        raise InputError(f"{name}: does not fit into memory; split it by windows") from error
-    return loads
+        if active.all():
+            return loads
+        idle = loads.layer_ids[~active].tolist()
+        kept = Loads(loads.tokens[:, active], loads.layer_ids[active], loads.window_names)
+    warnings.warn(
+        f"{name}: dropped {len(idle)} layer(s) without tokens, such as dense layers: "
+        f"{shorten(idle)}",
+        CraftoptWarning,
+        stacklevel=2,
+    )
+    return kept
 
 
-def _name(source: object) -> str:
-    if isinstance(source, str | os.PathLike):
-        return os.fsdecode(source) or "''"
-    if not hasattr(source, "read"):
-        raise InputError(
-            "read_loads takes a path or a stream open for reading bytes, "
-            f"not {type(source).__name__}; co.Loads takes arrays"
-        )
-    name = getattr(source, "name", None)
-    return name if isinstance(name, str) else "<stream>"
-
-
-def _read(source: str | os.PathLike[str] | BinaryIO) -> Loads:
-    if not isinstance(source, str | os.PathLike):
-        return _read_stream(source)
-    path = Path(os.fsdecode(source))
-    if path.is_dir():
-        raise FormatError(f"is a folder, and folders are not read yet; pass a file ({_READ})")
-    with path.open("rb") as stream:
-        return _read_stream(stream)
-
-
-def _read_stream(stream: BinaryIO) -> Loads:
-    head = b""
-    while len(head) < _HEAD:
-        piece = stream.read(_HEAD - len(head))
-        if not isinstance(piece, bytes):
-            raise FormatError(f"gives {type(piece).__name__}, not bytes; open it in mode 'rb'")
-        if not piece:
-            break
-        head += piece
+def _read(stream: BinaryIO) -> Loads:
+    head = read_head(stream, _HEAD)
     for module in _FORMATS:
         if module.matches(head):
             loads: Loads = module.read(head + stream.read())

@@ -29,43 +29,51 @@ def matches(head: bytes) -> bool:
 
 
 def read(data: bytes) -> Loads:
-    """Read loads from the arrays of the archive; others are not even decompressed.
+    """Read loads from the arrays of the archive.
 
     Raises
     ------
     InputError
         A damaged archive, none of the keys, or arrays that are not loads.
     """
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-        entries = {info.filename: info for info in archive.infolist()}
-    except Exception as error:  # zipfile raises a dozen types on damaged archives
-        raise FormatError(f"damaged or truncated zip archive: {error}") from error
-    keys = {name.removesuffix(".npy") for name in entries if name.endswith(".npy")}
-    if any(name.endswith(".pkl") for name in entries):
-        raise FormatError(
-            "a zip archive around a pickle, as PyTorch writes, which can run code when it is "
-            "opened, so craftopt never unpickles; save the array with numpy.savez"
-        )
-    if not keys:
-        raise FormatError(
-            "a zip archive without arrays, so no .npz; "
-            f"it holds {shorten(sorted(entries)) or 'nothing'}"
-        )
+    archive = Archive(data)
+    key = tokens_key(archive.keys)
+    tokens = archive.array(key)
+    check_rank(repr(key), tokens.shape)
+    layer_ids = archive.array("layer_ids") if "layer_ids" in archive.keys else None
+    name_key = names_key(archive.keys)
+    names = None if name_key is None else texts(name_key, archive.array(name_key))
+    return Loads(tokens, layer_ids, names)
 
-    def array(key: str) -> AnyArray:
+
+class Archive:
+    """The arrays of an ``.npz`` file; those not asked for are not even decompressed."""
+
+    def __init__(self, data: bytes) -> None:
         try:
-            return parse_npy(_content(archive, entries[f"{key}.npy"], len(data)))
+            self._zip = zipfile.ZipFile(io.BytesIO(data))
+            self._entries = {info.filename: info for info in self._zip.infolist()}
+        except Exception as error:  # zipfile raises a dozen types on damaged archives
+            raise FormatError(f"damaged or truncated zip archive: {error}") from error
+        self._size = len(data)
+        self.keys = {name.removesuffix(".npy") for name in self._entries if name.endswith(".npy")}
+        if any(name.endswith(".pkl") for name in self._entries):
+            raise FormatError(
+                "a zip archive around a pickle, as PyTorch writes, which can run code when it is "
+                "opened, so craftopt never unpickles; save the array with numpy.savez"
+            )
+        if not self.keys:
+            raise FormatError(
+                "a zip archive without arrays, so no .npz; "
+                f"it holds {shorten(sorted(self._entries)) or 'nothing'}"
+            )
+
+    def array(self, key: str) -> AnyArray:
+        """Read one array; errors name it."""
+        try:
+            return parse_npy(_content(self._zip, self._entries[f"{key}.npy"], self._size))
         except FormatError as error:
             raise FormatError(f"array {key!r}: {error}") from error
-
-    key = tokens_key(keys)
-    tokens = array(key)
-    check_rank(repr(key), tokens.shape)
-    layer_ids = array("layer_ids") if "layer_ids" in keys else None
-    name_key = names_key(keys)
-    names = None if name_key is None else _names(name_key, array(name_key))
-    return Loads(tokens, layer_ids, names)
 
 
 def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_bytes: int) -> bytes:
@@ -84,7 +92,8 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_bytes: int
         raise FormatError(f"damaged or truncated zip entry: {error}") from error
 
 
-def _names(key: str, names: AnyArray) -> list[str]:
+def texts(key: str, names: AnyArray) -> list[str]:
+    """Make a list of names of an array of texts or whole numbers."""
     if names.ndim != 1 or names.dtype.kind not in "USiu":
         raise FormatError(
             f"{key!r} has shape {names.shape} and type {names.dtype}; pass one name per window"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import BinaryIO
-
-from craftopt.errors import FormatError, InputError
+from craftopt.errors import FormatError
+from craftopt.formats._source import Source, errors_named, name_of, opened
 from craftopt.plan import Plan
 
 
-def read_plan(source: str | os.PathLike[str] | BinaryIO) -> Plan:
+def read_plan(source: Source) -> Plan:
     """Read a plan from the file that `Plan.save` wrote.
 
     Parameters
@@ -32,18 +29,12 @@ def read_plan(source: str | os.PathLike[str] | BinaryIO) -> Plan:
     >>> co.read_plan(io.BytesIO(plan.to_json().encode())) == plan
     True
     """
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
+    with (
+        errors_named(name_of(source, "read_plan", "co.Plan takes arrays")),
+        opened(source, "a plan in JSON") as stream,
+    ):
+        data = stream.read()
         try:
-            data = Path(source).read_bytes()
-        except OSError as error:
-            raise InputError(f"{name}: {error.strerror}") from None
-    else:
-        name = str(getattr(source, "name", "stream"))
-        data = source.read()
-    try:
-        return Plan.from_json(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise FormatError(f"{name}: this is no text; plans are JSON") from None
-    except FormatError as error:
-        raise FormatError(f"{name}: {error}") from None
+            return Plan.from_json(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise FormatError("this is no text; plans are JSON") from None

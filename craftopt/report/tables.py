@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.table import Table
@@ -23,6 +23,8 @@ def comparison_table(comparison: Comparison) -> Table:
         f"{problem.loads.layers} layers x {problem.loads.experts} experts on {problem.gpus} GPUs, "
         f"{problem.nodes} node(s), {problem.replicas} replicas, slots {problem.slots}"
     )
+    if comparison.dispatch != "even":
+        title += f", dispatch {comparison.dispatch} (gaps: even)"
     if comparison.served is not None:
         title += f"\nplanned on {problem.loads.windows} windows, "
         title += f"served {comparison.served.windows} that no plan has seen"
@@ -58,6 +60,29 @@ def comparison_table(comparison: Comparison) -> Table:
     else:
         bound = f"No plan has a planned balancedness above {comparison.bound:.4f}"
     table.caption = "\n".join([f"{bound}: gaps are to that bound.", *notes])
+    table.caption_justify = "left"
+    return table
+
+
+def domains_table(results: Mapping[str, Comparison]) -> Table:
+    """Lay out served balancedness by method, a column per domain left out, and the mean."""
+    first = next(iter(results.values()))
+    problem = first.problem
+    table = _table(
+        f"balancedness of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
+        f"replicas, slots {problem.slots}, objective {problem.objective}, "
+        f"dispatch {first.dispatch}"
+    )
+    table.add_column("method")
+    for domain in results:
+        table.add_column(domain, justify="right", overflow="fold")
+    table.add_column("mean", justify="right", style="bold")
+    for rows in zip(*(result.rows for result in results.values()), strict=True):
+        scores = [row.served.balancedness for row in rows if row.served is not None]
+        if len(scores) == len(rows):
+            cells = [f"{score:.4f}" for score in (*scores, sum(scores) / len(scores))]
+            table.add_row(rows[0].method, *cells)
+    table.caption = "\n".join(f"{row.method}: {row.note}" for row in first.rows if row.note)
     table.caption_justify = "left"
     return table
 
