@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from craftopt.errors import InputError
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
@@ -133,11 +134,32 @@ def gpu_loads(plan: Plan, loads: Loads) -> FloatArray:
     array([[[5., 7.]]])
     """
     _check_match(plan, loads)
-    share = loads.tokens / plan.replica_counts
     result = np.empty((loads.windows, plan.layers, plan.gpus))
     for layer in range(plan.layers):
-        result[:, layer] = share[:, layer] @ plan.copies[layer].astype(np.float64)
+        result[:, layer] = layer_gpu_loads(loads.tokens[:, layer], plan.copies[layer])
     return result
+
+
+def layer_gpu_loads(tokens: FloatArray, copies: npt.NDArray[np.uint8]) -> FloatArray:
+    """Compute the GPUs' loads in one layer under even dispatch, to the same bit on any threads.
+
+    Parameters
+    ----------
+    tokens : float64 [windows, experts]
+    copies : uint8 [experts, gpus]
+
+    Returns
+    -------
+    float64 [windows, gpus]
+    """
+    gpu, expert = np.nonzero(copies.T)
+    part = copies[expert, gpu] / copies.sum(axis=1, dtype=np.int64)[expert]
+    # Summed copy by copy, in the order of the experts: matrix products of numpy's libraries
+    # may add up in another order on another number of threads.
+    hosted, first = np.unique(gpu, return_index=True)
+    loads = np.zeros((copies.shape[1], tokens.shape[0]))
+    loads[hosted] = np.add.reduceat(tokens.T[expert] * part[:, np.newaxis], first, axis=0)
+    return np.ascontiguousarray(loads.T)
 
 
 def objective_value(plan: Plan, problem: Problem) -> float:

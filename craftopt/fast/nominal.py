@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from craftopt.bounds import layer_costs
 from craftopt.errors import CraftoptWarning
-from craftopt.evaluation import objective_value
+from craftopt.evaluation import layer_gpu_loads, objective_value
 from craftopt.fast.allocation import MeasuredAllocation
 from craftopt.fast.placement import improve_layer, place_layer
 from craftopt.fast.previous import group_ids, usable_replicas
@@ -262,14 +262,16 @@ class _Layers:
         share = self.weight[layer] / copies.sum(axis=1)
         width = self.problem.gpus // self.nodes
         # Stop where a fresh placement stops, so that a plan is kept as it is.
-        by_node = (share @ copies).reshape(self.nodes, width).sum(axis=1) / width
+        load = layer_gpu_loads(self.weight[layer : layer + 1], copies)[0]
+        by_node = load.reshape(self.nodes, width).sum(axis=1) / width
         bound = max(float(share.max()), float(by_node.max()))
         for first in range(0, self.problem.gpus, width):
             local = np.ascontiguousarray(copies[:, first : first + width])
             copies[:, first : first + width] = improve_layer(
                 share, local, bound * (1.0 + TOLERANCE)
             )
-        return copies, float((share @ copies).max())
+        load = layer_gpu_loads(self.weight[layer : layer + 1], copies)[0]
+        return copies, float(load.max())
 
     def start(self) -> Copies | None:
         """Return the previous plan, improved, where it keeps the rules as it stands."""

@@ -71,5 +71,5 @@ def _move_cheapest(
     copies[layer, expert, source] -= 1
     copies[layer, expert, target] += 1
     local = np.ascontiguousarray(copies[layer][:, of_node])
-    mean = float(share[layer] @ local.sum(axis=1)) / local.shape[1]
+    mean = float((share[layer] * local.sum(axis=1)).sum()) / local.shape[1]
     copies[layer][:, of_node] = improve_layer(share[layer], local, mean)

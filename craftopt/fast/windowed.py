@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
+from craftopt.evaluation import layer_gpu_loads
 from craftopt.fast.annealing import anneal
 from craftopt.fast.nominal import plan_nominal
 from craftopt.fast.placement import place_layer
@@ -32,9 +33,10 @@ from craftopt.result import Limit, Outcome
 Copies = npt.NDArray[np.uint8]
 
 # How far a window is pulled toward what the others predict of it, up to how many windows.
-PULL, MOST_PULLED = 0.5, 1024
-# Kernel widths to choose from, as quantiles of the distances between windows.
-WIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+PULL, MOST_PULLED = 0.5, 512
+# Kernel widths to choose from, as quantiles of the distances between windows, and how many
+# columns (layers x experts) are enough to choose by.
+WIDTHS, COLUMNS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4), 4096
 # First and last temperature, in mean GPU loads.
 HOT, COLD = 1e-3, 2e-5
 # Annealing steps per copy in a layer, unless work_limit says otherwise.
@@ -76,9 +78,7 @@ def plan_fast(
     copies = search.place(replicas)
     if problem.slots != "uniform":
         copies, _ = equalise(copies, problem.loads.total().tokens[0], search.nodes)
-    limit: Limit | None = "work" if work_limit is not None else None
-    if search.late:
-        limit = "time"
+    limit: Limit | None = "time" if search.late else "work" if search.cut_short else None
     return Outcome(_named(copies, problem), limit=limit)
 
 
@@ -104,18 +104,23 @@ def pull_together(tokens: FloatArray) -> FloatArray:
     if not 1 < windows <= MOST_PULLED or not flat.any():
         return tokens
     root = np.sqrt(flat / tokens.sum(axis=2).max() / layers)
-    distance = np.maximum(0.0, 1.0 - root @ root.T)
-    others = distance[~np.eye(windows, dtype=bool)]
-    best, least = flat, np.inf
-    for width in np.unique(np.quantile(others, WIDTHS)):
-        # Distances count from the nearest, so that no window is left without neighbours.
-        near = distance + np.diag(np.full(windows, np.inf))
-        kernel = np.exp(-(near - near.min(axis=1, keepdims=True)) / max(width, 1e-12))
-        predicted = kernel @ flat / kernel.sum(axis=1, keepdims=True)
-        error = float(((np.sqrt(predicted) - np.sqrt(flat)) ** 2).sum())
+    # einsum, not @: sums in one order, whatever the threads of numpy's libraries.
+    distance = np.maximum(0.0, 1.0 - np.einsum("wc,vc->wv", root, root))
+    widths = np.unique(np.quantile(distance[~np.eye(windows, dtype=bool)], WIDTHS))
+    np.fill_diagonal(distance, np.inf)
+    # Distances count from the nearest, so that no window is left without neighbours.
+    distance -= distance.min(axis=1, keepdims=True)
+    sample = flat[:, :: -(-flat.shape[1] // COLUMNS)]
+    best, least = np.zeros_like(distance), np.inf
+    for width in np.maximum(widths, 1e-12):
+        kernel = np.exp(-distance / width)
+        kernel /= kernel.sum(axis=1, keepdims=True)
+        predicted = np.einsum("wv,vc->wc", kernel, sample)
+        error = float(((np.sqrt(predicted) - np.sqrt(sample)) ** 2).sum())
         if error < least:
-            best, least = predicted, error
-    return ((1.0 - PULL) * flat + PULL * best).reshape(tokens.shape)
+            best, least = kernel, error
+    pulled: FloatArray = (1.0 - PULL) * flat + PULL * np.einsum("wv,vc->wc", best, flat)
+    return pulled.reshape(tokens.shape)
 
 
 @dataclass
@@ -129,6 +134,7 @@ class _Search:
     deadline: float
     progress: Callable[[float], None] | None
     late: bool = False
+    cut_short: bool = False
 
     def __post_init__(self) -> None:
         loads, gpus = self.problem.loads, self.problem.gpus
@@ -197,7 +203,9 @@ class _Search:
         copies_now = problem.loads.experts + replicas
         start = self._start(layer, replicas)
         cost = self._cost(layer, start)
-        steps = STEPS_PER_COPY * copies_now if self.work_limit is None else self.work_limit
+        steps = STEPS_PER_COPY * copies_now
+        if self.work_limit is not None and self.work_limit < steps:
+            steps, self.cut_short = self.work_limit, True
         if time.monotonic() > self.deadline:
             self.late = True
             return start, cost
@@ -229,7 +237,7 @@ class _Search:
         """Place the mean window, or take the previous plan's layer where it is better."""
         problem = self.problem
         weight = self.counts[layer]
-        mean = self.pulled[layer] @ (weight / max(weight.sum(), 1e-300))
+        mean = (self.pulled[layer] * (weight / max(weight.sum(), 1e-300))).sum(axis=1)
         placed, _ = place_layer(
             mean,
             replicas,
@@ -248,10 +256,9 @@ class _Search:
 
     def _cost(self, layer: int, copies: Copies) -> float:
         """Compute the layer's part of the objective on the windows as they are, as a cost."""
-        share = self.scaled[:, layer] / copies.sum(axis=1)
-        largest = (share @ copies).max(axis=1)
+        largest = layer_gpu_loads(self.scaled[:, layer], copies).max(axis=1)
         if self.problem.objective == "time":
-            return float(largest @ self.mean[layer])
+            return float((largest * self.mean[layer]).sum())
         used = largest > 0
         return -float((1.0 / largest[used]).sum())
 
