@@ -52,7 +52,7 @@ def alike(shown: list[str], printed: list[str]) -> bool:
         return shown == printed
     pairs = zip(shown[1:], printed[1:], strict=True)
     numbers = [(float(a.strip("%")), float(b.strip("%"))) for a, b in pairs if "-" not in a]
-    return all(a == pytest.approx(b, rel=0.05) for a, b in numbers)
+    return all(a == pytest.approx(b, rel=0.1) for a, b in numbers)
 
 
 GLM = ROOT.parent / "shared" / "data" / "glm52_five_domains.npz"

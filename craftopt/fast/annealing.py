@@ -18,8 +18,6 @@ Copies = npt.NDArray[np.uint8]
 
 # Sums of p-th powers are corrected by differences; they are made anew every so many steps.
 _REFRESH = 10_000
-# Windows in play at a time; where there are more, another random part takes over at each refresh.
-BATCH = 32
 # Of that many GPUs drawn at random, the fullest in a random window gives or gets a copy.
 _SAMPLE = 6
 
@@ -152,6 +150,7 @@ def anneal(
     hot: float,
     cold: float,
     seed: int,
+    in_play: int,
 ) -> Copies:
     """Anneal one layer.
 
@@ -174,14 +173,17 @@ def anneal(
     hot, cold : float
         First and last temperature, in mean loads.
     seed : int
+    in_play : int
+        Windows that count at a time; where there are more, another random part takes over at
+        each refresh.
 
     Returns
     -------
     uint8 [experts, gpus]
-        The best of the second half; with more than `BATCH` windows, the last.
+        The best of the second half; with more windows than in play, the last.
     """
     experts, all_windows = tokens.shape
-    windows = min(all_windows, BATCH)
+    windows = min(all_windows, in_play)
     sampled = all_windows > windows
     batch = np.arange(all_windows)
     every_weight, every_token = weight, tokens

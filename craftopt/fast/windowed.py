@@ -33,12 +33,15 @@ from craftopt.result import Limit, Outcome
 Copies = npt.NDArray[np.uint8]
 
 # How far a window is pulled toward what the others predict of it, up to how many windows.
-PULL, MOST_PULLED = 0.5, 512
+PULL, MOST_PULLED = 0.25, 512
 # Kernel widths to choose from, as quantiles of the distances between windows, and how many
 # columns (layers x experts) are enough to choose by.
 WIDTHS, COLUMNS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4), 4096
 # First and last temperature, in mean GPU loads.
 HOT, COLD = 1e-3, 2e-5
+# Windows that count at a time: few while hot, which is cheap, and more when cold, where the noise
+# of a small sample would decide; (part of the steps, windows). Fewer windows all count at once.
+STAGES = ((0.7, 32), (0.3, 256))
 # Annealing steps per copy in a layer, unless work_limit says otherwise.
 STEPS_PER_COPY = 2000
 # Part of the steps that a point of a benefit curve gets.
@@ -83,7 +86,7 @@ def plan_fast(
 
 
 def pull_together(tokens: FloatArray) -> FloatArray:
-    """Pull every window half-way to what the windows like it predict of it.
+    """Pull every window a little toward what the windows like it predict of it.
 
     The prediction is the mean of the other windows, weighted by ``exp(-d/width)``, d the squared
     Hellinger distance between the experts' shares over all layers; the width is the one that
@@ -216,20 +219,25 @@ class _Search:
         total = weight.sum()
         if total == 0:
             return start, cost
-        found: Copies = anneal(
-            self.pulled[layer],
-            weight / total,
-            start,
-            self.nodes,
-            node_of,
-            per_gpu,
-            per_gpu + extra,
-            problem.copies_limit,
-            steps // share,
-            HOT,
-            COLD,
-            (self.seed * 1_000_003 + layer * 1009 + share) % 2**31,
-        )
+        stages = STAGES if weight.size > STAGES[0][1] else ((1.0, weight.size),)
+        found, done = start, 0.0
+        for part, in_play in stages:
+            found = anneal(
+                self.pulled[layer],
+                weight / total,
+                found,
+                self.nodes,
+                node_of,
+                per_gpu,
+                per_gpu + extra,
+                problem.copies_limit,
+                int(steps // share * part),
+                HOT * (COLD / HOT) ** done,
+                HOT * (COLD / HOT) ** (done + part),
+                (self.seed * 1_000_003 + layer * 1009 + share + round(done * 509)) % 2**31,
+                in_play,
+            )
+            done += part
         reached = self._cost(layer, found)
         return (found, reached) if reached < cost else (start, cost)
 
