@@ -46,7 +46,7 @@ def read(path: str, every: int) -> tuple[list[Part], bool]:
         loads, traced = co.read_trace(path).by_sequence(), True
     except co.FormatError:
         loads, traced = co.read_loads(path), False
-    loads = co.Loads(loads.tokens[:, ::every], loads.layer_ids[::every], loads.window_names)
+    loads = co.Loads(loads.tokens[:, ::every], window_names=loads.window_names)
     domain = [name.split("/")[0] for name in loads.window_names]
     return [
         Part(name, loads.select([k for k, other in enumerate(domain) if other == name]))
