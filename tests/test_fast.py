@@ -302,7 +302,41 @@ def test_windows_of_a_kind_are_pulled_toward_each_other_and_not_toward_others():
     a, b = [[[9.0, 1, 1, 1]], [[8, 2, 1, 1]]], [[[1, 1, 1, 9]], [[1, 1, 2, 8]]]
     tokens = np.array([*a, *b])
     partner = tokens[[1, 0, 3, 2]]
-    assert pull_together(tokens) == pytest.approx((1 - PULL) * tokens + PULL * partner, abs=0.01)
+    apart = partner != tokens
+    part = (pull_together(tokens) - tokens)[apart] / (partner - tokens)[apart]
+    assert (part > 0.9 * PULL).all()
+    assert (part < 1.05 * PULL).all()
+
+
+def test_windows_without_their_like_are_left_alone():
+    tokens = np.array([[[9.0, 1, 1, 1]], [[1, 1, 1, 9]]])
+    assert pull_together(tokens) == pytest.approx(tokens, rel=1e-9)
+
+
+def test_the_pull_neither_fills_nor_thins_layers_where_a_window_has_no_tokens():
+    tokens = np.array([[[4.0, 4], [4, 4]], [[4, 4], [0, 0]], [[5, 3], [3, 5]]])
+    assert pull_together(tokens).sum(axis=2) == pytest.approx(tokens.sum(axis=2), rel=1e-9)
+
+
+def test_budgets_smaller_than_the_layers_are_spent(loads):
+    skewed = co.Loads(loads.tokens, loads.layer_ids)
+    assert plan(co.Problem(skewed, 32, replicas=2), work_limit=WORK).plan.replicas == 2
+
+
+def test_windows_without_tokens_change_nothing(loads):
+    padded = np.concatenate([loads.tokens, np.zeros((400, *loads.tokens.shape[1:]))])
+    problem = co.Problem(loads, 32, replicas_per_layer=8, slots="even")
+    alone = plan(problem, work_limit=50_000).objective
+    among = plan(problem.replace(loads=co.Loads(padded, loads.layer_ids)), work_limit=50_000)
+    assert among.objective == pytest.approx(alone, rel=0.1)
+
+
+@each_rule
+def test_the_previous_plan_is_never_lost(problem, rule):
+    problem = of_rule(problem, rule)
+    first = plan(problem, work_limit=50_000)
+    again = plan(problem.replace(previous=first.plan), work_limit=0)
+    assert no_worse(problem, again.objective, first.objective)
 
 
 def test_windows_are_left_alone_where_they_are_too_many_to_compare():

@@ -9,6 +9,7 @@ traffic rather than the sample of it.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
-from craftopt.evaluation import layer_gpu_loads
+from craftopt.evaluation import layer_gpu_loads, objective_value, violations
 from craftopt.fast.annealing import anneal
 from craftopt.fast.nominal import plan_nominal
 from craftopt.fast.placement import place_layer
@@ -33,7 +34,7 @@ from craftopt.result import Limit, Outcome
 Copies = npt.NDArray[np.uint8]
 
 # How far a window is pulled toward what the others predict of it, up to how many windows.
-PULL, MOST_PULLED = 0.25, 512
+PULL, MOST_PULLED = 0.3, 512
 # Kernel widths to choose from, as quantiles of the distances between windows, and how many
 # columns (layers x experts) are enough to choose by.
 WIDTHS, COLUMNS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4), 4096
@@ -64,6 +65,10 @@ def plan_fast(
     ``work_limit`` counts annealing steps of a layer. Where ``time_limit`` strikes, layers not
     yet reached keep their start. A previous plan is a start for the layers that it suits. One
     window is the nominal problem, and `nominal` solves it better.
+
+    Annealing minimises the mean over windows of a p-norm of the GPU loads, weighted by tokens for
+    the objective time; the objective itself decides between a layer's start and what annealing
+    made of it, over the allocation, and between the whole plan, the nominal one and the previous.
     """
     if problem.max_moves is not None:
         return Outcome(message="fast plans afresh and cannot keep max_moves")
@@ -82,7 +87,17 @@ def plan_fast(
     if problem.slots != "uniform":
         copies, _ = equalise(copies, problem.loads.total().tokens[0], search.nodes)
     limit: Limit | None = "time" if search.late else "work" if search.cut_short else None
-    return Outcome(_named(copies, problem), limit=limit)
+    candidates = [_named(copies, problem)]
+    # Never worse, on the planned windows, than the previous plan and the nominal one.
+    if problem.previous is not None:
+        candidates.append(_named(problem.previous.copies, problem))
+    nominal = plan_nominal(problem, workers=workers).plan
+    if nominal is not None:
+        candidates.append(_named(nominal.copies, problem))
+    valid = [plan for plan in candidates if not violations(plan, problem)]
+    sign = 1.0 if problem.objective == "time" else -1.0
+    best = min(valid, key=lambda plan: sign * objective_value(plan, problem))
+    return Outcome(best, limit=limit)
 
 
 def pull_together(tokens: FloatArray) -> FloatArray:
@@ -90,8 +105,10 @@ def pull_together(tokens: FloatArray) -> FloatArray:
 
     The prediction is the mean of the other windows, weighted by ``exp(-d/width)``, d the squared
     Hellinger distance between the experts' shares over all layers; the width is the one that
-    predicts best (leave-one-out). So windows of one kind of traffic lend each other strength,
-    and noise in fine windows evens out, without naming kinds.
+    predicts best (leave-one-out). A window is pulled by `PULL` times the share of the error that
+    the prediction takes off that of the plain mean: not at all where no other window is like it.
+    So windows of one kind of traffic lend each other strength, and noise in fine windows evens
+    out, without naming kinds. More than `MOST_PULLED` windows are left as they are.
 
     Parameters
     ----------
@@ -114,16 +131,32 @@ def pull_together(tokens: FloatArray) -> FloatArray:
     # Distances count from the nearest, so that no window is left without neighbours.
     distance -= distance.min(axis=1, keepdims=True)
     sample = flat[:, :: -(-flat.shape[1] // COLUMNS)]
-    best, least = np.zeros_like(distance), np.inf
+    # What a window is to be predicted better than by: the mean of all the others.
+    others = (sample.sum(axis=0) - sample) / (windows - 1)
+    plain = _distance(others, sample)
+    best, errors = np.zeros_like(distance), plain
     for width in np.maximum(widths, 1e-12):
         kernel = np.exp(-distance / width)
         kernel /= kernel.sum(axis=1, keepdims=True)
-        predicted = np.einsum("wv,vc->wc", kernel, sample)
-        error = float(((np.sqrt(predicted) - np.sqrt(sample)) ** 2).sum())
-        if error < least:
-            best, least = kernel, error
-    pulled: FloatArray = (1.0 - PULL) * flat + PULL * np.einsum("wv,vc->wc", best, flat)
-    return pulled.reshape(tokens.shape)
+        error = _distance(np.einsum("wv,vc->wc", kernel, sample), sample)
+        if error.sum() < errors.sum():
+            best, errors = kernel, error
+    trust = PULL * np.clip(1.0 - errors / np.maximum(plain, 1e-300), 0.0, 1.0)[:, np.newaxis]
+    pulled = ((1.0 - trust) * flat + trust * np.einsum("wv,vc->wc", best, flat)).reshape(
+        tokens.shape
+    )
+    # Neighbours without tokens in a layer must not thin it out, nor fill one that has none.
+    before, after = tokens.sum(axis=2, keepdims=True), pulled.sum(axis=2, keepdims=True)
+    scaled: FloatArray = pulled * np.divide(
+        before, after, out=np.zeros_like(before), where=after > 0
+    )
+    return scaled
+
+
+def _distance(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Compute the squared Hellinger distance of rows, up to a factor."""
+    squared: FloatArray = ((np.sqrt(first) - np.sqrt(second)) ** 2).sum(axis=1)
+    return squared
 
 
 @dataclass
@@ -160,6 +193,7 @@ class _Search:
         step, most = problem.replica_step, problem.layer_replicas_limit
         average = problem.replicas / problem.loads.layers
         points = {min(round(part * average / step) * step, most) for part in CURVE_POINTS}
+        points.add(min(step, most))
         grid = np.array(sorted(points))
         if grid.size == 1:
             return np.zeros(problem.loads.layers, dtype=np.int64)
@@ -186,12 +220,17 @@ class _Search:
         self, layers: IntArray, replicas: IntArray, share: int, done: float
     ) -> tuple[Copies, FloatArray]:
         """Anneal layers with a part of the steps; return copies and planned costs."""
+        part = 1.0 - done if share == 1 else 1 / 3 / (len(CURVE_POINTS) + 1)
+        finished = 0
+        lock = threading.Lock()
 
         def one(index: int) -> tuple[Copies, float]:
+            nonlocal finished
             found = self._layer(int(layers[index]), int(replicas[index]), share)
-            if self.progress is not None:
-                part = 1.0 - done if share == 1 else 1 / 3 / len(CURVE_POINTS)
-                self.progress(done + part * (index + 1) / layers.size)
+            with lock:
+                finished += 1
+                if self.progress is not None:
+                    self.progress(done + part * finished / layers.size)
             return found
 
         if self.workers == 1:
@@ -215,16 +254,17 @@ class _Search:
         node_of = start.reshape(start.shape[0], self.nodes, -1).any(axis=2).argmax(axis=1)
         per_gpu = copies_now // problem.gpus
         extra = 1 if copies_now % problem.gpus else 0
-        weight = self.counts[layer]
-        total = weight.sum()
-        if total == 0:
+        used = np.flatnonzero(self.counts[layer])
+        if not used.size:
             return start, cost
+        tokens = np.ascontiguousarray(self.pulled[layer][:, used])
+        weight = self.counts[layer][used] / self.counts[layer].sum()
         stages = STAGES if weight.size > STAGES[0][1] else ((1.0, weight.size),)
         found, done = start, 0.0
         for part, in_play in stages:
             found = anneal(
-                self.pulled[layer],
-                weight / total,
+                tokens,
+                weight,
                 found,
                 self.nodes,
                 node_of,
