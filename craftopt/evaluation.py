@@ -7,11 +7,10 @@ from functools import cached_property
 from typing import get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from craftopt.errors import InputError
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
-from craftopt.plan import Plan
+from craftopt.plan import Copies, Plan
 from craftopt.problem import Objective, Problem
 
 DISPATCHES = ("even", "lp")
@@ -140,7 +139,7 @@ def gpu_loads(plan: Plan, loads: Loads) -> FloatArray:
     return result
 
 
-def layer_gpu_loads(tokens: FloatArray, copies: npt.NDArray[np.uint8]) -> FloatArray:
+def layer_gpu_loads(tokens: FloatArray, copies: Copies) -> FloatArray:
     """Compute the GPUs' loads in one layer under even dispatch, to the same bit on any threads.
 
     Parameters

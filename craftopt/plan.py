@@ -17,6 +17,9 @@ import numpy.typing as npt
 from craftopt.errors import FormatError, InputError
 from craftopt.loads import IntArray, as_array, read_only, valid_layer_ids
 
+# How many copies a GPU hosts, by expert and GPU, mostly with layers in front.
+Copies = npt.NDArray[np.uint8]
+
 PLAN_FORMAT = "craftopt-plan"
 PLAN_VERSION = 1
 
@@ -55,7 +58,7 @@ class Plan:
     array([[2, 1, 1]])
     """
 
-    copies: npt.NDArray[np.uint8]
+    copies: Copies
     layer_ids: IntArray
     nodes: int
     method: str

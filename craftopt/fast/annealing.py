@@ -13,8 +13,7 @@ import numpy.typing as npt
 from numba import njit
 
 from craftopt.loads import FloatArray, IntArray
-
-Copies = npt.NDArray[np.uint8]
+from craftopt.plan import Copies
 
 # Sums of p-th powers are corrected by differences; they are made anew every so many steps.
 _REFRESH = 10_000

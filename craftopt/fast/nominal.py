@@ -10,24 +10,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 
 from craftopt.bounds import layer_costs
 from craftopt.errors import CraftoptWarning
 from craftopt.evaluation import layer_gpu_loads, objective_value
 from craftopt.fast.allocation import MeasuredAllocation
+from craftopt.fast.parallel import in_threads
 from craftopt.fast.placement import improve_layer, place_layer
 from craftopt.fast.previous import group_ids, usable_replicas
 from craftopt.fast.symmetry import equalise
 from craftopt.loads import FloatArray, IntArray
-from craftopt.plan import Plan
+from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.result import Outcome
-
-Copies = npt.NDArray[np.uint8]
 
 # A layer this close to its bound, relative, is done.
 TOLERANCE = 1e-4
@@ -229,11 +226,7 @@ class _Layers:
                 TOLERANCE,
             )
 
-        if self.workers == 1:
-            done = [place(index) for index in range(layers.size)]
-        else:
-            with ThreadPoolExecutor(self.workers) as pool:
-                done = list(pool.map(place, range(layers.size)))
+        done = in_threads(place, layers.size, self.workers)
         placed = [copies for copies, _ in done]
         value = np.array([value for _, value in done])
         mean = self.weight[layers].sum(axis=1) / self.problem.gpus

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from craftopt.fast.replication import replicate
 from craftopt.loads import BoolArray, FloatArray, IntArray
+from craftopt.plan import Copies
 
 # An exchange counts when it lowers the fuller of its two GPUs by this much, relative.
 _PROGRESS = 1e-9
@@ -37,7 +37,7 @@ def place_layer(
     copies_limit: int,
     slack: int,
     tolerance: float,
-) -> tuple[npt.NDArray[np.uint8], float]:
+) -> tuple[Copies, float]:
     """Replicate and place one layer.
 
     Parameters
@@ -84,9 +84,7 @@ def place_layer(
 
 
 @njit(cache=True, nogil=True)
-def improve_layer(
-    share: FloatArray, copies: npt.NDArray[np.uint8], target: float
-) -> npt.NDArray[np.uint8]:
+def improve_layer(share: FloatArray, copies: Copies, target: float) -> Copies:
     """Improve a placement by exchanges that keep every GPU's number of copies.
 
     Parameters
@@ -334,10 +332,8 @@ def pack(
                     lightest = gpu
             if lightest < 0:
                 lightest = _make_room(expert, share, capacity, items, filled, load, hosted)
-            items[lightest, filled[lightest]] = expert
-            filled[lightest] += 1
+            _add(lightest, expert, items, filled, hosted)
             load[lightest] += share[expert]
-            hosted[expert, lightest] = True
     return items, filled, load, hosted
 
 
@@ -372,30 +368,12 @@ def _make_room(
                 )
                 if lighter:
                     best, best_slot, best_target = gpu, slot, target
-    _move(best, best_slot, best_target, share, items, filled, load, hosted)
+    moved = items[best, best_slot]
+    _remove(best, moved, items, filled, hosted)
+    _add(best_target, moved, items, filled, hosted)
+    load[best] -= share[moved]
+    load[best_target] += share[moved]
     return best
-
-
-@njit(cache=True, nogil=True)
-def _move(
-    source: int,
-    slot: int,
-    target: int,
-    share: FloatArray,
-    items: IntArray,
-    filled: IntArray,
-    load: FloatArray,
-    hosted: BoolArray,
-) -> None:
-    expert = items[source, slot]
-    filled[source] -= 1
-    items[source, slot] = items[source, filled[source]]
-    items[target, filled[target]] = expert
-    filled[target] += 1
-    hosted[expert, source] = False
-    hosted[expert, target] = True
-    load[source] -= share[expert]
-    load[target] += share[expert]
 
 
 @njit(cache=True, nogil=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from craftopt.fast.placement import improve_layer
 from craftopt.loads import FloatArray
-
-Copies = npt.NDArray[np.uint8]
+from craftopt.plan import Copies
 
 
 def equalise(copies: Copies, weight: FloatArray, nodes: int) -> tuple[Copies, bool]:

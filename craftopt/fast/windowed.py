@@ -12,26 +12,23 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
 from craftopt.evaluation import layer_gpu_loads, objective_value, violations
 from craftopt.fast.annealing import anneal
 from craftopt.fast.nominal import plan_nominal
+from craftopt.fast.parallel import in_threads
 from craftopt.fast.placement import place_layer
 from craftopt.fast.previous import group_ids, usable_replicas
 from craftopt.fast.symmetry import equalise
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray, Loads
-from craftopt.plan import Plan
+from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.result import Limit, Outcome
-
-Copies = npt.NDArray[np.uint8]
 
 # How far a window is pulled toward what the others predict of it, up to how many windows.
 PULL, MOST_PULLED = 0.3, 512
@@ -78,7 +75,14 @@ def plan_fast(
         assert outcome.plan is not None
         return replace(outcome, plan=_named(outcome.plan.copies, problem))
     deadline = np.inf if time_limit is None else time.monotonic() + time_limit
-    search = _Search(problem, seed, work_limit, workers, deadline, progress)
+    search = _Search(
+        problem,
+        seed=seed,
+        work_limit=work_limit,
+        workers=workers,
+        deadline=deadline,
+        progress=progress,
+    )
     if problem.slots == "uniform":
         replicas = np.full(problem.loads.layers, problem.layer_replicas_limit)
     else:
@@ -159,29 +163,35 @@ def _distance(first: FloatArray, second: FloatArray) -> FloatArray:
     return squared
 
 
-@dataclass
 class _Search:
     """Anneals layers of a problem, in threads, each for itself."""
 
-    problem: Problem
-    seed: int
-    work_limit: int | None
-    workers: int
-    deadline: float
-    progress: Callable[[float], None] | None
-    late: bool = False
-    cut_short: bool = False
-
-    def __post_init__(self) -> None:
-        loads, gpus = self.problem.loads, self.problem.gpus
-        self.group_of, self.nodes = group_ids(self.problem)
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int,
+        work_limit: int | None,
+        workers: int,
+        deadline: float,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self.problem = problem
+        self.seed = seed
+        self.work_limit = work_limit
+        self.workers = workers
+        self.deadline = deadline
+        self.progress = progress
+        self.late = self.cut_short = False
+        loads = problem.loads
+        self.group_of, self.nodes = group_ids(problem)
         # Under free too, every GPU takes floor or ceil of a layer's copies: looser counts were
         # tried and did no better on unseen windows.
-        self.previous = usable_replicas(self.problem, spread=1)
+        self.previous = usable_replicas(problem, spread=1)
         # [layers, windows]: mean GPU load, and what a window counts in its layer.
-        self.mean = loads.tokens.sum(axis=2).T / gpus
+        self.mean = loads.tokens.sum(axis=2).T / problem.gpus
         used = self.mean > 0
-        self.counts = self.mean if self.problem.objective == "time" else used.astype(np.float64)
+        self.counts = self.mean if problem.objective == "time" else used.astype(np.float64)
         scale = np.divide(1.0, self.mean, out=np.zeros_like(self.mean), where=used)
         self.scaled = loads.tokens * scale.T[:, :, np.newaxis]
         # [layers, experts, windows]
@@ -233,11 +243,7 @@ class _Search:
                     self.progress(done + part * finished / layers.size)
             return found
 
-        if self.workers == 1:
-            results = [one(index) for index in range(layers.size)]
-        else:
-            with ThreadPoolExecutor(self.workers) as pool:
-                results = list(pool.map(one, range(layers.size)))
+        results = in_threads(one, layers.size, self.workers)
         return np.stack([copies for copies, _ in results]), np.array([cost for _, cost in results])
 
     def _layer(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:

@@ -37,10 +37,7 @@ def plot_gpu_loads(
     -------
     matplotlib Axes
     """
-    if ax is None:
-        import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional extra
-
-        _, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    ax = _new_axes(height=3.5) if ax is None else ax
     for label, plan in plans.items():
         of_layer = gpu_loads(plan, loads)[:, layer]
         of_layer = of_layer[of_layer.sum(axis=1) > 0]
@@ -73,10 +70,7 @@ def plot_tradeoff(
     -------
     matplotlib Axes
     """
-    if ax is None:
-        import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional extra
-
-        _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    ax = _new_axes(height=4) if ax is None else ax
     ticks = sorted({replicas for line in points.values() for replicas, _, _ in line})
     for label, line in points.items():
         replicas, planned, served = zip(*line, strict=True)
@@ -91,4 +85,11 @@ def plot_tradeoff(
     ax.set_title("solid: windows served, dashed: windows planned", fontsize="medium")
     ax.grid(color="0.9")
     ax.legend()
+    return ax
+
+
+def _new_axes(height: float) -> Axes:
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional extra
+
+    _, ax = plt.subplots(figsize=(7, height), layout="constrained")
     return ax
