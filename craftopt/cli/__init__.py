@@ -1,0 +1,74 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+import craftopt as co
+from craftopt.cli.planning import compare, evaluate, info, plan
+from craftopt.errors import CraftoptError, CraftoptWarning
+
+# In the order in which the help lists them.
+COMMANDS = (plan, compare, evaluate, info)
+
+app = typer.Typer(
+    help="Plan expert replication and placement for Mixture-of-Experts serving.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+# click's UsageError, which typer carries inside from some version on
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"craftopt {co.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Plan expert replication and placement for Mixture-of-Experts serving."""
+
+
+def main() -> None:
+    """Run the command line: exit 2 with one line on bad usage or input, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # bars that a terminal cannot show
+    warnings.showwarning = _show_warning
+    try:
+        sys.exit(app(standalone_mode=False))
+    except CraftoptError as error:
+        print(f"craftopt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except _UsageError as error:
+        text = " ".join(error.format_message().split())
+        if text:  # without arguments, the help has been printed
+            print(f"craftopt: {text}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *_: object, **__: object
+) -> None:
+    label = "note" if issubclass(category, CraftoptWarning) else category.__name__
+    print(f"{label}: {message}", file=sys.stderr)

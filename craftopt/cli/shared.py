@@ -1,0 +1,124 @@
+"""What the commands share: their options, reading what they are given, printing."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import craftopt as co
+from craftopt.errors import InputError
+from craftopt.problem import Objective, SlotRule
+
+LoadsArgument = Annotated[
+    str, typer.Argument(metavar="LOADS", help="File of loads, - for stdin, or an example's name.")
+]
+Gpus = Annotated[int, typer.Option(help="GPUs (EP ranks).")]
+Nodes = Annotated[int, typer.Option(help="Nodes that the GPUs stand in.")]
+Replicas = Annotated[int | None, typer.Option(help="Extra copies over all layers together.")]
+PerLayer = Annotated[int | None, typer.Option(help="The engines' number: extra copies per layer.")]
+Slots = Annotated[str, typer.Option(help="Memory layout: uniform, even or free.")]
+ObjectiveOption = Annotated[str, typer.Option(help="time or balancedness.")]
+Groups = Annotated[
+    int | None, typer.Option(help="Equal groups of experts that must stay within a node.")
+]
+MaxCopies = Annotated[int | None, typer.Option(help="Most copies of one expert.")]
+Seed = Annotated[int, typer.Option(help="Seed of the methods that search.")]
+Workers = Annotated[int | None, typer.Option(help="Threads; all processors by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Holdout = Annotated[
+    str | None,
+    typer.Option(
+        help="Windows to serve unseen: odd-even, first-half, second-half, domain:NAME, a file of "
+        "names, or domains: each domain in turn. A window's domain is its name up to the first /."
+    ),
+]
+Dispatch = Annotated[
+    str, typer.Option(help="How tokens are split over copies: even, or lp (the best there is).")
+]
+Blend = Annotated[
+    float | None,
+    typer.Option(
+        metavar="ALPHA",
+        help="Serve drifting Dirichlet(ALPHA) blends of the windows held out; small = few at once.",
+    ),
+]
+
+
+def read_source(source: str) -> co.Loads:
+    """Read loads from a file, from stdin or from the examples."""
+    if source == "-":
+        return co.read_loads(sys.stdin.buffer)
+    if not Path(source).exists() and source.lower() in co.example_names():
+        return co.load_example(source)
+    if not Path(source).exists():
+        close = difflib.get_close_matches(source.lower(), co.example_names(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(
+            f"there is no file {source}; the examples are {', '.join(co.example_names())}{hint}"
+        )
+    return co.read_loads(source)
+
+
+def make_problem(
+    loads: co.Loads,
+    gpus: int,
+    nodes: int,
+    replicas: int | None,
+    replicas_per_layer: int | None,
+    slots: str,
+    objective: str,
+    groups: int | None,
+    max_copies: int | None,
+) -> co.Problem:
+    """Make the problem that the options describe."""
+    return co.Problem(
+        loads,
+        gpus,
+        nodes=nodes,
+        replicas=replicas,
+        replicas_per_layer=replicas_per_layer,
+        slots=cast(SlotRule, slots.lower()),
+        objective=cast(Objective, objective.lower()),
+        expert_groups=groups,
+        max_copies=max_copies,
+    )
+
+
+@contextmanager
+def progress(task: str) -> Iterator[Any]:
+    """Show what runs and for how long, on a terminal only."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        row = bar.add_task(task, total=None)
+        yield lambda name: bar.update(row, description=f"{task}: {name}")
+
+
+def print_rich(content: Any) -> None:
+    """Print a table or a text for a terminal, or plainly into a pipe or file."""
+    console = Console()
+    if console.is_terminal:
+        # Rather lines that wrap than figures that are cut.
+        console.width = max(console.width, 120)
+        console.print(content)
+        return
+    page = io.StringIO()
+    Console(file=page, width=160).print(content)  # a file or pipe has no width to wrap to
+    print("\n".join(line.rstrip() for line in page.getvalue().rstrip().splitlines()))
+
+
+def print_json(content: Any) -> None:
+    """Print what a program reads."""
+    print(json.dumps(content, indent=2))
