@@ -1,0 +1,71 @@
+"""The heaviest copy: a lower bound on the largest GPU load.
+
+With r replicas a layer has at most E + r copies, so in one window its largest GPU load is at
+least the mean load and at least ``T*(r) = min{T : sum_e max(1, ceil(t_e/T)) <= E + r}`` (every
+copy of expert e carries t_e/c_e, and some expert's copies carry T* or more). Greedy min-max
+replication, always copying the expert with the heaviest copies, attains T* for every r in one
+pass. The sum over windows bounds time: each window is free to choose its own copies.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from craftopt.loads import FloatArray, IntArray
+
+
+@njit(cache=True)
+def max_copy_load(
+    tokens: FloatArray, replicas: int, copies_limit: int, enough: float = 0.0
+) -> FloatArray:
+    """Compute T*(r), the least possible heaviest copy, for r = 0..replicas.
+
+    Parameters
+    ----------
+    tokens : float64 [experts]
+    replicas : int
+    copies_limit : int
+        Most copies of one expert.
+    enough : float
+        Once T* is at most that, it is not followed further: the curve stays where it is.
+
+    Returns
+    -------
+    float64 [replicas + 1]
+    """
+    experts = tokens.size
+    curve = np.empty(replicas + 1)
+    # A binary heap of experts, the one with the heaviest copies on top.
+    heap = np.argsort(-tokens)
+    load = tokens.copy()
+    count = np.ones(experts, dtype=np.int64)
+    curve[0] = load[heap[0]]
+    for replica in range(1, replicas + 1):
+        top = heap[0]
+        if count[top] == copies_limit or load[top] <= enough:
+            curve[replica:] = load[top]
+            break
+        count[top] += 1
+        load[top] = tokens[top] / count[top]
+        sift_down(heap, load)
+        curve[replica] = load[heap[0]]
+    return curve
+
+
+@njit(cache=True)
+def sift_down(heap: IntArray, load: FloatArray) -> None:
+    """Restore the heap after its top became lighter."""
+    item = heap[0]
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= heap.size:
+            break
+        if child + 1 < heap.size and load[heap[child + 1]] > load[heap[child]]:
+            child += 1
+        if load[heap[child]] <= load[item]:
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = item
