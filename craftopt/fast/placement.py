@@ -24,6 +24,8 @@ _ENOUGH = 0.3
 _BAD = 1e-3
 # At most so often.
 _TRIALS = 40
+# So many replicas are tried as copies of light experts.
+_HELD = 4
 # Worse placements that a search goes through, in a row, before it returns.
 _DEPTH = 3
 
@@ -156,23 +158,40 @@ def _place(
         )
         return found
 
-    hosted, fullest, crowd = attempt(count, True)
-    trials = 0
-    while fullest > bound * (1.0 + _BAD):
-        for donor, taker in _copy_exchanges(weight, count, copies_limit, fullest, crowd):
-            if trials == _TRIALS:
-                return hosted, fullest
-            trials += 1
-            trial = count.copy()
-            trial[donor] -= 1
-            trial[taker] += 1
-            # Kicks take long: only a trial that is better without them gets them.
-            if attempt(trial, False)[1] < fullest * (1.0 - _PROGRESS):
-                count = trial
-                hosted, fullest, crowd = attempt(count, True)
+    def climb(count: IntArray, kicks: bool) -> tuple[BoolArray, float]:
+        hosted, fullest, crowd = attempt(count, kicks)
+        trials = 0
+        while fullest > bound * (1.0 + _BAD):
+            for donor, taker in _copy_exchanges(weight, count, copies_limit, fullest, crowd):
+                if trials == _TRIALS:
+                    return hosted, fullest
+                trials += 1
+                trial = count.copy()
+                trial[donor] -= 1
+                trial[taker] += 1
+                # Kicks take long: only a trial that is better without them gets them.
+                if attempt(trial, False)[1] < fullest * (1.0 - _PROGRESS):
+                    count = trial
+                    hosted, fullest, crowd = attempt(count, kicks)
+                    break
+            else:
                 break
-        else:
+        return hosted, fullest
+
+    hosted, fullest = climb(count, True)
+    # Copies of the heaviest are not always the best use of slots that have to be filled: start
+    # with some of them as copies of the lightest instead.
+    replicas = int(count.sum()) - weight.size
+    for held in range(1, min(replicas, _HELD, weight.size) + 1):
+        if fullest <= bound * (1.0 + _BAD):
             break
+        other = replicate(weight, replicas - held, copies_limit)
+        light = np.argsort(np.where(other < copies_limit, weight, np.inf), kind="stable")[:held]
+        other[light] += 1
+        if other.max() <= copies_limit:
+            better = climb(other, False)
+            if better[1] < fullest * (1.0 - _PROGRESS):
+                hosted, fullest = better
     return hosted, fullest
 
 
