@@ -116,11 +116,12 @@ def test_worked_example():
     assert whole_plan_bound(problem.replace(replicas=8)) == 1
 
 
-def test_windows_choose_copies_together_only_in_the_plan():
-    # Each window alone could halve its own hot expert; the bound lets it, the best plan cannot.
+def test_windows_share_their_copies():
+    # Each window alone could halve its own hot expert; together they have one replica for it.
     loads = co.Loads([[[8, 1, 1]], [[1, 8, 1]]])
     problem = co.Problem(loads, gpus=2, replicas=1)
-    assert whole_plan_bound(problem) == 1
+    assert layer_costs(problem)[0, -1] == 10
+    assert whole_plan_bound(problem) == pytest.approx((5 + 8) / 10)
     assert best_by_enumeration(problem) == pytest.approx((5 + 8.5) / 10)
 
 

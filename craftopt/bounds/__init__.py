@@ -1,6 +1,29 @@
 """Lower bounds on what any plan can reach, without a solver."""
 
+from craftopt.bounds.cardinality import cardinality_bound
+from craftopt.bounds.common_copies import common_copies_curve, common_copies_witness
 from craftopt.bounds.copies import max_copy_load, sift_down
-from craftopt.bounds.whole_plan import layer_costs, whole_plan_bound
+from craftopt.bounds.whole_plan import (
+    cost_table,
+    has_even_slots,
+    layer_costs,
+    least_cost,
+    replica_choices,
+    shared_cost_table,
+    whole_plan_bound,
+)
 
-__all__ = ["layer_costs", "max_copy_load", "sift_down", "whole_plan_bound"]
+__all__ = [
+    "cardinality_bound",
+    "common_copies_curve",
+    "common_copies_witness",
+    "cost_table",
+    "has_even_slots",
+    "layer_costs",
+    "least_cost",
+    "max_copy_load",
+    "replica_choices",
+    "shared_cost_table",
+    "sift_down",
+    "whole_plan_bound",
+]

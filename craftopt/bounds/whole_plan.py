@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from numba import njit
 
+from craftopt.bounds.cardinality import cardinality_bound
+from craftopt.bounds.common_copies import common_copies_curve
 from craftopt.bounds.copies import max_copy_load
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem
 
+# Bounds the cost of layers that have exactly so many replicas: float64 of the same shape.
+Sharpen = Callable[[IntArray, IntArray], FloatArray]
+
 
 @lru_cache(maxsize=8)
 def whole_plan_bound(problem: Problem) -> float:
     """Bound the objective of every plan that keeps the problem's rules.
+
+    Mean load and heaviest copy for every number of replicas, with several windows for the
+    copies that they share; where slots are even, the cardinality bound wherever it could change
+    the outcome.
 
     Returns
     -------
@@ -32,39 +42,130 @@ def whole_plan_bound(problem: Problem) -> float:
     >>> round(whole_plan_bound(co.Problem(loads, gpus=8, replicas=1)), 4)
     3.0897
     """
-    costs = layer_costs(problem)
-    if problem.slots == "uniform":
-        cost = float(costs[:, -1].sum())
-    else:
-        cost = allocate(costs, problem.replicas, problem.replica_step)[1]
+
+    def sharpen(layers: IntArray, replicas: IntArray) -> FloatArray:
+        chosen = np.ascontiguousarray(problem.loads.tokens[:, layers].transpose(1, 0, 2))
+        return _even_costs(
+            chosen, replicas, problem.gpus, problem.copies_limit, problem.objective == "time"
+        )
+
+    table = shared_cost_table(problem)
+    cost = least_cost(problem, table, sharpen if has_even_slots(problem) else None)
     if problem.objective == "balancedness":
         return min(1.0, -cost / (problem.loads.windows * problem.loads.layers))
     mean = float(problem.loads.tokens.sum()) / problem.gpus
     return max(1.0, cost / mean) if mean > 0 else 1.0
 
 
+def has_even_slots(problem: Problem) -> bool:
+    """Whether every GPU has floor or ceil of copies / GPUs in every layer, by the rules.
+
+    With one layer, equal totals are even slots.
+    """
+    return problem.slots != "free" or problem.loads.layers == 1
+
+
+def replica_choices(problem: Problem) -> IntArray:
+    """List the numbers of replicas that one layer can have, ascending, int64 [choices]."""
+    if problem.slots == "uniform":
+        experts = problem.loads.experts
+        slots = np.arange(-(-experts // problem.gpus), problem.uniform_slots + 1)
+        return slots * problem.gpus - experts
+    return np.arange(0, problem.layer_replicas_limit + 1, problem.replica_step)
+
+
+def cost_table(problem: Problem) -> FloatArray:
+    """Bound every layer's cost for all `replica_choices`, by mean load and heaviest copy.
+
+    Returns
+    -------
+    float64 [layers, choices]
+        In the unit of `layer_costs`.
+    """
+    choices = replica_choices(problem)
+    if problem.slots == "uniform":
+        return _cost_curves_of(problem, choices)
+    curves = layer_costs(problem)
+    return np.pad(curves, ((0, 0), (0, choices.size - curves.shape[1])), mode="edge")
+
+
+def shared_cost_table(problem: Problem) -> FloatArray:
+    """Bound as `cost_table` does and, with several windows, by the copies that they share."""
+    table = cost_table(problem)
+    if problem.loads.windows > 1:
+        choices = replica_choices(problem)
+        for layer, costs in enumerate(table):
+            tokens = np.ascontiguousarray(problem.loads.tokens[:, layer])
+            shared = common_copies_curve(
+                tokens, problem.gpus, problem.copies_limit, choices, problem.objective
+            )
+            np.maximum(costs, shared, out=costs)
+    return table
+
+
+def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> float:
+    """Bound the summed cost of all layers over all ways to spend the budget.
+
+    Sharper bounds are asked for only where the least cost picks a layer's number of replicas,
+    until it picks none that is not sharpened: dearer bounds elsewhere would not change it.
+
+    Parameters
+    ----------
+    problem : Problem
+    table : float64 [layers, choices]
+        Bounds for all `replica_choices`.
+    sharpen : callable, optional
+        ``sharpen(layers, replicas)`` bounds the cost of some layers with exactly so many
+        replicas, in the unit of the table.
+    """
+    replicas = replica_choices(problem)
+    table = table.copy()
+    layers = np.arange(problem.loads.layers)
+    sharp = np.zeros(table.shape, dtype=np.bool_)
+    while True:
+        if problem.slots == "uniform":  # the same slots in all layers
+            sums = table.sum(axis=0)
+            picked = np.full(layers.size, sums.argmin())
+            cost = float(sums.min())
+        else:
+            chosen, cost = allocate(table, problem.replicas, problem.replica_step)
+            picked = chosen // problem.replica_step
+        dull = layers[~sharp[layers, picked]]
+        if sharpen is None or not dull.size:
+            return cost
+        at = picked[dull]
+        table[dull, at] = np.maximum(table[dull, at], sharpen(dull, replicas[at]))
+        sharp[dull, at] = True
+
+
 def layer_costs(problem: Problem) -> FloatArray:
     """Bound every layer's part of the objective for every number of replicas, as a cost.
+
+    By mean load and heaviest copy, which take microseconds and hold for *at most* so many
+    replicas, under every slot rule.
 
     Returns
     -------
     float64 [layers, choices]
         Column k is for ``k * problem.replica_step`` replicas, up to
-        `Problem.layer_replicas_limit`: the sum over windows of a lower bound on the largest GPU
-        load (objective time), or minus the sum of an upper bound on balancedness. Never rising
-        in k; columns after the last one where any layer still gains are left out.
+        `Problem.layer_replicas_limit` (``uniform``: one column, for that limit): the sum over
+        windows of a lower bound on the largest GPU load (objective time), or minus the sum of
+        an upper bound on balancedness. Never rising in k; columns after the last one where any
+        layer still gains are left out.
     """
     limit = problem.layer_replicas_limit
     if problem.slots == "uniform":
-        choices = np.array([limit])
-    else:
-        choices = np.arange(0, limit + 1, problem.replica_step)
-    tokens = np.ascontiguousarray(problem.loads.tokens.transpose(1, 0, 2))
-    curves = _cost_curves(
-        tokens, problem.gpus, problem.copies_limit, choices, problem.objective == "time"
-    )
+        return _cost_curves_of(problem, np.array([limit]))
+    curves = _cost_curves_of(problem, np.arange(0, limit + 1, problem.replica_step))
     last = int((curves > curves[:, -1:]).sum(axis=1).max())
     return curves[:, : last + 1]
+
+
+def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
+    tokens = np.ascontiguousarray(problem.loads.tokens.transpose(1, 0, 2))
+    return _cost_curves(
+        tokens, problem.gpus, problem.copies_limit, choices, problem.objective == "time"
+    )
 
 
 @njit(cache=True)
@@ -79,8 +180,32 @@ def _cost_curves(
             least = max_copy_load(tokens[layer, window], choices[-1], copies_limit, mean)
             for k in range(choices.size):
                 load = max(mean, least[choices[k]])
-                if time:
-                    curves[layer, k] += load
-                else:
-                    curves[layer, k] -= mean / load if load > 0 else 1.0
+                curves[layer, k] += _cost(load, mean, time)
     return curves
+
+
+@njit(cache=True)
+def _even_costs(
+    tokens: FloatArray, replicas: IntArray, gpus: int, copies_limit: int, time: bool
+) -> FloatArray:
+    """Bound the cost of layers with even slots and exactly so many replicas."""
+    layers, windows, _ = tokens.shape
+    costs = np.zeros(layers)
+    for layer in range(layers):
+        for window in range(windows):
+            weight = tokens[layer, window]
+            mean = weight.sum() / gpus
+            least = max_copy_load(weight, replicas[layer], copies_limit, mean)
+            load, _ = cardinality_bound(
+                weight, replicas[layer], gpus, copies_limit, max(mean, least[-1])
+            )
+            costs[layer] += _cost(load, mean, time)
+    return costs
+
+
+@njit(cache=True)
+def _cost(load: float, mean: float, time: bool) -> float:
+    """Compute what a window adds to a layer's cost, from its largest and its mean GPU load."""
+    if time:
+        return load
+    return -mean / load if load > 0 else -1.0
