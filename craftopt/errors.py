@@ -26,5 +26,9 @@ class NoPlanError(CraftoptError, LookupError):
     """A plan was asked of a result that has none."""
 
 
+class VerificationError(CraftoptError, ValueError):
+    """A certificate claims something that is not so; the message names the first such claim."""
+
+
 class CraftoptWarning(UserWarning):
     """Something was dropped, rounded or left unused; the work went on."""

@@ -1,0 +1,949 @@
+"""Certificates: what is certified is true, and what is not true is not verified.
+
+`Judge` decides which claims of a certificate are true, from the definitions in
+`craftopt.verification` and by listing everything: all numbers of copies, all configurations, all
+ways to spend the budget. It shares no code with the package beyond reading loads and plans.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import sys
+import time
+import warnings
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from scipy.optimize import linprog
+from strategies import best_by_enumeration, broken_rules, problems, quiet, slow_scores
+from test_cardinality import least_max_load
+
+import craftopt as co
+from craftopt import cli
+from craftopt.verification import ExactProblem, plan_digest
+
+Box = tuple[tuple[int, int], ...]  # least and most copies of every expert
+
+
+# --- the judge ------------------------------------------------------------------------------
+
+
+class FalseClaimError(Exception):
+    """A claim is not true."""
+
+
+class Judge:
+    """Decides by listing everything whether all claims of a tiny certificate are true."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        loads = document["loads"]
+        self.tokens = [[[Fraction(t) for t in row] for row in rows] for rows in loads["tokens"]]
+        self.plan = co.Plan.from_json(json.dumps(document["plan"]))
+        stated = dict(document["problem"])
+        previous = stated.pop("previous")
+        if previous is not None:
+            previous = co.Plan.from_json(json.dumps(previous))
+        array = np.array([[[float(t) for t in row] for row in rows] for rows in self.tokens])
+        self.problem = quiet(
+            lambda: co.Problem(
+                co.Loads(array, loads["layer_ids"], loads["window_names"]),
+                previous=previous,
+                **stated,
+            )
+        )
+        self.time = self.problem.objective == "time"
+        self.even = self.problem.slots != "free" or self.problem.loads.layers == 1
+
+    def all_true(self) -> bool:
+        try:
+            self._judge()
+        except (FalseClaimError, co.CraftoptError):
+            return False
+        return True
+
+    def _judge(self) -> None:
+        document, problem = self.document, self.problem
+        held = self.plan.copies.shape == (problem.loads.layers, problem.loads.experts, problem.gpus)
+        insist(held and self.plan.layer_ids.tolist() == problem.loads.layer_ids.tolist())
+        insist(not broken_rules(self.plan, problem))
+        scores = slow_scores(self.plan.copies.tolist(), self.tokens)
+        value = scores.relative_time if self.time else scores.mean_balancedness
+        insist(Fraction(document["value"]) == value)
+        proven: dict[tuple[int, int | None], list[Any]] = {}
+        ids = problem.loads.layer_ids.tolist()
+        insist(len(document["layers"]) == len(ids))
+        for layer, entry in enumerate(document["layers"]):
+            replicas = int(self.plan.copies[layer].sum()) - problem.loads.experts
+            insist((entry["layer_id"], entry["replicas"]) == (ids[layer], replicas))
+            largest = [row[layer] for row in scores.largest]
+            means = [row[layer] for row in scores.mean]
+            cost = sum(self.cost(*pair) for pair in zip(largest, means, strict=True))
+            bound = self.layer_cost(layer, replicas, entry["witness"])
+            proven.setdefault((layer, replicas), []).append(bound)
+            insist(Fraction(entry["value"]) == self.objective(cost, sum(means), 1))
+            self.judge_bound(entry, "bound", "gap", self.objective(bound, sum(means), 1))
+        for entry in document["allocation"]:
+            insist(entry["layer_id"] in ids)
+            layer = ids.index(entry["layer_id"])
+            if entry["replicas"] is None:
+                bounds = proven.setdefault((layer, None), [])
+                bounds.append(self.line(layer, entry["witness"], self.box))
+            else:
+                bounds = proven.setdefault((layer, entry["replicas"]), [])
+                bounds.append(self.layer_cost(layer, entry["replicas"], entry["witness"]))
+        total = sum(sum(row) for row in scores.mean)
+        least = self.objective(self.least_cost(proven), total, len(ids))
+        self.judge_bound(document, "bound", "gap", least)
+        if not document["claims"]:
+            insist(document["solver_bound"] is None and document["solver_gap"] is None)
+            return
+        for entry in document["claims"]:
+            insist(entry["layer_id"] in ids)
+            key = ids.index(entry["layer_id"]), entry["replicas"]
+            proven.setdefault(key, []).append(Fraction(entry["witness"]["cost"]))
+        least = self.objective(self.least_cost(proven), total, len(ids))
+        self.judge_bound(document, "solver_bound", "solver_gap", least)
+
+    def judge_bound(self, entry: dict[str, Any], bound: str, gap: str, proven: Fraction) -> None:
+        value, stated = Fraction(entry["value"]), Fraction(entry[bound])
+        insist(stated > 0 and (stated <= proven if self.time else stated >= proven))
+        true = (value - stated) / stated if self.time else (stated - value) / value
+        insist(Fraction(entry[gap]) == true)
+
+    def cost(self, load: Fraction, mean: Fraction) -> Fraction:
+        if self.time:
+            return load
+        return -mean / load if load else Fraction(-1)
+
+    def objective(self, cost: Fraction, means: Fraction, layers: int) -> Fraction:
+        if not self.time:
+            return min(Fraction(1), -cost / (self.problem.loads.windows * layers))
+        return max(Fraction(1), cost / means) if means else Fraction(1)
+
+    # Whole plans
+
+    def least_cost(self, proven: dict[tuple[int, int | None], list[Any]]) -> Fraction:
+        problem = self.problem
+        choices = range(0, problem.layer_replicas_limit + 1, problem.replica_step)
+        layers = range(problem.loads.layers)
+        table = [{r: self.cell(proven, layer, r) for r in choices} for layer in layers]
+        if problem.slots == "uniform":
+            same = [r for r in choices if (problem.loads.experts + r) % problem.gpus == 0]
+            return min(sum(costs[r] for costs in table) for r in same)
+        best = {0: Fraction(0)}
+        for costs in table:
+            fresh: dict[int, Fraction] = {}
+            for (spent, sofar), (r, cost) in itertools.product(best.items(), costs.items()):
+                if spent + r <= problem.replicas:
+                    fresh[spent + r] = min(sofar + cost, fresh.get(spent + r, sofar + cost))
+            best = fresh
+        return min(best.values())
+
+    def cell(
+        self, proven: dict[tuple[int, int | None], list[Any]], layer: int, replicas: int
+    ) -> Fraction:
+        windows = range(self.problem.loads.windows)
+        loads = [self.heaviest(layer, window, replicas, self.box) for window in windows]
+        means = [self.mean(layer, window) for window in windows]
+        known = [sum(self.cost(*pair) for pair in zip(loads, means, strict=True))]
+        known += proven.get((layer, replicas), [])
+        known += [start - price * replicas for start, price in proven.get((layer, None), [])]
+        return max(known)
+
+    # Witnesses
+
+    @property
+    def box(self) -> Box:
+        return ((1, self.problem.copies_limit),) * self.problem.loads.experts
+
+    def mean(self, layer: int, window: int) -> Fraction:
+        return sum(self.tokens[window][layer], Fraction(0)) / self.problem.gpus
+
+    def heaviest(self, layer: int, window: int, replicas: int, box: Box) -> Fraction:
+        """Return the mean or the least heaviest copy, whichever is more."""
+        tokens = self.tokens[window][layer]
+        least = min(
+            (
+                max(t / c for t, c in zip(tokens, counts, strict=True))
+                for more in range(replicas + 1)
+                for counts in all_counts(box, len(tokens) + more)
+            ),
+            default=Fraction(0),
+        )
+        return max(least, self.mean(layer, window))
+
+    def layer_cost(self, layer: int, replicas: int, witness: Any) -> Fraction:
+        insist(type(replicas) is int and 0 <= replicas <= self.problem.layer_replicas_limit)
+        cost = self.of_layer(layer, replicas, witness, self.box)
+        insist(cost is not None)
+        return cost
+
+    def of_layer(self, layer: int, replicas: int, witness: Any, box: Box) -> Fraction | None:
+        kind = witness["kind"]
+        if kind in ("branch", "empty"):
+            return self.split(
+                witness, box, replicas, lambda part, b: self.of_layer(layer, replicas, part, b)
+            )
+        if kind == "credits":
+            start, price = self.line(layer, witness, box)
+            return start - price * replicas
+        parts = witness["windows"] if kind == "windows" else [witness]
+        insist(len(parts) == self.problem.loads.windows)
+        loads = [self.of_window(layer, w, replicas, part, box) for w, part in enumerate(parts)]
+        if None in loads:
+            return None
+        return sum(self.cost(load, self.mean(layer, w)) for w, load in enumerate(loads))
+
+    def of_window(
+        self, layer: int, window: int, replicas: int, witness: Any, box: Box
+    ) -> Fraction | None:
+        kind = witness["kind"]
+        if kind in ("branch", "empty"):
+            return self.split(
+                witness,
+                box,
+                replicas,
+                lambda part, b: self.of_window(layer, window, replicas, part, b),
+            )
+        mean = self.mean(layer, window)
+        if kind == "mean":
+            return mean
+        tokens = self.tokens[window][layer]
+        copies = len(tokens) + replicas
+        if kind == "copies":
+            if not list(all_counts(box, copies)):
+                return None
+            return self.heaviest(layer, window, replicas, box)
+        insist(kind in ("cardinality", "configuration"))
+        load = Fraction(witness["load"])
+        insist(load > 0)
+        fitting = [
+            counts
+            for counts in all_counts(box, copies)
+            if all(t < c * load for t, c in zip(tokens, counts, strict=True))
+        ]
+        if kind == "cardinality":
+            self.by_price(tokens, copies, fitting, load, Fraction(witness["price"]))
+        elif fitting:
+            self.by_configurations(tokens, copies, fitting, load, witness)
+        return max(load, mean)
+
+    def by_price(
+        self, tokens: Any, copies: int, fitting: Any, load: Fraction, price: Fraction
+    ) -> None:
+        q = copies // self.problem.gpus
+        insist(self.even)
+        for counts in fitting:
+            insist(0 <= price * q <= load)
+            pairs = list(zip(tokens, counts, strict=True))
+            lack = sum(max(0, t - c * (load - (q - 1) * price)) for t, c in pairs)
+            insist(lack > sum(max(0, price * c - t) for t, c in pairs))
+
+    def by_configurations(
+        self, tokens: Any, copies: int, fitting: Any, load: Fraction, witness: Any
+    ) -> None:
+        gpus = self.problem.gpus
+        profits, scale = witness["experts"], witness["scale"]
+        slot, extra = witness["slot"], witness["extra"]
+        insist(len(profits) == len(tokens) and witness["grid"] >= 1)
+        q, fuller = divmod(copies, gpus) if self.even else (0, 0)
+        insist(sum(profits) - slot * copies - extra * fuller > gpus * scale)
+        options = [sorted({counts[e] for counts in fitting}) for e in range(len(tokens))]
+        sizes = ({q, q + 1} if fuller else {q}) if self.even else set(range(len(tokens) + 1))
+        for size in sizes:
+            for members in itertools.combinations(range(len(tokens)), size):
+                for counts in itertools.product(*(options[e] for e in members)):
+                    held = list(zip(members, counts, strict=True))
+                    if sum(tokens[e] / c for e, c in held) < load:
+                        worth = sum(Fraction(profits[e], c) for e, c in held) - slot * size
+                        insist(worth - (extra if self.even and size > q else 0) <= scale)
+
+    def line(self, layer: int, witness: Any, box: Box) -> tuple[Fraction, Fraction]:
+        insist(witness["kind"] == "credits")
+        scale, price = Fraction(witness["scale"]), witness["price"]
+        insist(scale > 0 and price >= 0)
+        start = Fraction(0)
+        of_step: dict[tuple[int, int], int] = {}
+        insist(all(int(w) < self.problem.loads.windows for w in witness["windows"]))
+        for window in range(self.problem.loads.windows):
+            tokens, mean = self.tokens[window][layer], self.mean(layer, window)
+            floor = max(mean, *(t / most for t, (_, most) in zip(tokens, box, strict=True)))
+            start += self.cost(floor, mean)
+            credits = witness["windows"].get(str(window), [])
+            for e, step, amount in credits:
+                insist(amount >= 0 and step >= 2 and 0 <= e < len(tokens))
+            for e, step, amount in credits:
+                level = tokens[e] / (step - 1)
+                below = sum(a for f, s, a in credits if tokens[f] / (s - 1) <= level)
+                room = (self.cost(level, mean) - self.cost(floor, mean)) * scale
+                insist(amount == 0 or below <= room)
+                of_step[e, step] = of_step.get((e, step), 0) + amount
+                start += amount / scale
+        for e, step in of_step:
+            taken = sum(amount for (f, s), amount in of_step.items() if f == e and s <= step)
+            insist(taken <= price * (step - 1))
+        return start, price / scale
+
+    def split(self, witness: Any, box: Box, replicas: int, prove: Any) -> Fraction | None:
+        if witness["kind"] == "empty":
+            insist(not list(all_counts(box, len(box) + replicas)))
+            return None
+        e, k = witness["expert"], witness["copies"]
+        insist(0 <= e < len(box))
+        low, high = box[e]
+        below = prove(witness["below"], (*box[:e], (low, min(high, k)), *box[e + 1 :]))
+        above = prove(witness["above"], (*box[:e], (max(low, k + 1), high), *box[e + 1 :]))
+        both = [cost for cost in (below, above) if cost is not None]
+        return min(both) if both else None
+
+
+def insist(holds: bool) -> None:
+    if not holds:
+        raise FalseClaimError
+
+
+@cache
+def all_counts(box: Box, copies: int) -> tuple[tuple[int, ...], ...]:
+    """List all numbers of copies in a box that sum to a number."""
+    if not box:
+        return ((),) if copies == 0 else ()
+    (low, high), rest = box[0], box[1:]
+    least = sum(other for other, _ in rest)
+    return tuple(
+        (first, *others)
+        for first in range(low, min(high, copies - least) + 1)
+        for others in all_counts(rest, copies - first)
+    )
+
+
+# --- certificates to judge and to mutate ----------------------------------------------------
+
+
+def tree(
+    tokens: list[Fraction], gpus: int, copies: int, load: Fraction, box: Box, depth: int
+) -> dict[str, Any] | None:
+    """Prove a load of an even layer: at once, or by branching to some depth."""
+    every = all_counts(box, copies)
+    if not every:
+        return {"kind": "empty"}
+    if all(any(t >= c * load for t, c in zip(tokens, counts, strict=True)) for counts in every):
+        return {"kind": "copies"}
+    witness = configuration_witness(tokens, gpus, copies, load, box)
+    if witness is not None or depth == 0:
+        return witness
+    expert = max(range(len(box)), key=lambda e: len({counts[e] for counts in every}))
+    values = sorted({counts[expert] for counts in every})
+    if len(values) == 1:
+        return None
+    k, (low, high) = values[len(values) // 2 - 1], box[expert]
+    parts = [
+        tree(tokens, gpus, copies, load, (*box[:expert], side, *box[expert + 1 :]), depth - 1)
+        for side in ((low, k), (k + 1, high))
+    ]
+    if None in parts:
+        return None
+    return {"kind": "branch", "expert": expert, "copies": k, "below": parts[0], "above": parts[1]}
+
+
+def configuration_witness(
+    tokens: list[Fraction], gpus: int, copies: int, load: Fraction, box: Box
+) -> dict[str, Any] | None:
+    """Solve the dual of the configuration LP over all configurations of an even layer."""
+    experts = len(tokens)
+    fitting = [
+        counts
+        for counts in all_counts(box, copies)
+        if all(t < c * load for t, c in zip(tokens, counts, strict=True))
+    ]
+    options = [sorted({counts[e] for counts in fitting}) for e in range(experts)]
+    q, fuller = divmod(copies, gpus)
+    rows = []
+    for size in (q, q + 1) if fuller else (q,):
+        for members in itertools.combinations(range(experts), size):
+            for counts in itertools.product(*(options[e] for e in members)):
+                held = list(zip(members, counts, strict=True))
+                if sum(Fraction(tokens[e], c) for e, c in held) < load:
+                    row = [0.0] * experts + [-size, -float(size > q)]
+                    for e, c in held:
+                        row[e] = 1 / c
+                    rows.append(row)
+    gain = [-1.0] * experts + [copies, fuller]
+    if not rows:
+        return None
+    solved = linprog(gain, A_ub=rows, b_ub=[1.0] * len(rows), bounds=[(-9, 9)] * (experts + 2))
+    if solved.status or -solved.fun <= gpus * (1 + 1e-6):
+        return None
+    # Where they can, grid steps hit all sizes, so that a load of exactly T is no configuration.
+    exact = load.numerator * 6
+    grid = exact * (20_000 // exact) if exact <= 20_000 else 20_000
+    units = 10**9
+    *profits, slot, extra = (math.floor(value * units) for value in solved.x)
+    return {
+        "kind": "configuration",
+        "load": str(load),
+        "experts": profits,
+        "slot": slot,
+        "extra": extra,
+        "scale": units + 10 * experts,
+        "grid": grid,
+    }
+
+
+# GPUs, replicas and tokens of layers whose optimum takes branching to prove.
+HARD = (
+    (2, 3, (20, 10, 10, 1)),
+    (2, 3, (12, 11, 7, 2)),
+    (2, 3, (20, 6, 5, 2)),
+    (2, 1, (11, 8, 5, 5, 3)),
+    (3, 3, (18, 11, 6, 3, 1)),
+    (3, 3, (15, 5, 3, 1)),
+)
+
+
+def tiny_problem(rng: np.random.Generator) -> co.Problem:
+    if rng.random() < 0.2:
+        gpus, replicas, tokens = HARD[rng.integers(len(HARD))]
+        return co.Problem(co.Loads([tokens]), gpus, replicas=replicas, slots="even")
+    gpus = int(rng.integers(2, 4))
+    experts = int(rng.integers(3, 6))
+    windows, layers = (int(size) for size in rng.integers(1, 3, 2))
+    shape = windows, layers, experts
+    kind = rng.integers(3)
+    if kind == 0:
+        tokens = rng.integers(0, 12, shape)
+    elif kind == 1:
+        tokens = np.round(50 * rng.lognormal(0, 1, shape))
+    else:
+        tokens = rng.exponential(3.0, shape)
+    rule = ("uniform", "even", "even", "free")[rng.integers(4)]
+    forced = layers * (-experts % gpus)
+    return quiet(
+        lambda: co.Problem(
+            co.Loads(tokens, np.arange(layers) + 3),
+            gpus,
+            replicas=forced + int(rng.integers(0, 5)),
+            slots=rule,
+            objective=("time", "balancedness")[rng.integers(2)],
+        )
+    )
+
+
+def tiny_certificate(rng: np.random.Generator) -> dict[str, Any]:
+    """Certify a tiny plan, with evidence of every kind where there is some."""
+    while True:
+        problem = tiny_problem(rng)
+        result = co.solve(problem, ("nominal", "eplb-counts", "eplb-counts")[rng.integers(3)])
+        if result.has_plan and not result.violations:
+            break
+    plan = result.plan
+    evidence: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    single = problem.loads.windows == 1 and problem.max_copies is None
+    even = problem.slots != "free" or problem.loads.layers == 1
+    for layer in range(problem.loads.layers):
+        replicas = int(plan.replica_counts[layer].sum()) - problem.loads.experts
+        if single and even and rng.random() < 0.7:
+            tokens = [Fraction(t) for t in problem.loads.tokens[0, layer].tolist()]
+            counts = problem.loads.tokens[0, layer]
+            best = Fraction(
+                float(least_max_load(counts, replicas, problem.gpus, problem.copies_limit))
+            )
+            if (counts == np.floor(counts)).all():
+                best = best.limit_denominator(36)  # in sixths: at most 3 copies
+            load = best * Fraction(int(rng.choice([100, 100, 99, 95])), 100)
+            copies = len(tokens) + replicas
+            box = ((1, problem.copies_limit),) * len(tokens)
+            witness = tree(tokens, problem.gpus, copies, load, box, depth=3)
+            if witness is not None:
+                evidence.setdefault((layer, replicas), []).append(witness)
+        if rng.random() < 0.3:
+            cost = float(problem.loads.tokens[:, layer].sum()) / problem.gpus
+            claim = {"kind": "solver", "solver": "oracle", "version": "1"}
+            claim["cost"] = str(Fraction(cost) if problem.objective == "time" else Fraction(-1, 9))
+            evidence.setdefault((layer, replicas), []).append(claim)
+    try:
+        certificate = co.certify(problem, plan, evidence=evidence)
+    except co.VerificationError:  # rounding has cost a configuration witness its proof
+        certificate = co.certify(problem, plan)
+    return json.loads(certificate.to_json())
+
+
+class Document:
+    """A certificate that is not in a file."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+
+    def to_json(self) -> str:
+        return json.dumps(self.document)
+
+
+def is_verified(document: dict[str, Any]) -> bool:
+    try:
+        co.verify(Document(document))
+    except co.CraftoptError:
+        return False
+    return True
+
+
+def with_digests(document: dict[str, Any]) -> dict[str, Any]:
+    """Recompute the digests, so that only arithmetic can tell."""
+    loads = document["loads"]
+    tokens = [[[float(Fraction(t)) for t in row] for row in rows] for rows in loads["tokens"]]
+    loads["digest"] = co.Loads(tokens, loads["layer_ids"], loads["window_names"]).digest
+    plan = co.Plan.from_json(json.dumps(document["plan"]))
+    document["plan_digest"] = plan_digest(plan)
+    return document
+
+
+KINDS = {"mean", "copies", "cardinality", "configuration", "branch", "windows", "credits"}
+
+# --- mutations ------------------------------------------------------------------------------
+
+
+def numbers_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """List the paths to all numbers, ints and texts p/q, within a part of a certificate."""
+    if isinstance(value, dict):
+        keys = list(value)
+    elif isinstance(value, list):
+        keys = list(range(len(value)))
+    else:
+        return [path] if is_number(value) else []
+    return [found for key in keys for found in numbers_of(value[key], (*path, key))]
+
+
+def is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.replace("/", "").replace("-", "").isdecimal()
+    return type(value) is int
+
+
+def replace_at(document: Any, path: tuple[Any, ...], change: Any) -> None:
+    *above, key = path
+    for step in above:
+        document = document[step]
+    document[key] = change(document[key])
+
+
+def nudged(value: Any, rng: np.random.Generator) -> Any:
+    """Change a number: a little, by one, or much."""
+    number = Fraction(value)
+    kind = rng.integers(4)
+    if kind == 0:
+        changed = number + (-1) ** int(rng.integers(2))
+    elif kind == 1:
+        changed = number * Fraction(int(rng.choice([1, 3])), 2)
+    elif kind == 2:
+        changed = number * (1 + Fraction(int(rng.choice([-1, 1])), 10 ** int(rng.integers(2, 9))))
+    else:
+        changed = -number + (number == 0)
+    if type(value) is int:
+        return round(changed) if round(changed) != value else value + 1
+    return str(changed)
+
+
+def mutate(document: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Change one thing: a witness, a copy, a load, a stated number or a rule."""
+    mutant = copy.deepcopy(document)
+    kind = rng.choice(["witness", "witness", "number", "bound", "copy", "load", "rule"])
+    entries = mutant["layers"] + mutant["allocation"]
+    if kind == "witness":
+        entry = entries[rng.integers(len(entries))]
+        paths = numbers_of(entry["witness"], ("witness",))
+        if paths and rng.random() < 0.8:
+            replace_at(entry, paths[rng.integers(len(paths))], lambda value: nudged(value, rng))
+        else:
+            entry["witness"] = {"kind": str(rng.choice(["mean", "copies", "empty"]))}
+    elif kind == "number":
+        paths = [(key,) for key in ("value", "bound", "gap")]
+        paths += [(key,) for key in ("solver_bound", "solver_gap") if mutant[key] is not None]
+        for part in ("layers", "allocation", "claims"):
+            for position, entry in enumerate(mutant[part]):
+                stated = [key for key in entry if key != "witness" and entry[key] is not None]
+                paths += [(part, position, key) for key in stated]
+        replace_at(mutant, paths[rng.integers(len(paths))], lambda value: nudged(value, rng))
+    elif kind == "bound":  # with the gap that belongs to it
+        entry = [mutant, *mutant["layers"]][rng.integers(1 + len(mutant["layers"]))]
+        entry["bound"] = nudged(entry["bound"], rng)
+        value, bound = Fraction(entry["value"]), Fraction(entry["bound"])
+        if bound:
+            time = mutant["problem"]["objective"] == "time"
+            entry["gap"] = str((value - bound) / bound if time else (bound - value) / value)
+    elif kind == "copy":
+        layer = mutant["plan"]["layers"][rng.integers(len(mutant["plan"]["layers"]))]
+        hosts = layer["experts_of_gpu"]
+        source, target = rng.choice(len(hosts), 2, replace=False)
+        if hosts[source]:
+            moved = int(rng.choice(hosts[source]))
+            action = rng.integers(3)
+            if action != 0:
+                hosts[source].remove(moved)
+            if action != 1:
+                hosts[target] = sorted([*hosts[target], moved])
+        everyone = [e for row in mutant["plan"]["layers"] for g in row["experts_of_gpu"] for e in g]
+        experts = mutant["plan"]["experts"] * len(mutant["plan"]["layers"])
+        mutant["plan"]["replicas"] = len(everyone) - experts
+    elif kind == "load":
+        paths = numbers_of(mutant["loads"]["tokens"], ("loads", "tokens"))
+        replace_at(
+            mutant,
+            paths[rng.integers(len(paths))],
+            lambda value: abs(int(Fraction(value)) + int(rng.integers(1, 9)) - 4),
+        )
+    else:
+        change = rng.integers(4)
+        if change == 0:
+            mutant["problem"]["replicas"] += int(rng.choice([-1, 1, 2]))
+        elif change == 1:
+            mutant["problem"]["slots"] = str(rng.choice(["free", "even", "uniform"]))
+        elif change == 2:
+            other = {"time": "balancedness", "balancedness": "time"}
+            mutant["problem"]["objective"] = other[mutant["problem"]["objective"]]
+        else:
+            mutant["problem"]["max_copies"] = int(rng.integers(1, 3))
+    return mutant
+
+
+def try_mutations(wanted: int, seed: int) -> dict[str, int]:
+    """Mutate until so many mutants claim something false; count what became of all."""
+    rng = np.random.default_rng(seed)
+    counts = {"false": 0, "rejected": 0, "neutral": 0, "neutral and verified": 0}
+    kinds = set()
+    while counts["false"] < wanted:
+        document = tiny_certificate(rng)
+        assert is_verified(document)
+        assert Judge(document).all_true()
+        entries = document["layers"] + document["allocation"]
+        kinds |= {entry["witness"]["kind"] for entry in entries}
+        for _ in range(8):
+            mutant = mutate(document, rng)
+            if mutant == document:
+                continue
+            try:
+                with_digests(mutant)
+                true = Judge(mutant).all_true()
+            except co.CraftoptError:  # no loads, no plan or no problem at all
+                true = False
+            verified = is_verified(mutant)
+            if true:
+                counts["neutral"] += 1
+                counts["neutral and verified"] += verified
+                continue
+            counts["false"] += 1
+            counts["rejected"] += not verified
+            assert not verified, f"verified, though false: {json.dumps(mutant)}"
+    assert kinds >= KINDS, f"no witness of {KINDS - kinds} was tried"
+    return counts
+
+
+def test_mutations_that_make_a_claim_false_are_rejected():
+    counts = try_mutations(300, seed=1)
+    assert counts["rejected"] == counts["false"] >= 300
+
+
+@pytest.mark.slow
+def test_a_thousand_mutations_that_make_a_claim_false_are_rejected():
+    counts = try_mutations(1_000, seed=2)
+    print(counts)
+    assert counts["rejected"] == counts["false"] >= 1_000
+    # Almost all that stays true is verified too: the check is not simply strict.
+    assert counts["neutral and verified"] > 0.8 * counts["neutral"]
+
+
+# --- what is certified is true --------------------------------------------------------------
+
+TINY = {"layers": (1, 2), "most_experts": 4, "most_gpus": 4, "most_cells": 9}
+
+
+@settings(max_examples=100)
+@given(problems(**TINY))
+def test_what_is_certified_is_verified_and_true(problem):
+    for method in ("nominal", "eplb-counts"):
+        result = co.solve(problem, method)
+        if not result.has_plan or result.violations:
+            continue
+        certificate = co.certify(problem, result.plan)
+        co.verify(certificate)
+        best = best_by_enumeration(problem)
+        assert best is not None
+        assert certificate.value == pytest.approx(result.objective, rel=1e-12)
+        worse = 1 if problem.objective == "time" else -1
+        assert worse * certificate.bound <= worse * best + 1e-9 * best
+        if problem.loads.windows == 1:  # with several, a certificate has one price per replica
+            assert worse * certificate.bound >= worse * result.bound - 1e-9 * result.bound
+        assert certificate.gap >= 0
+        for layer in certificate.layers:
+            assert layer.gap >= 0
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, derandomize=False, deadline=None)
+@given(problems(**{**TINY, "most_cells": 12}))
+def test_what_is_certified_is_verified_and_true_on_thousands(problem):
+    test_what_is_certified_is_verified_and_true.hypothesis.inner_test(problem)
+
+
+def layer_problem(tokens, gpus, replicas):
+    """A problem of one layer with exactly so many replicas (or fewer, which are not asked for)."""
+    return co.Problem(co.Loads([tokens]), gpus, replicas=replicas, slots="even")
+
+
+def is_proven(exact: ExactProblem, replicas: int, witness: dict[str, Any]) -> bool:
+    try:
+        exact.proven_cost(0, replicas, witness)
+    except co.VerificationError:
+        return False
+    return True
+
+
+def test_no_price_proves_more_than_the_optimum():
+    """Any price, any load: what is accepted is true, whoever wrote the witness."""
+    rng = np.random.default_rng(4)
+    accepted = 0
+    for _ in range(400):
+        gpus = int(rng.integers(2, 4))
+        tokens = rng.integers(1, 9, int(rng.integers(2 * gpus, 9)))
+        tokens[: gpus + 1] += rng.integers(8, 30)
+        replicas = int(rng.integers(0, 3))
+        best = Fraction(float(least_max_load(tokens.astype(float), replicas, gpus, gpus)))
+        best = best.limit_denominator(36)
+        exact = ExactProblem(layer_problem(tokens.tolist(), gpus, replicas))
+        for _ in range(8):
+            price = Fraction(int(rng.integers(1, 40)), int(rng.integers(1, 5)))
+            witness = {"kind": "cardinality", "price": str(price)}
+            above = best + Fraction(1, 10**6)
+            assert not is_proven(exact, replicas, {**witness, "load": str(above)})
+            below = best * Fraction(int(rng.integers(80, 100)), 100)
+            accepted += is_proven(exact, replicas, {**witness, "load": str(below)})
+    assert accepted > 100
+
+
+def test_no_tree_proves_more_than_the_optimum():
+    for gpus, replicas, tokens in HARD:
+        weights = np.array(tokens, dtype=float)
+        best = Fraction(float(least_max_load(weights, replicas, gpus, gpus))).limit_denominator(36)
+        box = ((1, gpus),) * len(tokens)
+        exact = ExactProblem(layer_problem(list(tokens), gpus, replicas))
+        shares = [Fraction(count) for count in tokens]
+        proof = tree(shares, gpus, len(tokens) + replicas, best, box, depth=3)
+        assert proof["kind"] == "branch"
+        assert exact.proven_cost(0, replicas, proof) == best
+        text = json.dumps(proof)
+        higher = json.loads(text.replace(f'"load": "{best}"', f'"load": "{best + 1}"'))
+        assert (
+            not is_proven(exact, replicas, higher) or exact.proven_cost(0, replicas, higher) == best
+        )  # all its loads are proven by the heaviest copy
+
+
+def test_flashlb_example_is_certified_by_a_tree():
+    """[600, 560, ...] on 8 GPUs with 2 slots: 590/3 is the least largest load."""
+    branching = pytest.importorskip("craftopt_formulations.branching")
+    pytest.importorskip("ortools")
+    lp = pytest.importorskip("craftopt_formulations.configuration_lp")
+    tokens = [600, 560, 120, 120, 20, 10, 10, 10]
+    problem = co.Problem(co.Loads([tokens]), 8, replicas=8, slots="uniform")
+    hosts = [[0, 1], [0, 1], [0, 1], [0, 3], [1, 2], [2, 5], [3, 6], [4, 7]]
+    assert best_fill(tokens, hosts) > Fraction(590, 3)
+    plan = co.Plan.from_phy2log([[e for gpu in hosts for e in gpu]], gpus=8)
+    proof = branching.prove_load(lp.Layer.of(tokens, 8, 8), Fraction(590, 3)).witness
+    certificate = co.certify(problem, plan, evidence={(0, 8): [proof]})
+    co.verify(certificate)
+    assert certificate.layers[0].kind == "branch"
+    assert certificate.bound == pytest.approx(590 / 3 / 181.25)
+
+
+def best_fill(tokens: list[int], hosts: list[list[int]]) -> Fraction:
+    copies = [sum(gpu.count(e) for gpu in hosts) for e in range(len(tokens))]
+    return max(sum(Fraction(tokens[e], copies[e]) for e in gpu) for gpu in hosts)
+
+
+# --- files and evidence ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    loads = co.Loads(np.round(rng.lognormal(sigma=1, size=(1, 3, 12)) * 100), [3, 5, 8])
+    return co.Problem(loads, 4, replicas=7, slots="even")
+
+
+@pytest.fixture(scope="module")
+def plan(problem):
+    return co.solve(problem, "nominal").plan
+
+
+def test_a_certificate_survives_its_file(problem, plan, tmp_path):
+    certificate = co.certify(problem, plan)
+    file = tmp_path / "certificate.json"
+    certificate.save(file)
+    again = co.Certificate.from_json(file.read_text())
+    assert again.document == certificate.document
+    assert (again.value, again.bound, again.gap) == (
+        certificate.value,
+        certificate.bound,
+        certificate.gap,
+    )
+    assert [layer.layer_id for layer in again.layers] == [3, 5, 8]
+    assert [layer.replicas for layer in again.layers] == (
+        plan.replica_counts.sum(axis=1) - 12
+    ).tolist()
+    co.verify(file)
+    co.verify(str(file))
+    assert co.certify(problem, plan).to_json() == certificate.to_json()
+
+
+def test_one_changed_digit_is_found(problem, plan, tmp_path):
+    document = json.loads(co.certify(problem, plan).to_json())
+    document["loads"]["tokens"][0][1][2] += 1
+    with pytest.raises(co.VerificationError, match="the loads are not those that the digest"):
+        co.verify(Document(document))
+    document = json.loads(co.certify(problem, plan).to_json())
+    document["plan"]["method"] = "magic"
+    with pytest.raises(co.VerificationError, match="the plan is not the one"):
+        co.verify(Document(document))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "craftopt-plan"}', "nonsense"])
+def test_other_files_are_no_certificates(text, tmp_path):
+    file = tmp_path / "file.json"
+    file.write_text(text)
+    with pytest.raises(co.FormatError):
+        co.verify(file)
+    with pytest.raises(co.FormatError):
+        co.Certificate.from_json(text)
+
+
+def test_another_version_and_missing_parts_are_named(problem, plan, tmp_path):
+    document = json.loads(co.certify(problem, plan).to_json())
+    with pytest.raises(co.FormatError, match="version 7"):
+        co.verify(Document({**document, "version": 7}))
+    with pytest.raises(co.FormatError, match="cannot read"):
+        co.verify(tmp_path / "nowhere.json")
+    for key in document:
+        if key in ("format", "version"):
+            continue
+        less = {name: value for name, value in document.items() if name != key}
+        with pytest.raises(co.VerificationError):
+            co.verify(Document(less))
+        with pytest.raises(co.VerificationError):
+            co.verify(Document({**document, key: "nonsense"}))
+
+
+def test_a_plan_that_breaks_rules_is_not_certified(problem, plan):
+    with pytest.raises(co.InputError, match="budget: "):
+        co.certify(problem.replace(replicas=plan.replicas - 1), plan)
+
+
+def test_plans_with_layers_numbered_from_0_are_certified(problem, plan):
+    certificate = co.certify(problem, co.Plan(plan.copies))
+    co.verify(certificate)
+    assert certificate.layers[0].layer_id == 3
+
+
+def test_evidence_that_proves_nothing_is_refused(problem, plan):
+    replicas = int(plan.replica_counts[0].sum()) - 12
+    wrong = {"kind": "cardinality", "load": "100000", "price": "1"}
+    with pytest.raises(co.VerificationError, match="layer 3 with"):
+        co.certify(problem, plan, evidence={(0, replicas): [wrong]})
+
+
+def test_solvers_are_believed_apart(problem, plan):
+    certificate = co.certify(problem, plan)
+    assert (certificate.solver_bound, certificate.solver_gap) == (None, None)
+    claims = {}
+    for layer in range(3):
+        replicas = int(plan.replica_counts[layer].sum()) - 12
+        cost = Fraction(float(problem.loads.tokens[0, layer].sum())) / 4 * Fraction(101, 100)
+        claim = {"kind": "solver", "cost": str(cost), "solver": "CP-SAT", "version": "9.15"}
+        claims[layer, replicas] = [claim]
+    believed = co.certify(problem, plan, evidence=claims)
+    co.verify(believed)
+    assert believed.gap == certificate.gap
+    assert believed.solver_bound >= believed.bound
+    assert believed.solver_gap <= believed.gap
+    assert believed.solvers == ("CP-SAT 9.15",)
+
+
+def test_a_time_limit_leaves_the_cheap_bounds(problem, plan):
+    certificate = co.certify(problem, plan, time_limit=1e-9)
+    co.verify(certificate)
+    assert {layer.kind for layer in certificate.layers} <= {"mean", "copies"}
+
+
+def test_progress_ends_at_1(problem, plan):
+    seen = []
+    co.certify(problem, plan, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+def test_layers_without_tokens_and_tiny_tokens_are_exact():
+    for scale in (0.0, 1e-25, 0.1, 1e25):
+        tokens = np.array([[3.0, 2.0, 1.0], [0.0, 0.0, 0.0]]) * scale
+        for objective in ("time", "balancedness"):
+            loads = co.Loads([tokens, tokens[::-1]])
+            problem = co.Problem(loads, 3, replicas=1, objective=objective)
+            result = co.solve(problem, "nominal")
+            certificate = co.certify(problem, result.plan)
+            co.verify(certificate)
+            assert certificate.value == pytest.approx(result.objective, rel=1e-12)
+
+
+def test_a_whole_model_is_verified_in_seconds():
+    rng = np.random.default_rng(1)
+    tokens = np.round(rng.lognormal(sigma=1.2, size=(1, 75, 256)) * 1000)
+    for rule, replicas in (("free", 512), ("even", 150)):
+        problem = co.Problem(co.Loads(tokens), 64, replicas=replicas, slots=rule)
+        certificate = co.certify(problem, co.solve(problem, "nominal").plan)
+        start = time.perf_counter()
+        co.verify(certificate)
+        assert time.perf_counter() - start < 5
+
+
+# --- the command line -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(problem, plan, tmp_path):
+    np.savez(tmp_path / "loads.npz", counts=problem.loads.tokens, layer_ids=[3, 5, 8])
+    plan.save(tmp_path / "plan.json")
+    return str(tmp_path / "loads.npz"), str(tmp_path / "plan.json"), tmp_path / "certificate.json"
+
+
+def run_command(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["craftopt", *map(str, arguments)])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr()
+    return stop.value.code or 0, printed.out, printed.err
+
+
+def test_certify_and_verify_on_the_command_line(files, problem, plan, monkeypatch, capsys):
+    loads, held, output = files
+    arguments = ("certify", loads, held, "--replicas", 7, "--slots", "even", "-o", output)
+    code, out, _ = run_command(monkeypatch, capsys, *arguments, "--json")
+    certificate = co.certify(problem, plan)
+    assert code == 0
+    assert json.loads(out)["gap"] == certificate.gap
+    assert json.loads(out)["layers"] == 3
+    code, out, _ = run_command(monkeypatch, capsys, "verify", output, "--json")
+    assert code == 0
+    assert json.loads(out)["verified"] is True
+    code, out, _ = run_command(monkeypatch, capsys, "verify", output)
+    assert code == 0
+    assert "verified: every claim holds" in out
+    document = json.loads(output.read_text())
+    document["gap"] = "0"
+    output.write_text(json.dumps(document))
+    code, _, err = run_command(monkeypatch, capsys, "verify", output)
+    assert code == 2
+    assert err.startswith("craftopt: the gap of the whole plan is stated as 0")
+    assert len(err.splitlines()) == 1
