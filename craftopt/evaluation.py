@@ -12,8 +12,9 @@ from craftopt.errors import InputError
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Objective, Problem
+from craftopt.routing import RULES, route
 
-DISPATCHES = ("even", "lp")
+DISPATCHES = RULES
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +84,10 @@ def evaluate(plan: Plan, loads: Loads, dispatch: str = "even") -> Evaluation:
     plan : Plan
     loads : Loads
         As many layers and experts as the plan has.
-    dispatch : {"even", "lp"}
-        How an expert's tokens are split over its copies: equally, or per window and layer so
-        that the largest GPU load is least (`craftopt.routing`), where a second copy on one GPU
-        counts for nothing.
+    dispatch : {"even", "hash", "nearest", "metro", "exact", "lp", "mixed"}
+        How an expert's tokens are split over its copies: equally, or by a rule of `route`, each
+        window as a batch. Under ``metro``, ``exact``, ``lp`` and ``mixed`` a second copy on one
+        GPU counts for nothing.
 
     Returns
     -------
@@ -110,10 +111,8 @@ def evaluate(plan: Plan, loads: Loads, dispatch: str = "even") -> Evaluation:
     if dispatch not in DISPATCHES:
         raise InputError(f"dispatch={dispatch!r} is unknown; pass one of {', '.join(DISPATCHES)}")
     _check_match(plan, loads)
-    if dispatch == "lp":
-        from craftopt.routing import lp_max_loads  # noqa: PLC0415 (it loads numba)
-
-        largest = lp_max_loads(plan.copies, loads.tokens)
+    if dispatch != "even":
+        largest = np.array([route(plan, window, dispatch).max_tokens for window in loads.tokens])
     else:
         largest = gpu_loads(plan, loads).max(axis=2)
     mean = loads.tokens.sum(axis=2) / plan.gpus

@@ -1,4 +1,4 @@
-"""Which copy serves: the best split of every expert's tokens over its copies.
+"""As few tokens on the fullest GPU as can be: the best split of every expert's tokens.
 
 Let expert e have t_e tokens and copies on the GPUs H_e (two copies on one GPU are one host). A
 split sends x[e,g] >= 0 tokens to g in H_e, t_e in all, and loads GPU g with sum_e x[e,g].
@@ -27,111 +27,118 @@ are no choice, so the search sees the others only.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from craftopt.loads import FloatArray, IntArray
+from craftopt.routing.hosts import Int32Array
 
 # Loads within this share of T are at T: rounding must not start another raise.
 _TOLERANCE = 1e-12
 
 
-def lp_max_loads(copies: npt.NDArray[np.uint8], tokens: FloatArray) -> FloatArray:
-    """Compute the largest GPU load under the best split, float64 [windows, layers].
+@njit(cache=True, nogil=True)
+def split_tokens(
+    first: Int32Array,
+    gpu: Int32Array,
+    tokens: FloatArray,
+    share: FloatArray,
+    activated: IntArray,
+    loads: FloatArray,
+    bound: FloatArray,
+) -> None:
+    """Split the tokens of every layer so that the largest load is least.
 
-    Exact but for rounding: the value is attained by a split, and within 1e-10 of it (relative)
-    there is a set of GPUs that proves it.
-
-    Parameters
-    ----------
-    copies : uint8 [layers, experts, gpus]
-        Copies that every GPU hosts; at least one of every expert.
-    tokens : float64 [windows, layers, experts]
-
-    Examples
-    --------
-    >>> import craftopt as co
-    >>> from craftopt.routing import lp_max_loads
-    >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
-    >>> lp_max_loads(plan.copies, co.Loads([[6, 2, 4]]).tokens)
-    array([[6.]])
+    ``bound`` [layers] gets T of the theorem; the largest load is within 1e-10 of it, relative.
     """
-    return _max_loads(copies, tokens)
+    layers, experts = tokens.shape
+    for layer in range(layers):
+        cells = first[layer * experts : (layer + 1) * experts + 1]
+        bound[layer] = split_layer(cells, gpu, tokens[layer], share, loads[layer])
+        for place in range(cells[0], cells[experts]):
+            activated[layer, gpu[place]] += share[place] > 0.0
 
 
 @njit(cache=True, nogil=True)
-def _max_loads(copies: npt.NDArray[np.uint8], tokens: FloatArray) -> FloatArray:
-    windows, layers, experts = tokens.shape
-    gpus = copies.shape[2]
-    result = np.empty((windows, layers))
-    load = np.empty(gpus)
-    hosts = np.empty(experts, dtype=np.int64)
-    shared = np.empty(experts, dtype=np.int64)  # experts with several hosts
-    home = np.empty(experts, dtype=np.int64)  # the host of the others
-    # An arc is a host of a shared expert: arcs first[i]..first[i+1] of the i-th. Those of a GPU
-    # are arcs[arcs_first[gpu]..arcs_first[gpu+1]].
-    first = np.zeros(experts + 1, dtype=np.int64)
+def split_layer(
+    first: Int32Array, gpu: Int32Array, tokens: FloatArray, share: FloatArray, load: FloatArray
+) -> float:
+    """Split the tokens of one layer, add them to ``load``, which is 0, and return T.
+
+    Parameters
+    ----------
+    first : int32 [experts + 1]
+        The hosts of an expert are places first[expert]..first[expert + 1] of ``gpu``, ``share``.
+    """
+    experts = tokens.size
+    gpus = load.size
+    # An arc is a host of an expert with several: arcs begin[i]..begin[i + 1] of the i-th such
+    # expert. Those of a GPU are arcs[arcs_first[gpu]..arcs_first[gpu + 1]].
+    shared = np.empty(experts, dtype=np.int32)
+    begin = np.zeros(experts + 1, dtype=np.int32)
     demand = np.empty(experts)
-    for layer in range(layers):
-        count = 0
-        arcs_first = np.zeros(gpus + 1, dtype=np.int64)
-        for expert in range(experts):
-            hosts[expert] = 0
-            for gpu in range(gpus):
-                if copies[layer, expert, gpu] > 0:
-                    hosts[expert] += 1
-                    home[expert] = gpu
-            if hosts[expert] < 2:
-                continue
-            shared[count] = expert
-            count += 1
-            first[count] = first[count - 1] + hosts[expert]
-            for gpu in range(gpus):
-                if copies[layer, expert, gpu] > 0:
-                    arcs_first[gpu + 1] += 1
-        size = first[count]
-        host = np.empty(size, dtype=np.int64)
-        owner = np.empty(size, dtype=np.int64)
-        arcs = np.empty(size, dtype=np.int64)
-        flow = np.empty(size)
-        for gpu in range(gpus):
-            arcs_first[gpu + 1] += arcs_first[gpu]
-        filled = arcs_first.copy()
-        arc = 0
-        for i in range(count):
-            for gpu in range(gpus):
-                if copies[layer, shared[i], gpu] > 0:
-                    host[arc] = gpu
-                    owner[arc] = i
-                    arcs[filled[gpu]] = arc
-                    filled[gpu] += 1
-                    arc += 1
-        for window in range(windows):
-            load[:] = 0.0
-            flow[:] = 0.0
-            for expert in range(experts):
-                if hosts[expert] == 1:
-                    load[home[expert]] += tokens[window, layer, expert]
-            for i in range(count):
-                demand[i] = tokens[window, layer, shared[i]]
-            result[window, layer] = _balance(
-                first[: count + 1], host, owner, arcs, arcs_first, demand[:count], load, flow
-            )
-    return result
+    arcs_first = np.zeros(gpus + 1, dtype=np.int32)
+    count = 0
+    for expert in range(experts):
+        if tokens[expert] <= 0.0:
+            continue
+        hosts = first[expert + 1] - first[expert]
+        if hosts == 1:
+            share[first[expert]] = tokens[expert]
+            load[gpu[first[expert]]] += tokens[expert]
+            continue
+        shared[count] = expert
+        demand[count] = tokens[expert]
+        begin[count + 1] = begin[count] + hosts
+        count += 1
+        for place in range(first[expert], first[expert + 1]):
+            arcs_first[gpu[place] + 1] += 1
+    size = begin[count]
+    host = np.empty(size, dtype=np.int32)
+    owner = np.empty(size, dtype=np.int32)
+    arcs = np.empty(size, dtype=np.int32)
+    flow = np.zeros(size)
+    for g in range(gpus):
+        arcs_first[g + 1] += arcs_first[g]
+    filled = arcs_first.copy()
+    for i in range(count):
+        for k in range(begin[i + 1] - begin[i]):
+            arc = begin[i] + k
+            host[arc] = gpu[first[shared[i]] + k]
+            owner[arc] = i
+            arcs[filled[host[arc]]] = arc
+            filled[host[arc]] += 1
+    level = _balance(begin[: count + 1], host, owner, arcs, arcs_first, demand[:count], load, flow)
+    for i in range(count):
+        _sweep(demand[i], host[begin[i] : begin[i + 1]], flow[begin[i] : begin[i + 1]], load)
+        for k in range(begin[i + 1] - begin[i]):
+            share[first[shared[i]] + k] = flow[begin[i] + k]
+    return level
+
+
+@njit(cache=True, nogil=True)
+def _sweep(demand: float, hosts: Int32Array, flow: FloatArray, load: FloatArray) -> None:
+    """Give what rounding left on a host to the one with the most: it must not read a copy."""
+    most = np.argmax(flow)
+    for k in range(flow.size):
+        if 0.0 < flow[k] <= _TOLERANCE * demand:
+            flow[most] += flow[k]
+            load[hosts[most]] += flow[k]
+            load[hosts[k]] -= flow[k]
+            flow[k] = 0.0
 
 
 @njit(cache=True, nogil=True)
 def _balance(
-    first: IntArray,
-    host: IntArray,
-    owner: IntArray,
-    arcs: IntArray,
-    arcs_first: IntArray,
+    first: Int32Array,
+    host: Int32Array,
+    owner: Int32Array,
+    arcs: Int32Array,
+    arcs_first: Int32Array,
     demand: FloatArray,
     load: FloatArray,
     flow: FloatArray,
 ) -> float:
-    """Split the demands into ``flow``, add them to ``load``, and return the largest load."""
+    """Split the demands into ``flow``, add them to ``load``, and return T."""
     gpus = load.size
     level = load.max()  # T of the theorem, always a lower bound
     level = max(level, (load.sum() + demand.sum()) / gpus)
@@ -207,11 +214,11 @@ def _balance(
         if total / size <= level + slack:
             break
         level = total / size
-    return float(load.max())
+    return float(level)
 
 
 @njit(cache=True, nogil=True)
-def _fill(hosts: IntArray, amount: float, load: FloatArray, flow: FloatArray) -> None:
+def _fill(hosts: Int32Array, amount: float, load: FloatArray, flow: FloatArray) -> None:
     """Pour an expert's tokens over its hosts, the least loaded first, to one level."""
     order = np.arange(hosts.size)
     for k in range(1, order.size):  # few hosts: insertion is the fastest sort
