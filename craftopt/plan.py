@@ -324,8 +324,8 @@ class Plan:
         )
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write text to a file so that a crash leaves the old file or the new one.
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one; text in UTF-8.
 
     Raises
     ------
@@ -336,8 +336,8 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)

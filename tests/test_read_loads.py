@@ -391,14 +391,14 @@ REFUSED = {
     "npz ids of objects": (npz(counts=COUNTS, layer_ids=OBJECTS), "'layer_ids'.*a pickle"),
     "zip around a pickle": (
         zip_of({"archive/data.pkl": pickle.dumps(1), "archive/data/0": b""}),
-        "around a pickle, as PyTorch writes.*never unpickles",
+        "'data.pkl' is compressed; torch.save stores plainly",
     ),
     # keys
-    "npz without counts": (npz(weight=COUNTS), "neither 'counts' nor 'tokens'.*are weight"),
+    "npz without counts": (npz(heat=COUNTS), "neither 'counts' nor 'tokens'.*are heat"),
     "npz of a trace": (npz(topk_ids=COUNTS), "token trace.*co.read_trace"),
     "zip without arrays": (zip_of({"a.txt": b""}), "without arrays.*holds a.txt"),
     "zip of nothing": (zip_of({}), "without arrays.*holds nothing"),
-    "json without counts": (doc(weight=NESTED), "neither 'counts' nor 'tokens'.*are weight"),
+    "json without counts": (doc(heat=NESTED), "neither 'counts' nor 'tokens'.*are heat"),
     "json object of nothing": (b"{}", "its keys are none"),
     "json plan": (doc(format="craftopt-plan", counts=NESTED), "is a craftopt plan.*read_plan"),
     "csv column missing": (table("a,0,1", header="window,layer,tokens"), "in no format"),
@@ -407,7 +407,7 @@ REFUSED = {
         "names column tokens 2 times",
     ),
     "gzip": (gzip.compress(VALID["csv"]), "gzip; decompress it first"),
-    "something else": (b"<html>\n", r"in no format.*\.npz, \.npy, JSON, and CSV.*b'<html>'"),
+    "something else": (b"<html>\n", r"in no format.*\.npz, \.npy, JSON, CSV.*b'<html>'"),
     "binary zeros": (bytes(10**5), "in no format"),
     # ids and names
     "npz ids of a wrong length": (npz(counts=COUNTS, layer_ids=[1]), "layer_ids has shape"),
@@ -489,9 +489,12 @@ def test_pickle_is_never_run(tmp_path):
             return (flag.touch, ())
 
     trap = np.array([[[Trap()]]], dtype=object)
-    for data in (pickle.dumps(Trap()), npy(trap), npz(counts=trap), zip_of({"x/data.pkl": b""})):
+    for data in (pickle.dumps(Trap()), npy(trap), npz(counts=trap)):
         with pytest.raises(co.FormatError, match="never unpickles"):
             read(data)
+    torch = zip_of({"x/data.pkl": pickle.dumps(Trap(), protocol=2)}, zipfile.ZIP_STORED)
+    with pytest.raises(co.FormatError, match="runs no code from files"):
+        read(torch)
     assert not flag.exists()
 
 
@@ -501,7 +504,7 @@ def test_missing_file_is_named():
 
 
 def test_folder_is_refused(tmp_path):
-    with pytest.raises(co.InputError, match="is a folder, and folders are not read yet"):
+    with pytest.raises(co.InputError, match="is a folder, and not of a recording"):
         co.read_loads(tmp_path)
 
 

@@ -310,9 +310,9 @@ def _npy_claiming(shape: str) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     {
-        "empty": (b"", "no .npz"),
-        "text": (b"window,layer\n", "no .npz"),
-        "a pickle": (pickle.dumps([1]), "no .npz"),
+        "empty": (b"", "is empty"),
+        "text": (b"window,layer\n", "in no format"),
+        "a pickle": (pickle.dumps([1]), "never unpickles"),
         "torn": (archive(topk_ids=IDS)[:60], "damaged"),
         "loads": (archive(counts=np.ones((1, 2, 3))), "co.read_loads"),
         "other arrays": (archive(weights=np.ones(3)), "weights"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import BinaryIO
 from craftopt.errors import FormatError, InputError
 
 Source = str | os.PathLike[str] | BinaryIO
+
+_HEAD = 2**16  # bytes to recognise a format by, so that a foreign file is not read whole
 
 
 def name_of(source: object, function: str, instead: str) -> str:
@@ -41,26 +44,41 @@ def errors_named(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def opened(source: Source, reads: str) -> Iterator[BinaryIO]:
+def opened(source: Source) -> Iterator[BinaryIO]:
     """Open a path; leave a stream open."""
-    if not isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike):
+        with Path(os.fsdecode(source)).open("rb") as stream:
+            yield stream
+    else:
         yield source
-        return
-    path = Path(os.fsdecode(source))
-    if path.is_dir():
-        raise FormatError(f"is a folder, and folders are not read yet; pass a file ({reads})")
-    with path.open("rb") as stream:
-        yield stream
 
 
-def read_head(stream: BinaryIO, size: int) -> bytes:
+def read_head(stream: BinaryIO) -> bytes:
     """Read the first bytes, to recognise a format by, so that no foreign file is read whole."""
     head = b""
-    while len(head) < size:
-        piece = stream.read(size - len(head))
+    while len(head) < _HEAD:
+        piece = stream.read(_HEAD - len(head))
         if not isinstance(piece, bytes):
             raise FormatError(f"gives {type(piece).__name__}, not bytes; open it in mode 'rb'")
         if not piece:
             break
         head += piece
     return head
+
+
+def rewound(source: Source, stream: BinaryIO, head: bytes) -> BinaryIO:
+    """Return the bytes from the first on, seekable: a file as it is, a stream read to its end."""
+    if isinstance(source, str | os.PathLike):
+        try:
+            stream.seek(0)
+        except OSError:  # a named pipe
+            return io.BytesIO(head + stream.read())
+        return stream
+    return io.BytesIO(head + stream.read())
+
+
+def size_of(stream: BinaryIO) -> int:
+    """Return the bytes of a seekable stream, and rewind it."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    return size

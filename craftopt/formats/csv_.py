@@ -6,10 +6,12 @@ import csv
 import io
 import math
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 
 from craftopt.errors import FormatError
+from craftopt.formats._contents import Contents
 from craftopt.loads import IntArray, Loads
 
 _COLUMNS = ("window", "layer", "expert", "tokens")
@@ -26,6 +28,21 @@ def matches(head: bytes) -> bool:
         return False
     first_line = next(iter(head.decode("utf-8-sig", errors="replace").splitlines()), "")
     return set(_COLUMNS) <= set(_fields(first_line))
+
+
+def recognise(stream: BinaryIO) -> Contents:
+    """Take a table with the four columns for loads."""
+    return _Table(stream)
+
+
+class _Table(Contents):
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__("a CSV table", "loads")
+        self._stream = stream
+
+    def loads(self) -> Loads:
+        """Read the table."""
+        return read(self._stream.read())
 
 
 def read(data: bytes) -> Loads:

@@ -1,22 +1,33 @@
-"""JSON: nested lists, or an object with ``counts`` or ``tokens`` and optional names."""
+"""JSON: nested lists, an object with the keys of ``.npz``, a plan, or an engine's map."""
 
 from __future__ import annotations
 
 import json
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
 from craftopt.errors import FormatError
+from craftopt.formats import ascend
 from craftopt.formats._arrays import (
+    LOADS_KEYS,
+    PLAN_KEYS,
+    TRACE_KEYS,
     AnyArray,
     check_rank,
     names_key,
+    plan_of,
     tokens_key,
     window_names,
+    with_gpus,
 )
+from craftopt.formats._contents import Contents
+from craftopt.formats._tokens import active_trace
+from craftopt.formats.npy import BareArray
 from craftopt.loads import Loads
+from craftopt.plan import PLAN_FORMAT, Plan
+from craftopt.traces import Trace
 
 
 def matches(head: bytes) -> bool:
@@ -24,36 +35,111 @@ def matches(head: bytes) -> bool:
     return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"["))
 
 
-def read(data: bytes) -> Loads:
-    """Read loads from a bare nested list or from an object's keys.
+def recognise(stream: BinaryIO) -> Contents:
+    """Read the document, and tell by its keys what it is.
 
     Raises
     ------
     InputError
-        No valid JSON, a plan, none of the keys, or values that are not loads.
+        No valid JSON, or none of the keys.
     """
-    document = _parse(data)
+    data = stream.read()
+    document = parse(data)
     if isinstance(document, list):
-        return Loads(_array("the list", document))
-    if document.get("format") == "craftopt-plan":
-        raise FormatError(
-            "is a craftopt plan, not loads; co.read_plan and 'craftopt evaluate' read plans"
+        array = _array("the list", document)
+        whole = array.astype(np.int64) if _is_whole(array) else array
+        return BareArray("a JSON list", whole)
+    if document.get("format") == PLAN_FORMAT:
+        return _SavedPlan(data.decode("utf-8-sig"))
+    if ascend.describes(document):
+        return ascend.ExpertMap(document)
+    return _NamedLists(document)
+
+
+class _SavedPlan(Contents):
+    """What `Plan.save` wrote."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("a craftopt plan", "plan")
+        self._text = text
+
+    def plan(self, gpus: int | None) -> Plan:
+        """Read the plan; ``gpus``, where given, must be its own."""
+        return with_gpus(Plan.from_json(self._text), gpus)
+
+
+class _NamedLists(Contents):
+    """Nested lists under the keys of ``.npz``."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        # null is how many writers say "not given"
+        self._fields = {key: value for key, value in document.items() if value is not None}
+        if self._fields.keys() & set(LOADS_KEYS):
+            super().__init__("a JSON document", "loads")
+        elif self._fields.keys() & set(TRACE_KEYS):
+            super().__init__("a JSON document", "trace")
+        elif self._fields.keys() & set(PLAN_KEYS):
+            super().__init__("a JSON document of experts per slot, such as SGLang's", "plan")
+        else:
+            tokens_key(self._fields)
+
+    def loads(self) -> Loads:
+        """Read loads from the lists.
+
+        Raises
+        ------
+        InputError
+            Values that are not loads.
+        """
+        if self.kind != "loads":
+            raise self._refusal("loads")
+        fields = self._fields
+        key = tokens_key(fields)
+        tokens = _array(repr(key), fields[key])
+        layer_ids = _layer_ids(fields["layer_ids"]) if "layer_ids" in fields else None
+        name_key = names_key(fields)
+        names = None
+        if name_key is not None:
+            if not isinstance(fields[name_key], list):
+                raise FormatError(f"{name_key!r} is not a list; pass one name per window")
+            names = window_names(name_key, fields[name_key])
+        return Loads(tokens, layer_ids, names)
+
+    def trace(self, experts: int | None) -> Trace:
+        """Read expert ids [tokens, layers, k]."""
+        if self.kind != "trace":
+            raise self._refusal("trace")
+        return active_trace(self.notes, self._whole(TRACE_KEYS), experts)
+
+    def plan(self, gpus: int | None) -> Plan:
+        """Read experts per slot [layers, slots]."""
+        if self.kind != "plan":
+            raise self._refusal("plan")
+        layer_ids = self._fields.get("layer_ids")
+        return plan_of(
+            self._whole(PLAN_KEYS), gpus, None if layer_ids is None else _layer_ids(layer_ids)
         )
-    # null is how many writers say "not given"
-    fields = {key: value for key, value in document.items() if value is not None}
-    key = tokens_key(fields)
-    tokens = _array(repr(key), fields[key])
-    layer_ids = _layer_ids(fields["layer_ids"]) if "layer_ids" in fields else None
-    name_key = names_key(fields)
-    names = None
-    if name_key is not None:
-        if not isinstance(fields[name_key], list):
-            raise FormatError(f"{name_key!r} is not a list; pass one name per window")
-        names = window_names(name_key, fields[name_key])
-    return Loads(tokens, layer_ids, names)
+
+    def _whole(self, keys: tuple[str, ...]) -> AnyArray:
+        key = next(key for key in keys if key in self._fields)
+        array = _array(repr(key), self._fields[key])
+        if not _is_whole(array):
+            raise FormatError(f"{key!r} holds numbers that are no expert ids")
+        return array.astype(np.int64)
 
 
-def _parse(data: bytes) -> Any:
+def _is_whole(array: AnyArray) -> bool:
+    return bool((np.abs(array) < 2**53).all() and (array == np.floor(array)).all())
+
+
+def parse(data: bytes) -> Any:
+    """Parse JSON text; NaN and infinities are refused.
+
+    Raises
+    ------
+    FormatError
+        No UTF-8 text, or no JSON.
+    """
     try:
         return json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
     except FormatError:

@@ -1,21 +1,38 @@
-"""``.npz``: a zip of arrays; ``counts`` or ``tokens``, ``layer_ids``, ``step_names``."""
+"""``.npz``: a zip of arrays; loads, a token trace or a map of slots by the arrays' names."""
 
 from __future__ import annotations
 
-import io
 import zipfile
+from typing import BinaryIO
 
 from craftopt.errors import FormatError
 from craftopt.formats._arrays import (
+    LOADS_KEYS,
+    PLAN_KEYS,
+    TRACE_KEYS,
     AnyArray,
+    brief,
     check_rank,
     names_key,
     parse_npy,
+    plan_of,
     shorten,
     tokens_key,
     window_names,
 )
+from craftopt.formats._contents import Contents, Kind
+from craftopt.formats._source import size_of
+from craftopt.formats._tokens import active_trace
 from craftopt.loads import Loads
+from craftopt.plan import Plan
+from craftopt.traces import Trace
+
+_COLUMNS = {
+    "layer_ids": ("layer_ids",),
+    "domain": ("domain", "step", "task"),
+    "domain_names": ("domain_names", "step_names"),
+    "sequence": ("sequence", "seq"),
+}
 
 # An entry is a decompression bomb when it breaks both. Deflate reaches 1000x; recorded
 # loads were measured at 2x to 4x, and small files may shrink as far as they like.
@@ -28,34 +45,106 @@ def matches(head: bytes) -> bool:
     return head.startswith(b"PK")
 
 
-def read(data: bytes) -> Loads:
-    """Read loads from the arrays of the archive.
+def recognise(stream: BinaryIO) -> Contents:
+    """Open the archive, and tell by the names of its arrays what it is.
 
     Raises
     ------
     InputError
-        A damaged archive, none of the keys, or arrays that are not loads.
+        A damaged archive, or none of the keys.
     """
-    archive = Archive(data)
-    key = tokens_key(archive.keys)
-    tokens = archive.array(key)
-    check_rank(repr(key), tokens.shape)
-    layer_ids = archive.array("layer_ids") if "layer_ids" in archive.keys else None
-    name_key = names_key(archive.keys)
-    names = None if name_key is None else texts(name_key, archive.array(name_key))
-    return Loads(tokens, layer_ids, names)
+    return _NamedArrays(Archive(stream))
+
+
+class _NamedArrays(Contents):
+    """Loads under ``counts``, a trace under ``topk_ids``, or a map under ``phy2log``."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        keys = archive.keys
+        if keys.intersection(LOADS_KEYS):
+            super().__init__("an .npz archive", "loads")
+        elif keys.intersection(TRACE_KEYS):
+            super().__init__("an .npz archive", "trace")
+        elif keys.intersection(PLAN_KEYS):
+            super().__init__("an .npz archive", "plan")
+        else:
+            tokens_key(keys)
+
+    def loads(self) -> Loads:
+        """Read loads from the arrays of the archive.
+
+        Raises
+        ------
+        InputError
+            Arrays that are not loads.
+        """
+        if self.kind != "loads":
+            raise self._refusal("loads")
+        archive = self._archive
+        key = tokens_key(archive.keys)
+        tokens = archive.array(key)
+        check_rank(repr(key), tokens.shape)
+        layer_ids = archive.array("layer_ids") if "layer_ids" in archive.keys else None
+        name_key = names_key(archive.keys)
+        names = None if name_key is None else texts(name_key, archive.array(name_key))
+        return Loads(tokens, layer_ids, names)
+
+    def trace(self, experts: int | None) -> Trace:
+        """Read a trace: expert ids, and per token its domain and sequence.
+
+        Raises
+        ------
+        InputError
+            Arrays that are no trace.
+        """
+        key = self._key(TRACE_KEYS, "trace")
+        columns = {
+            name: self._archive.array(alias)
+            for name, aliases in _COLUMNS.items()
+            if (alias := next((a for a in aliases if a in self._archive.keys), None)) is not None
+        }
+        names = columns.get("domain_names")
+        ids, layer_ids = self._archive.array(key), columns.get("layer_ids")
+        return active_trace(
+            self.notes,
+            ids,
+            experts,
+            layer_ids,
+            columns.get("domain"),
+            None if names is None else texts("domain_names", names),
+            columns.get("sequence"),
+        )
+
+    def plan(self, gpus: int | None) -> Plan:
+        """Read a table of experts per slot, such as DeepSeek's EPLB returns.
+
+        Raises
+        ------
+        InputError
+            An array that is no such table.
+        """
+        key = self._key(PLAN_KEYS, "plan")
+        layer_ids = self._archive.array("layer_ids") if "layer_ids" in self._archive.keys else None
+        return plan_of(self._archive.array(key), gpus, layer_ids)
+
+    def _key(self, known: tuple[str, ...], wanted: Kind) -> str:
+        for key in known:
+            if key in self._archive.keys:
+                return key
+        raise self._refusal(wanted)
 
 
 class Archive:
     """The arrays of an ``.npz`` file; those not asked for are not even decompressed."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
+        self._size = size_of(stream)
         try:
-            self._zip = zipfile.ZipFile(io.BytesIO(data))
+            self._zip = zipfile.ZipFile(stream)
             self._entries = {info.filename: info for info in self._zip.infolist()}
         except Exception as error:  # zipfile raises a dozen types on damaged archives
-            raise FormatError(f"damaged or truncated zip archive: {error}") from error
-        self._size = len(data)
+            raise FormatError(f"damaged or truncated zip archive: {brief(error)}") from error
         self.keys = {name.removesuffix(".npy") for name in self._entries if name.endswith(".npy")}
         if any(name.endswith(".pkl") for name in self._entries):
             raise FormatError(
@@ -89,7 +178,7 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_bytes: int
     try:
         return archive.read(info)
     except Exception as error:  # as above, and zlib's own
-        raise FormatError(f"damaged or truncated zip entry: {error}") from error
+        raise FormatError(f"damaged or truncated zip entry: {brief(error)}") from error
 
 
 def texts(key: str, names: AnyArray) -> list[str]:

@@ -1,0 +1,33 @@
+"""Export: into the files that serving engines load."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Annotated
+
+import typer
+
+import craftopt as co
+from craftopt.cli.shared import AsJson, MapGpus, print_json
+
+
+def export(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan, - for stdin.")],
+    engine: Annotated[
+        str, typer.Option(help="sglang, tensorrt-llm, vllm-ascend (also MindIE) or deepseek.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write.")],
+    pad: Annotated[
+        bool, typer.Option("--pad", help="Fill up to equal slot counts with further copies.")
+    ] = False,
+    gpus: MapGpus = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a plan as a serving engine loads it, and say how to load it."""
+    held = co.read_plan(sys.stdin.buffer if plan == "-" else plan, gpus)
+    exported = co.export(held, engine, output, pad)
+    if as_json:
+        print_json(dataclasses.asdict(exported))
+    else:
+        print(exported)

@@ -1,0 +1,330 @@
+"""SGLang: what its expert distribution recorder dumps, and its expert location files.
+
+Modes ``stat`` and ``stat_approx`` dump ``logical_count`` [steps, layers, experts] on rank 0.
+Modes ``per_pass`` and ``per_token`` dump ``records`` on every rank, with counts per physical slot
+[layers, slots] of that rank's tokens, and the last map of slots. Dense layers are rows of zeros.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from craftopt.errors import FormatError, InputError
+from craftopt.formats import pt
+from craftopt.formats._arrays import AnyArray, check_rank, plan_of, shorten
+from craftopt.formats._contents import Contents
+from craftopt.formats._tokens import active_trace
+from craftopt.loads import FloatArray, IntArray, Loads
+from craftopt.plan import Plan
+from craftopt.slot_tables import to_logical
+from craftopt.traces import Trace
+
+_MAP = "physical_to_logical_map"
+_STALE = (
+    "the map changed while it was recorded, and only the last one is kept; record without "
+    "--enable-eplb, or in mode stat"
+)
+
+# The dumps of a recording, by file name; each is read anew for every pass over them.
+_Document = dict[str, Any]
+_Documents = Callable[[], Iterator[tuple[str, _Document]]]
+
+
+def matches(head: bytes) -> bool:
+    """Tell from its first bytes whether a file is ``.pt``."""
+    return pt.matches(head)
+
+
+def recognise(stream: BinaryIO) -> Contents:
+    """Read a ``.pt`` file, and tell by its keys what it is.
+
+    Raises
+    ------
+    InputError
+        A damaged file, or one that SGLang does not write.
+    """
+    document = _dictionary(pt.load(stream))
+    return _by_keys(document, lambda: iter([("", document)]))
+
+
+def recognise_folder(files: Sequence[Path]) -> Contents:
+    """Take the ``.pt`` files of a folder for one recording.
+
+    Raises
+    ------
+    InputError
+        As `recognise`.
+    """
+
+    def documents() -> Iterator[tuple[str, _Document]]:
+        for file in files:
+            with file.open("rb") as stream:
+                try:
+                    yield file.name, _dictionary(pt.load(stream))
+                except InputError as error:
+                    raise FormatError(f"{file.name}: {error}") from error
+
+    contents = _by_keys(next(documents())[1], documents)
+    if contents.kind == "plan":
+        raise FormatError(f"is a folder, and {files[0].name} is {contents.name}; pass the file")
+    return contents
+
+
+def location(phy2log: IntArray, layer_ids: IntArray) -> str:
+    """Write an expert location as JSON, with the one key that SGLang accepts.
+
+    SGLang wants a row for every layer of the model. Layers that are not planned, such as dense
+    ones, get its own start: the experts in order, then again from the first.
+
+    Parameters
+    ----------
+    phy2log : int64 [layers, slots]
+    layer_ids : int64 [layers]
+        The model's numbers of the layers.
+    """
+    slots, experts = phy2log.shape[1], int(phy2log.max()) + 1
+    rows = np.tile(np.arange(slots) % experts, (int(layer_ids.max()) + 1, 1))
+    rows[layer_ids] = phy2log
+    return json.dumps({_MAP: rows.tolist()}) + "\n"
+
+
+def _by_keys(document: _Document, documents: _Documents) -> Contents:
+    if "logical_count" in document:
+        return _Steps(documents)
+    if "records" in document:
+        return _Records(documents, per_token=_has_tokens(document))
+    if _MAP in document:
+        return _Location(document[_MAP])
+    raise FormatError(
+        "is a PyTorch file, and none of SGLang's: it holds neither 'logical_count' nor "
+        f"'records' nor '{_MAP}', but {shorten(sorted(map(str, document))) or 'nothing'}"
+    )
+
+
+def _dictionary(document: object) -> _Document:
+    if type(document) is not dict:
+        raise FormatError(f"is a PyTorch file of a {type(document).__name__}, none of SGLang's")
+    return document
+
+
+def _array(document: _Document, key: str) -> AnyArray:
+    value = document.get(key)
+    if not isinstance(value, pt.Tensor):
+        raise FormatError(f"damaged: {key!r} is no tensor")
+    array = value.array()
+    if array.dtype.kind not in "iu":
+        raise FormatError(f"damaged: {key!r} holds {array.dtype}, not whole numbers")
+    return array
+
+
+class _Location(Contents):
+    """A map of slots [layers, slots]."""
+
+    def __init__(self, tensor: object) -> None:
+        super().__init__("an expert location of SGLang (.pt)", "plan")
+        self._document = {_MAP: tensor}
+
+    def plan(self, gpus: int | None) -> Plan:
+        """Read the map; it does not say how many GPUs share the slots."""
+        return plan_of(_array(self._document, _MAP), gpus)
+
+
+class _Steps(Contents):
+    """Counts per logical expert, step by step; steps that the buffer did not use are zero."""
+
+    def __init__(self, documents: _Documents) -> None:
+        super().__init__("a dump of SGLang's recorder, mode stat", "loads")
+        self._documents = documents
+
+    def loads(self) -> Loads:
+        """Read the steps that were used, as windows."""
+        parts: list[FloatArray] = []
+        names: list[str] = []
+        for file, document in self._documents():
+            counts = _array(document, "logical_count")
+            check_rank("'logical_count'", counts.shape)
+            counts = counts.reshape(-1, *counts.shape[-2:])
+            used = np.flatnonzero(counts.any(axis=(1, 2)))
+            if parts and counts.shape[1:] != parts[0].shape[1:]:
+                raise FormatError(
+                    f"{file} has [layers, experts] = {counts.shape[1:]}, the files before it "
+                    f"{parts[0].shape[1:]}; pass the dumps of one model"
+                )
+            parts.append(counts[used].astype(np.float64))
+            prefix = f"{file.removesuffix('.pt')}/" if file else ""
+            names += [f"{prefix}{step}" for step in used.tolist()]
+        if not names:
+            raise FormatError("holds no tokens: no step of the buffer was used")
+        return Loads(np.concatenate(parts), window_names=names)
+
+
+class _Records(Contents):
+    """Counts per slot, forward pass by forward pass and rank by rank."""
+
+    def __init__(self, documents: _Documents, per_token: bool) -> None:
+        mode = "per_token" if per_token else "per_pass"
+        super().__init__(f"a dump of SGLang's recorder, mode {mode}", "loads")
+        self._documents = documents
+        self._per_token = per_token
+
+    def loads(self) -> Loads:
+        """Add the ranks up, a window per forward pass, and map slots back to experts."""
+        sums: dict[int, FloatArray] = {}
+        ranks_of: dict[int, set[int]] = {}
+        for number, rank, record, phy2log in self._each():
+            if self._per_token:
+                _logical_ids(record, phy2log)  # refuses a map that the choices contradict
+            counts = _physical_counts(record, phy2log)
+            if rank in ranks_of.setdefault(number, set()):
+                raise FormatError(
+                    f"forward pass {number} of rank {rank} stands there twice; pass one dump"
+                )
+            ranks_of[number].add(rank)
+            if number in sums:
+                sums[number] += counts
+            else:
+                sums[number] = counts.astype(np.float64)
+        if not sums:
+            raise FormatError("holds no records")
+        ranks = set().union(*ranks_of.values())
+        missing = sorted(set(range(max(ranks) + 1)) - ranks)
+        if len(ranks) == 1:
+            self.notes.append(
+                f"holds the tokens of rank {max(ranks)} alone; pass the folder of all ranks' files"
+            )
+        elif missing:
+            raise FormatError(
+                f"there is no file of rank {shorten(missing)}, though of rank {max(ranks)}; pass "
+                "the files of all ranks"
+            )
+        whole = sorted(number for number, held in ranks_of.items() if held == ranks)
+        if not whole:
+            raise FormatError("no forward pass was recorded by all ranks; pass one dump")
+        if len(whole) < len(sums):
+            self.notes.append(
+                f"left out {len(sums) - len(whole)} forward pass(es) that not all ranks recorded"
+            )
+        slots = np.stack([sums[number] for number in whole])
+        return Loads(to_logical(slots, phy2log), window_names=[str(number) for number in whole])
+
+    def trace(self, experts: int | None) -> Trace:
+        """Read the choices of every token, forward pass by forward pass and rank by rank."""
+        if not self._per_token:
+            raise self._refusal("trace")
+        parts: list[AnyArray] = []
+        lengths: list[int] | None = []
+        hosted = 1
+        for _, _, record, phy2log in self._each():
+            parts.append(_logical_ids(record, phy2log))
+            hosted = int(phy2log.max()) + 1
+            pieces = record.get("extend_seq_lens")
+            if (
+                lengths is not None
+                and type(pieces) is list
+                and all(type(piece) is int and piece >= 0 for piece in pieces)
+                and sum(pieces) == len(parts[-1])
+            ):
+                lengths += pieces
+            else:
+                lengths = None  # decoding: no word on which request a token belongs to
+        if not parts:
+            raise FormatError("holds no records")
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise FormatError("damaged: records differ in layers or choices")
+        ids = np.concatenate(parts)
+        chosen = (ids >= 0).any(axis=(0, 1))  # eight columns, whatever k is
+        sequence = None if lengths is None else np.repeat(np.arange(len(lengths)), lengths)
+        return active_trace(
+            self.notes, ids[:, :, chosen] if chosen.any() else ids, experts or hosted,
+            sequence=sequence,
+        )  # fmt: skip
+
+    def _each(self) -> Iterator[tuple[int, int, _Document, IntArray]]:
+        """Yield forward pass, rank, record and the map, which all files share."""
+        first: IntArray | None = None
+        for file, document in self._documents():
+            phy2log = _array(document, f"last_{_MAP}")
+            if phy2log.ndim != 2 or phy2log.size == 0:
+                raise FormatError(f"damaged: 'last_{_MAP}' has shape {phy2log.shape}")
+            if first is None:
+                first = phy2log.astype(np.int64)
+            elif not np.array_equal(first, phy2log):
+                raise FormatError(f"{file} ends with another map than the ones before it: {_STALE}")
+            records = document.get("records")
+            if type(records) is not list or any(type(record) is not dict for record in records):
+                raise FormatError("damaged: 'records' is no list of records")
+            for record in records:
+                number, rank = record.get("forward_pass_id"), record.get("rank")
+                if type(number) is not int or type(rank) is not int or not 0 <= rank < 2**20:
+                    raise FormatError("damaged: a record without forward_pass_id and rank")
+                yield number, rank, record, first
+
+
+def _has_tokens(document: _Document) -> bool:
+    records = document["records"]
+    return (
+        type(records) is list
+        and bool(records)
+        and type(records[0]) is dict
+        and "topk_ids_of_layer" in records[0]
+    )
+
+
+def _physical_counts(record: _Document, phy2log: IntArray) -> AnyArray:
+    if "global_physical_count" in record or "topk_ids_of_layer" not in record:
+        counts = _array(record, "global_physical_count")
+        if counts.shape != phy2log.shape:
+            raise FormatError(
+                f"counts of slots have shape {counts.shape}, the map {phy2log.shape}: {_STALE}"
+            )
+        return counts
+    counts = np.zeros(phy2log.shape, dtype=np.int64)  # recorders before counts were added
+    for layer, ids in enumerate(_choices(record, phy2log)):
+        counts[layer] = np.bincount(ids[ids >= 0], minlength=phy2log.shape[1])
+    return counts
+
+
+def _choices(record: _Document, phy2log: IntArray) -> AnyArray:
+    """Return the slots that tokens chose, [layers, tokens, 8], -1 padded."""
+    ids = _array(record, "topk_ids_of_layer")
+    layers, slots = phy2log.shape
+    if (
+        ids.ndim != 3
+        or ids.shape[0] != layers
+        or (ids.size and not -1 <= ids.min() <= ids.max() < slots)
+    ):
+        raise FormatError(
+            f"damaged: 'topk_ids_of_layer' has shape {ids.shape}, and is to name slots "
+            f"0..{slots - 1} in {layers} layers"
+        )
+    return ids
+
+
+def _logical_ids(record: _Document, phy2log: IntArray) -> AnyArray:
+    """Return the experts that tokens chose, [tokens, layers, 8], -1 padded.
+
+    Raises
+    ------
+    FormatError
+        A token with one expert twice: no router does that, so the map is not the one that the
+        slots were chosen by.
+    """
+    slots = _choices(record, phy2log)
+    if phy2log.min() < 0 or phy2log.max() >= phy2log.shape[1]:
+        raise FormatError(f"damaged: the map holds {phy2log.min()}..{phy2log.max()}")
+    padded = np.pad(phy2log, ((0, 0), (0, 1)), constant_values=-1).astype(np.int32)
+    ids = np.stack([padded[layer][chosen] for layer, chosen in enumerate(slots)], axis=1)
+    ordered = np.sort(ids, axis=2)
+    twice = (ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] >= 0)
+    if twice.any():
+        token, layer, _ = np.argwhere(twice)[0]
+        raise FormatError(
+            f"token {token} of forward pass {record.get('forward_pass_id')} has one expert twice "
+            f"in layer {layer} under the map: {_STALE}"
+        )
+    return ids
