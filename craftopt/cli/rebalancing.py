@@ -1,0 +1,188 @@
+"""Rebalance."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import typer
+from rich.table import Table
+
+import craftopt as co
+from craftopt.cli.shared import (
+    AsJson,
+    Groups,
+    LoadsArgument,
+    MaxCopies,
+    ObjectiveOption,
+    Seed,
+    Workers,
+    print_json,
+    print_rich,
+    progress,
+    read_source,
+)
+from craftopt.errors import InputError
+from craftopt.plan import write_atomically
+from craftopt.problem import Objective, SlotRule
+
+# Shares of all copies at which the curve is shown.
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.25)
+
+
+def rebalance(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="The plan that serves, - for stdin.")],
+    loads: LoadsArgument,
+    max_moves: Annotated[int | None, typer.Option(help="Most copies hosted anew.")] = None,
+    max_bytes: Annotated[
+        float | None, typer.Option(help="Most bytes to send; needs --expert-bytes.")
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(help="Most time to send; needs --expert-bytes and --link-bytes-per-second."),
+    ] = None,
+    expert_bytes: Annotated[float | None, typer.Option(help="Bytes of one expert.")] = None,
+    link_bytes_per_second: Annotated[
+        float | None, typer.Option(help="Speed of a GPU's link.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="PLAN", help="Make no plan: relabel the GPUs of this one."),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Extra copies over all layers; as in the plan by default.")
+    ] = None,
+    slots: Annotated[
+        str | None,
+        typer.Option(help="Memory layout; the strictest that the plan keeps by default."),
+    ] = None,
+    objective: ObjectiveOption = "time",
+    nodes: Annotated[int | None, typer.Option(help="Nodes; as in the plan by default.")] = None,
+    groups: Groups = None,
+    max_copies: MaxCopies = None,
+    dead: Annotated[
+        str | None, typer.Option(metavar="GPUS", help="Dead GPUs, separated by commas.")
+    ] = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write plan.json.")] = None,
+    steps: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the ordered migration steps.")
+    ] = None,
+    staging: Annotated[int, typer.Option(help="Spare slots per GPU during migration.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """From the plan that serves to a better one for new loads, with few copies moved."""
+    if ("-" in (plan, to) and loads == "-") or plan == to == "-":
+        raise InputError("stdin can be one of plan and loads only")
+    old, held = _read_plan(plan), read_source(loads)
+    active = _active(dead, old.gpus)
+    if to is not None:
+        if dead is not None:
+            raise InputError("--to relabels a plan as it is; leave out --dead")
+        wanted = _read_plan(to)
+        new = co.relabel(wanted, old, within_nodes=groups is not None)
+        facts: dict[str, Any] = {
+            "moves before relabelling": co.count_moves(wanted, old),
+            "moves": co.count_moves(new, old),
+            "relative time before": co.evaluate(old, held).relative_time,
+            "relative time": co.evaluate(new, held).relative_time,
+        }
+        curve: tuple[tuple[int, float], ...] = ()
+    else:
+        problem = co.Problem(
+            held,
+            old.gpus,
+            nodes=old.nodes if nodes is None else nodes,
+            replicas=old.replicas if replicas is None else replicas,
+            slots=cast(SlotRule, _slots(old) if slots is None else slots.lower()),
+            objective=cast(Objective, objective.lower()),
+            expert_groups=groups,
+            max_copies=max_copies,
+        )
+        with progress("rebalancing"):
+            found = co.rebalance(
+                problem,
+                old,
+                max_moves,
+                max_bytes=max_bytes,
+                max_seconds=max_seconds,
+                expert_bytes=expert_bytes,
+                link_bytes_per_second=link_bytes_per_second,
+                active=active,
+                seed=seed,
+                workers=workers,
+            )
+        if not found.has_plan:
+            raise InputError(found.message)
+        new = found.plan
+        name = "relative time" if problem.objective == "time" else "mean balancedness"
+        facts = {
+            "moves": found.moves,
+            f"{name} before": found.previous_objective,
+            name: found.objective,
+            "bound": found.bound,
+            "breaks": list(found.violations),
+        }
+        every = int(new.slots.sum())
+        points = [round(share * every) for share in SHARES]
+        curve = found.curve([most for most in points if most < found.moves] + [found.moves])
+    migration = co.plan_migration(old, new, staging=staging, active=active)
+    facts["share of copies moved"] = facts["moves"] / int(new.slots.sum())
+    facts["rounds"] = migration.rounds
+    if expert_bytes is not None:
+        facts["bytes"] = round(facts["moves"] * expert_bytes)
+        if link_bytes_per_second is not None:
+            facts["seconds"] = migration.seconds(expert_bytes, link_bytes_per_second)
+    if output is not None:
+        new.save(output)
+    if steps is not None:
+        write_atomically(steps, migration.to_json())
+    if as_json:
+        named = {key.replace(" ", "_"): value for key, value in facts.items()}
+        print_json({**named, "curve": curve, "output": None if output is None else str(output)})
+        return
+    print_rich(_table(facts, curve))
+    for path in (output, steps):
+        if path is not None:
+            print_rich(f"wrote {path}")
+
+
+def _table(facts: dict[str, Any], curve: tuple[tuple[int, float], ...]) -> Table:
+    table = Table(title="rebalance", title_justify="left", title_style="bold", box=None)
+    table.show_header = False
+    for key, value in facts.items():
+        if isinstance(value, list):
+            for text in value:
+                table.add_row(key, text)
+        elif key.startswith("share"):
+            table.add_row(key, f"{value:.1%}")
+        elif value is not None:
+            table.add_row(key, f"{value:,}" if value == int(value) else f"{value:.4f}")
+    for most, reached in curve:
+        table.add_row(f"with {most:,} moves", f"{reached:.4f}")
+    return table
+
+
+def _read_plan(source: str) -> co.Plan:
+    return co.read_plan(sys.stdin.buffer if source == "-" else source)
+
+
+def _slots(plan: co.Plan) -> str:
+    """Name the strictest slot rule that a plan keeps."""
+    if plan.slots.min() == plan.slots.max():
+        return "uniform"
+    return "even" if np.ptp(plan.slots, axis=1).max() <= 1 else "free"
+
+
+def _active(dead: str | None, gpus: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    if dead is None:
+        return None
+    active = np.ones(gpus, dtype=np.bool_)
+    for text in dead.split(","):
+        if not text.strip().isdecimal() or int(text) >= gpus:
+            raise InputError(f"--dead names {text.strip()!r}; the plan's GPUs are 0..{gpus - 1}")
+        active[int(text)] = False
+    return active

@@ -1,0 +1,413 @@
+"""The online loop: windows of traffic in, decisions out.
+
+After every window the planner says whether to keep the plan that serves or to change it, and how.
+A plan is worth most on the kind of traffic that it was made for, so windows are sorted into
+domains as they come; a new kind is noticed by its distance, and what was learnt of an old kind is
+remembered for when it comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from craftopt.errors import InputError
+from craftopt.evaluation import evaluate
+from craftopt.loads import FloatArray, IntArray, Loads
+from craftopt.plan import Plan
+from craftopt.problem import Problem
+from craftopt.rebalancing import count_moves, rebalance, relabel
+
+Action = Literal["keep", "rebalance", "recall"]
+
+# A window belongs to a domain up to so many times the usual distance of its windows.
+DRIFT = 1.6
+# Windows and domains remembered.
+MOST_WINDOWS, MOST_DOMAINS = 12, 16
+# Windows that count less are left out.
+LEAST_WEIGHT = 0.02
+# Half-lives, in windows of a domain, that its windows may be weighted by: the one that predicts
+# the next window best. The evidence is forgotten by a tenth with every window.
+HALF_LIVES, FORGET = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), 0.9
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Say what to do after a window.
+
+    Parameters
+    ----------
+    action : {"keep", "rebalance", "recall"}
+        Keep the plan, change some of it, or take the one that served this domain before.
+    plan : Plan
+        What is to serve from now on.
+    moves : int
+        Copies that it hosts anew.
+    gain, cost : float
+        Expected over the horizon, in token-loads of the fullest GPU: what the change saves, and
+        what its moves cost.
+    domain : int
+        Number of the domain that the window belongs to, from 0 in order of first windows.
+    drift : float
+        Distance to the nearest domain known before the window, relative to the usual one.
+    """
+
+    action: Action
+    plan: Plan
+    moves: int
+    gain: float
+    cost: float
+    domain: int
+    drift: float
+
+
+@dataclass(eq=False)
+class _Domain:
+    """A kind of traffic: its mean direction, its latest windows, and the plan made for it."""
+
+    number: int
+    direction: FloatArray
+    count: int = 0
+    distances: list[float] = field(default_factory=list)
+    windows: list[FloatArray] = field(default_factory=list)
+    plan: Plan | None = None
+    last_seen: int = 0
+
+    @property
+    def spread(self) -> float | None:
+        """Return the usual distance of its windows; None where they are too few to say."""
+        return float(np.median(self.distances)) if len(self.distances) > 2 else None
+
+    def add(self, tokens: FloatArray, root: FloatArray, distance: float, now: int) -> None:
+        """Take in a window; the usual distance forgets slowly."""
+        if self.count:
+            self.distances = [*self.distances, distance][-MOST_WINDOWS:]
+        self.count += 1
+        self.direction += (root - self.direction) / min(self.count, MOST_WINDOWS)
+        self.windows = [*self.windows, tokens][-MOST_WINDOWS:]
+        self.last_seen = now
+
+
+class OnlinePlanner:
+    """Decide after every window whether to change the plan.
+
+    Parameters
+    ----------
+    problem : Problem
+        Cluster, budget and rules, under the objective time. Its windows are what the plan was
+        made for: the past.
+    plan : Plan
+        What serves at first.
+    horizon : float
+        Windows that a change is expected to serve.
+    move_cost : float
+        What hosting one copy anew costs, in token-loads of the fullest GPU: see `move_cost`.
+    max_moves : int, optional
+        Most moves of one decision.
+    seed, work_limit, workers
+        As in `rebalance`.
+
+    Notes
+    -----
+    Windows are compared by the Hellinger distance of the experts' shares over all layers. A gain
+    that is expected on the windows planned for is counted n/(n+1) where these are n, or as good
+    as n if they count unequally: plans do better on what they have seen.
+
+    Raises
+    ------
+    InputError
+        A value outside its range, an objective other than time.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> past = co.Loads([[8, 1, 7, 1, 2, 2, 2, 2]])
+    >>> problem = co.Problem(past, gpus=4, slots="uniform")
+    >>> planner = co.OnlinePlanner(problem, co.solve(problem, "nominal").plan, move_cost=0.1)
+    >>> planner.observe(past.tokens[0]).action
+    'keep'
+    >>> decision = planner.observe([[2, 2, 2, 2, 8, 1, 7, 1]])
+    >>> decision.action, decision.moves, decision.domain
+    ('rebalance', 2, 1)
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        *,
+        horizon: float = 8.0,
+        move_cost: float = 0.0,
+        max_moves: int | None = None,
+        seed: int = 0,
+        work_limit: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if problem.objective != "time":
+            raise InputError("gains are weighed against moves in time; pass objective='time'")
+        if not (horizon > 0 and move_cost >= 0):
+            raise InputError(
+                f"horizon={horizon}, move_cost={move_cost}; pass a horizon above 0 and a cost of "
+                "at least 0"
+            )
+        self.problem = problem.replace(previous=plan, max_moves=max_moves)
+        self.plan = plan
+        self._horizon = horizon
+        self._move_cost = move_cost
+        self._errors = np.zeros(len(HALF_LIVES))
+        self._seed, self._work_limit, self._workers = seed, work_limit, workers
+        self._domains: list[_Domain] = []
+        self._known = 0
+        self._now = 0
+        self._steps: list[float] = []  # distances between windows in a row
+        self._usual = 0.0  # median of the domains' own, when last there was one
+        self._before: FloatArray | None = None
+        self._current: _Domain | None = None
+        for tokens in problem.loads.tokens:
+            if tokens.any():
+                self._sort(tokens)
+        for domain in self._domains:
+            domain.plan = plan
+
+    def observe(self, tokens: npt.ArrayLike) -> Decision:
+        """Take in a window that has been served, and decide what serves the next.
+
+        Parameters
+        ----------
+        tokens : array_like [layers, experts]
+
+        Returns
+        -------
+        Decision
+
+        Raises
+        ------
+        InputError
+            A window of another shape, or with what loads may not hold.
+        """
+        loads = Loads(tokens, self.problem.loads.layer_ids)
+        window = loads.tokens[0]
+        if loads.windows != 1 or window.shape != self.problem.loads.tokens.shape[1:]:
+            raise InputError(
+                f"a window has shape {loads.tokens.shape[-2:]}; this planner takes "
+                f"[layers, experts] = {self.problem.loads.tokens.shape[1:]}, one at a time"
+            )
+        if not window.any():
+            number = self._current.number if self._current is not None else 0
+            return Decision("keep", self.plan, 0, 0.0, 0.0, number, 0.0)
+        drift = self._sort(window)
+        domain = self._current
+        assert domain is not None
+        kept = Decision("keep", self.plan, 0, 0.0, 0.0, domain.number, drift)
+        decision = max(
+            (kept, *self._changes(domain, drift)), key=lambda option: option.gain - option.cost
+        )
+        self.plan = decision.plan
+        domain.plan = decision.plan
+        return decision
+
+    def _changes(self, domain: _Domain, drift: float) -> list[Decision]:
+        """Weigh what could be done for a domain."""
+        # The last of equally good half-lives: the longest.
+        best = len(HALF_LIVES) - 1 - int(self._errors[::-1].argmin())
+        weight = _weights(len(domain.windows), HALF_LIVES[best])
+        counts = weight >= LEAST_WEIGHT
+        weight = weight[counts] / weight[counts].sum()
+        loads = Loads(
+            np.stack(domain.windows)[counts] * weight[:, np.newaxis, np.newaxis],
+            self.problem.loads.layer_ids,
+        )
+        problem = self.problem.replace(loads=loads, previous=self.plan)
+        now = _time(self.plan, loads)
+        many = 1.0 / float((weight**2).sum())
+        worth = self._horizon * many / (many + 1.0)
+        found = rebalance(
+            problem,
+            self.plan,
+            move_price=self._move_cost / worth,
+            seed=self._seed,
+            work_limit=self._work_limit,
+            workers=self._workers,
+        )
+        options: list[tuple[Action, Plan]] = []
+        if found.has_plan:
+            options.append(("rebalance", found.plan))
+        if domain.plan is not None and domain.plan is not self.plan:
+            groups = problem.expert_groups is not None
+            options.append(("recall", relabel(domain.plan, self.plan, within_nodes=groups)))
+        result = []
+        for action, plan in options:
+            moves = count_moves(plan, self.plan)
+            if problem.max_moves is None or moves <= problem.max_moves:
+                gain = worth * (now - _time(plan, loads))
+                cost = self._move_cost * moves
+                result.append(Decision(action, plan, moves, gain, cost, domain.number, drift))
+        return result
+
+    def _weigh(self, domain: _Domain, root: FloatArray) -> None:
+        """Note how well every half-life predicts a window from those before."""
+        roots = np.stack([_direction(window) for window in domain.windows])
+        for index, half_life in enumerate(HALF_LIVES):
+            predicted = np.einsum("w,wc->c", _weights(len(roots), half_life), roots)
+            error = _distance(root, predicted) ** 2
+            self._errors[index] = FORGET * self._errors[index] + error
+
+    def _sort(self, tokens: FloatArray) -> float:
+        """Find or make the domain of a window, and return the window's drift."""
+        self._now += 1
+        root = _direction(tokens)
+        if self._before is not None:
+            self._steps = [*self._steps, _distance(root, self._before)][-4 * MOST_WINDOWS :]
+        self._before = root
+        drift, nearest = 0.0, None
+        # What is usual in domains of few windows: as in the others, or from window to window.
+        spreads = [domain.spread for domain in self._domains if domain.spread is not None]
+        if spreads:
+            self._usual = float(np.median(spreads))
+        default = self._usual or float(np.median(self._steps or [0.0]))
+        for domain in self._domains:
+            usual = default if domain.spread is None else domain.spread
+            relative = _distance(root, domain.direction) / max(usual, 1e-12)
+            if nearest is None or relative < drift:
+                drift, nearest = relative, domain
+        if nearest is None or drift > DRIFT:
+            if len(self._domains) == MOST_DOMAINS:
+                self._domains.remove(min(self._domains, key=lambda domain: domain.last_seen))
+            nearest = _Domain(self._known, np.zeros_like(root))
+            self._known += 1
+            self._domains.append(nearest)
+        if nearest is self._current:
+            self._weigh(nearest, root)
+        self._current = nearest
+        nearest.add(tokens, root, _distance(root, nearest.direction), self._now)
+        return drift
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """Hold what serving windows took, and what was moved between them.
+
+    Parameters
+    ----------
+    max_load, mean_load : float64 [windows]
+        Largest and mean GPU load, summed over the layers.
+    moves : int64 [windows]
+        Copies hosted anew before the window.
+    """
+
+    max_load: FloatArray
+    mean_load: FloatArray
+    moves: IntArray
+
+    @property
+    def relative_time(self) -> float:
+        """Sum of the largest over sum of the mean GPU loads."""
+        return float(self.max_load.sum() / self.mean_load.sum())
+
+    @property
+    def cumulative(self) -> FloatArray:
+        """Relative time up to every window, float64 [windows]."""
+        total: FloatArray = np.cumsum(self.max_load) / np.cumsum(self.mean_load)
+        return total
+
+    def __repr__(self) -> str:
+        return f"Replay(relative_time={self.relative_time:.4f}, moves={self.moves.sum()})"
+
+
+def replay(loads: Loads, start: Plan, decide: Callable[[int, FloatArray], Plan]) -> Replay:
+    """Serve windows one after the other, with a decision after each.
+
+    Parameters
+    ----------
+    loads : Loads
+    start : Plan
+        Serves the first window.
+    decide : callable
+        ``decide(window, tokens)``, called after a window was served with its position and its
+        tokens [layers, experts], returns the plan of the next.
+
+    Returns
+    -------
+    Replay
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> loads = co.Loads([[[8, 1, 1, 2]], [[8, 1, 1, 2]]])
+    >>> start = co.Plan.from_phy2log([[0, 1, 2, 3]], gpus=2)
+    >>> better = co.Plan.from_phy2log([[0, 2, 1, 3]], gpus=2)
+    >>> co.replay(loads, start, lambda window, tokens: better)
+    Replay(relative_time=1.5000, moves=2)
+    """
+    plan, most, mean, moves = start, [], [], []
+    pending = 0
+    for window, tokens in enumerate(loads.tokens):
+        scored = evaluate(plan, Loads(tokens, loads.layer_ids))
+        most.append(scored.max_load.sum())
+        mean.append(scored.mean_load.sum())
+        moves.append(pending)
+        following = decide(window, tokens)
+        pending = count_moves(following, plan) if following is not plan else 0
+        plan = following
+    return Replay(np.array(most), np.array(mean), np.array(moves, dtype=np.int64))
+
+
+def move_cost(
+    expert_bytes: float, link_bytes_per_second: float, seconds_per_token: float, gpus: int
+) -> float:
+    """Compute what one move costs in token-loads of the fullest GPU.
+
+    Moves run side by side over every GPU's own link, and serving waits for them: a bound from
+    above where they overlap with serving, from below where some links get more than others.
+
+    Parameters
+    ----------
+    expert_bytes : float
+        Size of an expert's weights.
+    link_bytes_per_second : float
+        Speed of a GPU's link.
+    seconds_per_token : float
+        Time that a GPU takes for one token of one expert.
+    gpus : int
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> round(co.move_cost(44e6, 50e9, 0.2e-6, gpus=64))
+    69
+    """
+    values = (expert_bytes, link_bytes_per_second, seconds_per_token, gpus)
+    if not all(value > 0 for value in values):
+        raise InputError(f"move_cost takes numbers above 0, not {values}")
+    return expert_bytes / link_bytes_per_second / gpus / seconds_per_token
+
+
+def _weights(windows: int, half_life: float) -> FloatArray:
+    """Weight windows, the last one most; they sum to 1."""
+    weight = 0.5 ** (np.arange(windows)[::-1] / half_life)
+    scaled: FloatArray = weight / weight.sum()
+    return scaled
+
+
+def _time(plan: Plan, loads: Loads) -> float:
+    return float(evaluate(plan, loads).max_load.sum())
+
+
+def _direction(tokens: FloatArray) -> FloatArray:
+    """Return the roots of the experts' shares, over all layers: a vector of length 1."""
+    total = tokens.sum(axis=1, keepdims=True)
+    share = np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
+    root: FloatArray = np.sqrt(share / max(1, int((total > 0).sum()))).ravel()
+    return root
+
+
+def _distance(root: FloatArray, direction: FloatArray) -> float:
+    """Compute the Hellinger distance of a window to a mean direction."""
+    length = float(np.sqrt(np.einsum("c,c->", direction, direction)))
+    if length == 0.0:
+        return 0.0
+    return float(np.sqrt(max(0.0, 1.0 - np.einsum("c,c->", root, direction) / length)))

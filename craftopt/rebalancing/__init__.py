@@ -1,0 +1,380 @@
+"""From an old plan to a better one with few moves, and in which order to make them.
+
+A move is a copy hosted where the old plan does not host it: an expert that has to be sent.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from craftopt.bounds import whole_plan_bound
+from craftopt.errors import CraftoptWarning, InputError
+from craftopt.evaluation import objective_value, relative_gap, violations
+from craftopt.fast.previous import group_ids
+from craftopt.fast.windowed import plan_fast
+from craftopt.loads import BoolArray, as_array, read_only
+from craftopt.plan import Copies, Plan
+from craftopt.problem import Problem
+from craftopt.rebalancing.fronts import Fronts, trace_fronts
+from craftopt.rebalancing.migration import Migration, Step, plan_migration
+from craftopt.rebalancing.relabelling import arrange_slots, count_moves, relabel, relabel_copies
+from craftopt.rebalancing.start import moves as _moves
+from craftopt.rebalancing.start import valid_start
+from craftopt.result import Result, Status
+
+__all__ = [
+    "Migration",
+    "Rebalancing",
+    "Step",
+    "arrange_slots",
+    "count_moves",
+    "plan_migration",
+    "rebalance",
+    "relabel",
+]
+
+# A plan that is this close to its bound, relative, is called optimal: floating-point noise.
+OPTIMAL_GAP = 1e-9
+# From so many of all copies on, planning afresh is tried as well.
+AFRESH = 0.5
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rebalancing(Result):
+    """Hold a plan made from an old one, and what it takes to get there.
+
+    What `Result` holds, and:
+
+    Parameters
+    ----------
+    previous : Plan
+        The old plan.
+    previous_objective : float or None
+        What the old plan makes of the new loads; None where it has lost experts with dead GPUs.
+    active : bool [gpus]
+        GPUs that are alive. ``problem`` is about these alone, ``plan`` has all GPUs.
+    """
+
+    previous: Plan = field(repr=False)
+    previous_objective: float | None
+    active: BoolArray = field(repr=False)
+    _fronts: Fronts | None = field(default=None, repr=False)
+
+    @property
+    def moves(self) -> int:
+        """Copies hosted where the old plan does not host them."""
+        return count_moves(self.plan, self.previous)
+
+    @property
+    def moved_share(self) -> float:
+        """Share of the plan's copies that are moves."""
+        return self.moves / int(self.plan.slots.sum())
+
+    def migration(self, staging: int = 1) -> Migration:
+        """Order the steps; see `plan_migration`."""
+        return plan_migration(self.previous, self.plan, staging=staging, active=self.active)
+
+    def curve(self, moves: npt.ArrayLike) -> tuple[tuple[int, float], ...]:
+        """Say what can be had for other numbers of moves, up to what was searched.
+
+        Parameters
+        ----------
+        moves : array_like of int
+            Most moves, one plan each.
+
+        Returns
+        -------
+        tuple of (int, float)
+            Moves made and objective reached, by rising moves; the first is the least there is.
+        """
+        if self._fronts is None:
+            return ()
+        least = int(np.isfinite(self._fronts.costs).argmax(axis=1).sum())
+        wanted = as_array("moves", moves)
+        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+            raise InputError("curve takes a list of whole numbers")
+        points = {}
+        for most in sorted({least, *(int(m) for m in wanted if m > least)}):
+            chosen = self._fronts.choose(most)
+            copies = self._fronts.copies(chosen, self.problem.loads.experts)
+            points[int(chosen.sum())] = objective_value(_named(copies, self.problem), self.problem)
+        return tuple(points.items())
+
+
+def rebalance(
+    problem: Problem,
+    old_plan: Plan,
+    max_moves: int | None = None,
+    *,
+    max_bytes: float | None = None,
+    max_seconds: float | None = None,
+    expert_bytes: float | None = None,
+    link_bytes_per_second: float | None = None,
+    move_price: float = 0.0,
+    active: npt.ArrayLike | None = None,
+    seed: int = 0,
+    work_limit: int | None = None,
+    workers: int | None = None,
+) -> Rebalancing:
+    """Plan for new loads with few copies moved from where an old plan hosts them.
+
+    Every layer is annealed from the old plan under a falling price per moved copy, which gives its
+    best placements for every number of moves; the knapsack deals the moves out to the layers. The
+    slots of every GPU stay as they are, unless rules, budget or dead GPUs ask for others.
+
+    Parameters
+    ----------
+    problem : Problem
+        New loads, budget and rules.
+    old_plan : Plan
+        What is hosted now. It may break the rules: what does is replaced first, as moves.
+    max_moves : int, optional
+        Most copies hosted anew; `Problem.max_moves` by default. Without any limit, or with half
+        of all copies or more, planning afresh is tried as well.
+    max_bytes, max_seconds : float, optional
+        Most bytes to send, most time for the migration with one staging slot
+        (`Migration.seconds`).
+    expert_bytes, link_bytes_per_second : float, optional
+        Size of one expert, speed of a GPU's link: what these limits need.
+    move_price : float
+        What a move has to gain to be made: off the sum over windows and layers of the largest
+        GPU load, or onto that of the balancedness.
+    active : array_like of bool [gpus], optional
+        False where a GPU is dead. The plan uses the others alone, and no more slots than they
+        have, if these suffice.
+    seed : int
+    work_limit : int, optional
+        Annealing steps of a layer.
+    workers : int, optional
+        Threads; the plan does not depend on it.
+
+    Returns
+    -------
+    Rebalancing
+        On the problem's own loads never worse than the old plan, if that keeps the rules.
+        ``NOT_FOUND`` where the rules need more moves than allowed.
+
+    Raises
+    ------
+    InputError
+        Limits without what they need, a plan of another shape, no GPU alive.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> loads = co.Loads([[8, 7, 1, 1], [4, 4, 4, 4]])
+    >>> old = co.Plan.from_phy2log([[0, 1, 2, 3], [0, 1, 2, 3]], gpus=2)
+    >>> problem = co.Problem(loads, gpus=2, slots="uniform")
+    >>> found = co.rebalance(problem, old, max_moves=2)
+    >>> found.moves, round(found.previous_objective, 3), round(found.objective, 3)
+    (2, 1.394, 1.03)
+    """
+    start_time = time.perf_counter()
+    if not move_price >= 0:
+        raise InputError(f"move_price={move_price} is below 0; pass at least 0")
+    alive = _alive(active, problem.gpus)
+    old = _on(old_plan.copies, alive)
+    task = _task(problem, old, alive)
+    limits = [max_moves, problem.max_moves]
+    limits.append(_moves_for("max_bytes", max_bytes, expert_bytes, 1.0))
+    side_by_side = _moves_for("max_seconds", max_seconds, expert_bytes, link_bytes_per_second)
+    limits.append(None if side_by_side is None else side_by_side * task.gpus)
+    given = [limit for limit in limits if limit is not None]
+    task = _changed(task, max_moves=min(given) if given else None)
+    start = valid_start(task)
+    every = int(start.sum())
+    most = every if task.max_moves is None else min(task.max_moves, every)
+    least = _moves(start, old)
+    fronts, plan, message = None, None, ""
+    if least > most:
+        message = f"max_moves={most} is too few: the rules need {least} moves; allow as many"
+    else:
+        fronts = trace_fronts(task, start, most, seed=seed, work_limit=work_limit, workers=workers)
+        while plan is None and most >= least:
+            copies = _best(task, fronts, most, move_price, seed, work_limit, workers)
+            found = Plan(
+                _over_all(copies, alive), problem.loads.layer_ids, problem.nodes, "rebalance",
+                problem.loads.digest,
+            )  # fmt: skip
+            if max_seconds is None:
+                plan = found
+                break
+            assert expert_bytes is not None
+            assert link_bytes_per_second is not None
+            migration = plan_migration(old_plan, found, active=alive)
+            seconds = migration.seconds(expert_bytes, link_bytes_per_second)
+            if seconds <= max_seconds:
+                plan = found
+            most = min(most - 1, int(migration.moves * max_seconds / max(seconds, 1e-300)))
+        if plan is None:
+            message = f"max_seconds={max_seconds} is too short for the moves that the rules need"
+    runtime = time.perf_counter() - start_time
+    return _measured(task, old_plan, alive, plan, fronts, message, runtime)
+
+
+def _best(
+    task: Problem,
+    fronts: Fronts,
+    most: int,
+    price: float,
+    seed: int,
+    work_limit: int | None,
+    workers: int | None,
+) -> Copies:
+    """Return the best copies with at most so many moves, these priced; of equals, the nearest."""
+    task = _changed(task, max_moves=most)
+    assert task.previous is not None
+    candidates = [fronts.copies(fronts.choose(most, price), task.loads.experts)]
+    old = task.previous.copies
+    whole = bool(old.any(axis=2).all())
+    if whole:
+        candidates.append(old)
+    if not price and most >= AFRESH * candidates[0].sum():
+        anew = _changed(task, max_moves=None, previous=task.previous if whole else None)
+        fresh = plan_fast(anew, seed=seed, work_limit=work_limit, workers=workers).plan
+        assert fresh is not None
+        candidates.append(relabel_copies(fresh.copies, old, group_ids(task)[1]))
+    # The objective as a sum to be minimised, in the unit of the price.
+    scale = -float(task.loads.windows * task.loads.layers)
+    if task.objective == "time":
+        scale = float(task.loads.tokens.sum()) / task.gpus
+    scored = []
+    for copies in candidates:
+        plan = _named(copies, task)
+        if not violations(plan, task):
+            made = _moves(copies, old)
+            scored.append((scale * objective_value(plan, task) + price * made, made, plan))
+    return min(scored, key=lambda entry: entry[:2])[2].copies
+
+
+def _measured(
+    task: Problem,
+    old_plan: Plan,
+    alive: BoolArray,
+    plan: Plan | None,
+    fronts: Fronts | None,
+    message: str,
+    runtime: float,
+) -> Rebalancing:
+    """Recompute what the plan is worth, over the GPUs that are alive."""
+    bound = whole_plan_bound(task)
+    objective = gap = None
+    broken: tuple[str, ...] = ()
+    status = Status.NOT_FOUND
+    if plan is not None:
+        held = _named(_on(plan.copies, alive), task)
+        objective, broken = objective_value(held, task), violations(held, task)
+        gap = None if broken else relative_gap(objective, bound, task.objective)
+        status = Status.FEASIBLE if gap is None or gap > OPTIMAL_GAP else Status.OPTIMAL
+    assert task.previous is not None
+    lost = not task.previous.copies.any(axis=2).all()
+    before = None if lost else objective_value(_named(task.previous.copies, task), task)
+    return Rebalancing(
+        method="rebalance",
+        problem=task,
+        status=status,
+        objective=objective,
+        bound=bound,
+        gap=gap,
+        violations=broken,
+        runtime=runtime,
+        message=message,
+        _plan=plan,
+        previous=old_plan,
+        previous_objective=before,
+        active=read_only(alive),
+        _fronts=fronts,
+    )
+
+
+@dataclass(frozen=True)
+class _Hosted:
+    """What GPUs that are alive host of an old plan; experts may be lost."""
+
+    copies: Copies
+
+
+def _task(problem: Problem, old: Copies, alive: BoolArray) -> Problem:
+    """State the problem over the GPUs that are alive."""
+    previous = _Hosted(read_only(old))
+    if alive.all():
+        return _changed(problem, previous=previous)
+    per_node = alive.reshape(problem.nodes, -1).sum(axis=1)
+    level = bool((per_node == per_node[0]).all()) and per_node[0] > 0
+    if problem.expert_groups is not None and not level:
+        raise InputError(
+            f"expert_groups need equally many active GPUs in every node, and there are "
+            f"{', '.join(map(str, per_node))}; pass a problem without groups"
+        )
+    # The survivors' own slots, if these suffice: dead GPUs take theirs with them.
+    experts, layers, gpus = problem.loads.experts, problem.loads.layers, int(alive.sum())
+    room = (
+        int(old.sum()) if problem.slots != "uniform" else int(old.sum(axis=1).max()) * gpus * layers
+    )
+    replicas = problem.replicas
+    if room >= experts * layers:
+        replicas = min(replicas, room - experts * layers)
+    return _changed(
+        problem,
+        gpus=gpus,
+        nodes=problem.nodes if level else 1,
+        replicas=replicas,
+        previous=previous,
+    )
+
+
+def _changed(problem: Problem, **changes: Any) -> Problem:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CraftoptWarning)  # said when the problem was made
+        return problem.replace(**changes)
+
+
+def _alive(active: npt.ArrayLike | None, gpus: int) -> BoolArray:
+    if active is None:
+        return np.ones(gpus, dtype=np.bool_)
+    alive = as_array("active", active)
+    if alive.dtype != np.bool_ or alive.shape != (gpus,) or not alive.any():
+        raise InputError(
+            f"active has shape {alive.shape} and type {alive.dtype}; pass one bool per GPU, "
+            f"shape ({gpus},), at least one of them true"
+        )
+    return alive.copy()
+
+
+def _moves_for(
+    name: str, limit: float | None, expert_bytes: float | None, per_second: float | None
+) -> int | None:
+    """Count the experts that bytes, or seconds on one link, allow."""
+    if limit is None:
+        return None
+    if expert_bytes is None or per_second is None:
+        needed = "expert_bytes" if name == "max_bytes" else "expert_bytes, link_bytes_per_second"
+        raise InputError(f"{name}={limit} needs {needed}")
+    if not (limit >= 0 and expert_bytes > 0 and per_second > 0):
+        raise InputError(
+            f"{name}={limit}, expert_bytes={expert_bytes}, link_bytes_per_second={per_second}; "
+            "limits must be at least 0, sizes and speeds above 0"
+        )
+    return int(limit * per_second / expert_bytes)
+
+
+def _on(copies: Copies, alive: BoolArray) -> Copies:
+    """Return the copies on the GPUs that are alive."""
+    return np.ascontiguousarray(copies[:, :, alive])
+
+
+def _over_all(copies: Copies, alive: BoolArray) -> Copies:
+    """Return copies with the dead GPUs put back, empty."""
+    result = np.zeros((*copies.shape[:2], alive.size), dtype=np.uint8)
+    result[:, :, alive] = copies
+    return result
+
+
+def _named(copies: Copies, problem: Problem) -> Plan:
+    return Plan(copies, problem.loads.layer_ids, problem.nodes, "rebalance", problem.loads.digest)

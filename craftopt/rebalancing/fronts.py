@@ -1,0 +1,153 @@
+"""Fronts: what every layer gains by every number of moves, and which moves the plan makes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from craftopt.errors import InputError
+from craftopt.fast.parallel import in_threads
+from craftopt.fast.previous import group_ids
+from craftopt.fast.windowed import pull_together
+from craftopt.knapsack import allocate
+from craftopt.loads import FloatArray, IntArray
+from craftopt.plan import Copies
+from craftopt.problem import Problem
+from craftopt.rebalancing.search import measure_front, trace_front
+
+# Annealing steps of a layer, and of one with few copies, where more are cheap.
+STEPS, STEPS_SMALL, SMALL = 120_000, 400_000, 100
+# Windows searched on, evenly spread over all; all count when placements are compared.
+MOST_WINDOWS = 64
+# Moves that one layer may make: so many times the average, and so many more.
+MOVES_FACTOR, MOVES_EXTRA = 4, 16
+
+
+@dataclass(frozen=True, eq=False)
+class Fronts:
+    """Hold every layer's best placement for every number of moves.
+
+    Parameters
+    ----------
+    costs : float64 [layers, most + 1]
+        Part of the objective, to be minimised: the sum over windows of the largest GPU load, or
+        minus that of the balancedness; ``inf`` where there is no placement.
+    items : list of int16 [most + 1, gpus, slots]
+        Per layer: the experts of every GPU, -1 = no slot.
+    """
+
+    costs: FloatArray
+    items: list[npt.NDArray[np.int16]]
+
+    def choose(self, most: int, price: float = 0.0) -> IntArray:
+        """Choose the moves of every layer, exactly, by the knapsack.
+
+        Parameters
+        ----------
+        most : int
+            Most moves in all.
+        price : float
+            What one move costs, in the unit of `costs`.
+
+        Returns
+        -------
+        int64 [layers]
+
+        Raises
+        ------
+        InputError
+            No choice has so few moves.
+        """
+        priced = self.costs + price * np.arange(self.costs.shape[1])
+        moves, cost = allocate(priced, most)
+        if cost == np.inf:
+            least = int(np.isfinite(self.costs).argmax(axis=1).sum())
+            raise InputError(f"at most {most} moves are too few; at least {least} are needed")
+        return moves
+
+    def cost(self, moves: IntArray) -> float:
+        """Sum the costs of a choice."""
+        return float(self.costs[np.arange(moves.size), moves].sum())
+
+    def copies(self, moves: IntArray, experts: int) -> Copies:
+        """Return a choice's copies, uint8 [layers, experts, gpus]."""
+        result = np.zeros((moves.size, experts, self.items[0].shape[1]), dtype=np.uint8)
+        for layer, chosen in enumerate(moves):
+            items = self.items[layer][chosen]
+            gpu, slot = np.nonzero(items >= 0)
+            result[layer, items[gpu, slot], gpu] = 1
+        return result
+
+
+def trace_fronts(
+    problem: Problem,
+    start: Copies,
+    most: int,
+    *,
+    seed: int = 0,
+    work_limit: int | None = None,
+    workers: int | None = None,
+) -> Fronts:
+    """Trace the fronts of all layers, from a start that keeps the rules.
+
+    Parameters
+    ----------
+    problem : Problem
+        With the previous plan.
+    start : uint8 [layers, experts, gpus]
+    most : int
+        Most moves in all.
+    seed : int
+    work_limit : int, optional
+        Annealing steps of a layer.
+    workers : int, optional
+        Threads; the fronts do not depend on it.
+    """
+    assert problem.previous is not None
+    previous = problem.previous.copies > 0
+    loads, balancedness = problem.loads, problem.objective == "balancedness"
+    _, nodes = group_ids(problem)
+    mean = loads.tokens.sum(axis=2) / problem.gpus
+    chosen = np.unique(np.linspace(0, loads.windows - 1, min(loads.windows, MOST_WINDOWS)).round())
+    sample = chosen.astype(np.int64)
+    used = mean[sample] > 0
+    scale = np.divide(1.0, mean[sample], out=np.zeros_like(mean[sample]), where=used)
+    # [layers, experts, windows]
+    searched = pull_together(loads.tokens[sample] * scale[:, :, np.newaxis]).transpose(1, 2, 0)
+    counts = used.astype(np.float64) if balancedness else mean[sample]
+    moved = ((start > 0) & ~previous).sum(axis=(1, 2))
+    spread = MOVES_FACTOR * -(-most // loads.layers) + MOVES_EXTRA
+    limit = np.minimum(np.maximum(min(spread, most), moved), start.sum(axis=(1, 2)))
+
+    def trace(layer: int) -> tuple[FloatArray, npt.NDArray[np.int16]]:
+        on = np.flatnonzero(used[:, layer])
+        small = bool(start[layer].sum() <= SMALL)
+        default = STEPS_SMALL if small else STEPS
+        steps = default if work_limit is None else work_limit
+        node_of = start[layer].reshape(loads.experts, nodes, -1).any(axis=2).argmax(axis=1)
+        met, items = trace_front(
+            np.ascontiguousarray(searched[layer][:, on]),
+            counts[on, layer] / max(counts[on, layer].sum(), 1e-300),
+            previous[layer],
+            start[layer],
+            nodes,
+            node_of,
+            problem.copies_limit,
+            int(limit[layer]),
+            steps if on.size else 0,
+            (seed * 1_000_003 + layer * 1009) % 2**31,
+            # Over several windows, the smooth stand-in searches large layers better and fits
+            # unseen windows more.
+            small or on.size == 1,
+        )
+        tokens = np.ascontiguousarray(loads.tokens[:, layer])
+        return measure_front(tokens, mean[:, layer], met, items, balancedness), items
+
+    found = in_threads(trace, loads.layers, workers or os.cpu_count() or 1)
+    costs = np.full((loads.layers, int(limit.max()) + 1), np.inf)
+    for layer, (measured, _) in enumerate(found):
+        costs[layer, : measured.size] = measured
+    return Fronts(costs, [items for _, items in found])
