@@ -30,6 +30,9 @@ class Method:
         ``module:function``; loaded on first use. The function takes the problem (and, where
         `searches` is true, ``seed``, ``work_limit``, ``time_limit``, ``workers`` and
         ``progress``) and returns an `Outcome`.
+    proves : bool
+        Whether it goes on until its plan is proven optimal, which may take minutes: such a
+        method runs only where it is asked for.
     needs : tuple of str
         Modules beyond the core that must be installed.
     """
@@ -38,6 +41,7 @@ class Method:
     summary: str
     home: str
     searches: bool = False
+    proves: bool = False
     needs: tuple[str, ...] = ()
 
 
@@ -78,6 +82,14 @@ METHODS = {
             "planned for the windows of traffic: knapsack, annealing",
             "craftopt.fast.windowed:plan_fast",
             searches=True,
+        ),
+        Method(
+            "exact",
+            "searched, then proved: CP-SAT per layer, knapsack over bounds",
+            "craftopt_formulations.exact:plan_exact",
+            searches=True,
+            proves=True,
+            needs=("ortools", "pulp"),
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
@@ -29,3 +30,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def little_solver_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give proofs little work unless a test asks for more: by default they may take a minute."""
+    if importlib.util.find_spec("ortools"):
+        monkeypatch.setattr("craftopt_formulations.exact.WORK", 1)

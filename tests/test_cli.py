@@ -107,11 +107,21 @@ def test_plan_rules_ignore_case(run, loads_file):
     assert done.code == 0, done.err
 
 
+def quick_methods() -> list[str]:
+    return [name for name in co.methods() if name != "exact"]
+
+
 def test_compare_shows_planned_and_served_side_by_side(run, loads_file):
     done = run("compare", loads_file, "--gpus", 4, "--replicas", 5, "--holdout", "odd-even")
     assert done.code == 0, done.err
-    for word in ("planned", "served", "gap", *co.methods()):
+    for word in ("planned", "served", "gap", *quick_methods()):
         assert word in done.out
+    assert "exact" not in done.out
+
+
+def test_compare_runs_the_exact_method_where_all_are_asked_for(run, loads_file):
+    done = run("compare", loads_file, "--gpus", 4, "--methods", "all", "--json")
+    assert {row["method"] for row in json.loads(done.out)["rows"]} >= set(co.methods())
 
 
 def test_compare_json_names_the_windows_of_both_sides(run, loads_file):
@@ -119,7 +129,7 @@ def test_compare_json_names_the_windows_of_both_sides(run, loads_file):
     printed = json.loads(done.out)
     assert printed["planned_windows"] == ["step-0", "step-1", "step-2"]
     assert printed["served_windows"] == ["step-3", "step-4", "step-5"]
-    assert {row["method"] for row in printed["rows"]} >= set(co.methods())
+    assert {row["method"] for row in printed["rows"]} >= set(quick_methods())
     assert all({"planned", "served", "gap"} <= set(row) for row in printed["rows"])
 
 
@@ -189,7 +199,7 @@ MISTAKES = {
     "missing file": (["plan", "nowhere.npz", "--gpus", 4], "nowhere.npz"),
     "missing file to evaluate": (["evaluate", "nowhere.json", "LOADS"], "nowhere.json"),
     "loads as a plan": (["evaluate", "LOADS", "LOADS"], "plan"),
-    "plan as loads": (["info", "PLAN"], "plan"),
+    "plan as loads": (["plan", "PLAN", "--gpus", 4], "plan"),
     "nearest method": (["plan", "LOADS", "--gpus", 4, "--method", "epbl"], "'eplb'"),
     "nearest method to compare": (
         ["compare", "LOADS", "--gpus", 4, "--methods", "trivial,placment"],

@@ -238,7 +238,8 @@ def test_scores_are_those_of_evaluate(loads):
 
 def test_all_methods_stand_in_their_order(loads):
     rows = co.compare(co.Problem(loads, gpus=4, replicas_per_layer=4)).rows
-    assert tuple(row.method for row in rows) == co.methods()
+    quick = tuple(name for name in co.methods() if name != "exact")  # it may take minutes
+    assert tuple(row.method for row in rows) == quick
 
 
 def test_engines_default_is_the_last_row_where_the_budget_is_below_it(loads):
@@ -357,7 +358,7 @@ def test_dispatch_changes_scores_and_nothing_else(loads):
 
 def test_an_unknown_dispatch_stops_before_anything_is_planned(loads):
     seen: list[str] = []
-    with pytest.raises(co.InputError, match=r"'fair'.*even, lp"):
+    with pytest.raises(co.InputError, match=r"'fair'.*even, hash, "):
         co.compare(co.Problem(loads, gpus=4), dispatch="fair", progress=seen.append)
     assert seen == []
 

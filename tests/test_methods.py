@@ -191,7 +191,8 @@ for slots in ("free", "even", "uniform"):
             loads, 8, nodes=2, replicas_per_layer=8, slots=slots, expert_groups=groups
         )
         for method in sys.argv[1:]:
-            result = co.solve(problem, method)
+            limits = {"work_limit": 1} if method == "exact" else {}
+            result = co.solve(problem, method, **limits)
             text = result.plan.to_json() if result.has_plan else result.message
             print(slots, groups, method, hashlib.sha256(text.encode()).hexdigest())
 """

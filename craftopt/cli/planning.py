@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 import craftopt as co
@@ -17,6 +18,7 @@ from craftopt.cli.shared import (
     Groups,
     Holdout,
     LoadsArgument,
+    MapGpus,
     MaxCopies,
     Nodes,
     ObjectiveOption,
@@ -32,6 +34,7 @@ from craftopt.cli.shared import (
     read_source,
 )
 from craftopt.errors import InputError
+from craftopt.formats import read_any
 
 
 def plan(
@@ -106,8 +109,12 @@ def compare(
     groups: Groups = None,
     max_copies: MaxCopies = None,
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas; all = all that can run here.")
-    ] = "all",
+        str | None,
+        typer.Option(
+            help="Methods, separated by commas, or all; all but exact, which may take minutes, "
+            "if none are named."
+        ),
+    ] = None,
     holdout: Holdout = None,
     blend: Blend = None,
     dispatch: Dispatch = "even",
@@ -128,9 +135,9 @@ def compare(
     problem = make_problem(
         planned, gpus, nodes, replicas, replicas_per_layer, slots, objective, groups, max_copies
     )
-    names: list[str] | None = [name.strip() for name in methods.split(",")]
+    names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
-        names = None
+        names = list(co.methods())
     with progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
@@ -159,16 +166,20 @@ def compare(
 
 
 def evaluate(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan, - for stdin.")],
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN", help="A plan or an engine's map, - for stdin.")
+    ],
     loads: LoadsArgument,
+    gpus: MapGpus = None,
     dispatch: Dispatch = "even",
     as_json: AsJson = False,
 ) -> None:
-    """Score a plan on loads."""
+    """Score a plan, or the map that an engine serves with, on loads."""
     if plan == loads == "-":
         raise InputError("stdin can be the plan or the loads, not both")
-    held = co.read_plan(sys.stdin.buffer if plan == "-" else plan)
-    scored = co.evaluate(held, read_source(loads), dispatch.lower())
+    held = co.read_plan(sys.stdin.buffer if plan == "-" else plan, gpus)
+    served = read_source(loads)
+    scored = co.evaluate(_same_layers(held, served), served, dispatch.lower())
     if as_json:
         print_json(
             {
@@ -185,12 +196,44 @@ def evaluate(
     print_rich(evaluation_table(scored))
 
 
-def info(loads: LoadsArgument, as_json: AsJson = False) -> None:
-    """Say what a file of loads holds."""
-    held = read_source(loads)
-    if as_json:
-        print_json(
-            {
+def _same_layers(plan: co.Plan, loads: co.Loads) -> co.Plan:
+    """Leave out layers of the plan that the loads lack: engines' maps list dense layers, too."""
+    kept = np.isin(plan.layer_ids, loads.layer_ids)
+    if plan.layers <= loads.layers or kept.sum() != loads.layers:
+        return plan
+    return co.Plan(plan.copies[kept], plan.layer_ids[kept], plan.nodes, plan.method)
+
+
+def info(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="File or folder of loads, a trace or a plan, - for stdin, or an example's name.",
+        ),
+    ],
+    gpus: MapGpus = None,
+    layers: Annotated[
+        int | None, typer.Option(help="MoE layers of a block of MindIE's hotspots.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a file is and holds: loads, a token trace or a plan."""
+    from craftopt.report.tables import (  # noqa: PLC0415
+        loads_table,
+        plan_table,
+        share_error,
+        trace_table,
+    )
+
+    held: co.Loads | co.Trace | co.Plan
+    if file != "-" and not Path(file).exists():
+        name, held = "an example", read_source(file)
+    else:
+        name, held = read_any(sys.stdin.buffer if file == "-" else file, gpus, layers)
+    match held:
+        case co.Loads():
+            facts = {
                 "windows": held.windows,
                 "layers": held.layers,
                 "experts": held.experts,
@@ -198,9 +241,32 @@ def info(loads: LoadsArgument, as_json: AsJson = False) -> None:
                 "layer_ids": held.layer_ids.tolist(),
                 "window_names": held.window_names,
                 "digest": held.digest,
+                "share_error": share_error(held).tolist(),
             }
-        )
-        return
-    from craftopt.report.tables import loads_table  # noqa: PLC0415
-
-    print_rich(loads_table(held))
+            table = loads_table(held, name)
+        case co.Trace():
+            facts = {
+                "tokens": held.tokens,
+                "layers": held.layers,
+                "k": held.topk_ids.shape[2],
+                "experts": held.experts,
+                "layer_ids": held.layer_ids.tolist(),
+                "domain_names": held.domain_names,
+            }
+            table = trace_table(held, name)
+        case _:
+            facts = {
+                "layers": held.layers,
+                "experts": held.experts,
+                "gpus": held.gpus,
+                "nodes": held.nodes,
+                "replicas": held.replicas,
+                "duplicates": held.duplicates,
+                "slots": [int(held.slots.min()), int(held.slots.max())],
+                "layer_ids": held.layer_ids.tolist(),
+            }
+            table = plan_table(held, name)
+    if as_json:
+        print_json({"format": name, "kind": type(held).__name__.lower(), **facts})
+    else:
+        print_rich(table)
