@@ -9,11 +9,29 @@ from typing import Annotated, Any
 import typer
 
 import craftopt as co
+from craftopt.cli.certificates import certify, verify
+from craftopt.cli.engines import export
+from craftopt.cli.models import export_model
 from craftopt.cli.planning import compare, evaluate, info, plan
+from craftopt.cli.rebalancing import rebalance
+from craftopt.cli.routing import route
+from craftopt.cli.serving import advise
 from craftopt.errors import CraftoptError, CraftoptWarning
 
 # In the order in which the help lists them.
-COMMANDS = (plan, compare, evaluate, info)
+COMMANDS = (
+    plan,
+    compare,
+    evaluate,
+    certify,
+    verify,
+    route,
+    rebalance,
+    export,
+    export_model,
+    info,
+    advise,
+)
 
 app = typer.Typer(
     help="Plan expert replication and placement for Mixture-of-Experts serving.",

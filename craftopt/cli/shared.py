@@ -23,6 +23,9 @@ LoadsArgument = Annotated[
     str, typer.Argument(metavar="LOADS", help="File of loads, - for stdin, or an example's name.")
 ]
 Gpus = Annotated[int, typer.Option(help="GPUs (EP ranks).")]
+MapGpus = Annotated[
+    int | None, typer.Option("--gpus", help="GPUs of an engine's map that does not say them.")
+]
 Nodes = Annotated[int, typer.Option(help="Nodes that the GPUs stand in.")]
 Replicas = Annotated[int | None, typer.Option(help="Extra copies over all layers together.")]
 PerLayer = Annotated[int | None, typer.Option(help="The engines' number: extra copies per layer.")]
@@ -43,7 +46,11 @@ Holdout = Annotated[
     ),
 ]
 Dispatch = Annotated[
-    str, typer.Option(help="How tokens are split over copies: even, or lp (the best there is).")
+    str,
+    typer.Option(
+        help="How tokens are split over copies: even, hash, nearest, metro, exact, mixed, or lp "
+        "(the best balance there is)."
+    ),
 ]
 Blend = Annotated[
     float | None,

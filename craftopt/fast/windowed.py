@@ -104,6 +104,62 @@ def plan_fast(
     return Outcome(best, limit=limit)
 
 
+def plan_allocated(
+    problem: Problem, replicas: IntArray, *, seed: int = 0, workers: int | None = None
+) -> Plan:
+    """Plan every window as `plan_fast` does, with the replicas of every layer given.
+
+    Parameters
+    ----------
+    problem : Problem
+    replicas : int64 [layers]
+        Within the problem's budget and rules.
+    """
+    search = _Search(
+        problem,
+        seed=seed,
+        work_limit=None,
+        workers=workers or os.cpu_count() or 1,
+        deadline=np.inf,
+        progress=None,
+    )
+    copies = search.place(replicas)
+    if problem.slots != "uniform":
+        copies, _ = equalise(copies, problem.loads.total().tokens[0], search.nodes)
+    return _named(copies, problem)
+
+
+def measure_curves(
+    problem: Problem, grid: IntArray, *, seed: int = 0, workers: int | None = None
+) -> list[Copies]:
+    """Place every layer with each number of replicas, as `plan_fast` does for its benefit curves.
+
+    Placements are brief, a little worse than those of a plan, and alike in that; GPUs may differ
+    in their totals.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its budget and slot rule do not matter.
+    grid : int64 [points]
+        Replicas per layer, in steps of ``problem.replica_step``.
+
+    Returns
+    -------
+    list of uint8 [layers, experts, gpus]
+        One per point of the grid.
+    """
+    search = _Search(
+        problem,
+        seed=seed,
+        work_limit=None,
+        workers=workers or os.cpu_count() or 1,
+        deadline=np.inf,
+        progress=None,
+    )
+    return search.measure(grid)[0]
+
+
 def pull_together(tokens: FloatArray) -> FloatArray:
     """Pull every window a little toward what the windows like it predict of it.
 
@@ -207,19 +263,21 @@ class _Search:
         grid = np.array(sorted(points))
         if grid.size == 1:
             return np.zeros(problem.loads.layers, dtype=np.int64)
-        layers = np.arange(problem.loads.layers)
-        costs = np.stack(
-            [
-                self._anneal(layers, np.full(layers.size, r), CURVE_SHARE, index / grid.size / 3)[1]
-                for index, r in enumerate(grid)
-            ],
-            axis=1,
-        )
+        costs = self.measure(grid)[1]
         costs = np.minimum.accumulate(costs, axis=1)
         every = np.arange(0, grid[-1] + 1, step)
         # Straight lines between the points would make the knapsack pick the points themselves.
         table = PchipInterpolator(grid, costs, axis=1)(every)
         return allocate(table, problem.replicas, step)[0]
+
+    def measure(self, grid: IntArray) -> tuple[list[Copies], FloatArray]:
+        """Anneal all layers briefly, with every number of replicas of the grid."""
+        layers = np.arange(self.problem.loads.layers)
+        measured = [
+            self._anneal(layers, np.full(layers.size, r), CURVE_SHARE, index / grid.size / 3)
+            for index, r in enumerate(grid)
+        ]
+        return [copies for copies, _ in measured], np.stack([cost for _, cost in measured], axis=1)
 
     def place(self, replicas: IntArray) -> Copies:
         """Anneal all layers at length."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,12 @@ from rich.table import Table
 from craftopt.comparison import Comparison, Scores
 from craftopt.evaluation import Evaluation
 from craftopt.loads import FloatArray, Loads
+from craftopt.plan import Plan
 from craftopt.result import Result
+from craftopt.traces import Trace
+
+# Loads are enough for planning where the hottest experts' shares are known this well, relative.
+STABLE = 0.05
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -124,14 +130,15 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return _pairs(f"{windows} windows x {count} layers", rows)
 
 
-def loads_table(loads: Loads) -> Table:
-    """Lay out what loads hold, with the skew of every layer."""
+def loads_table(loads: Loads, name: str) -> Table:
+    """Lay out what loads hold, with the skew of every layer, and whether they are enough."""
     total = loads.total().tokens[0]
     hottest = total.max(axis=1) / total.mean(axis=1)
     spread = np.array([gini(layer) for layer in total])
-    names = ", ".join(loads.window_names[:3]) + (", ..." if loads.windows > 3 else "")
+    windows = ", ".join(loads.window_names[:3]) + (", ..." if loads.windows > 3 else "")
     rows = [
-        ("windows", f"{loads.windows} ({names})"),
+        ("format", name),
+        ("windows", f"{loads.windows} ({windows})"),
         ("layers", f"{loads.layers} (model's {loads.layer_ids.min()}..{loads.layer_ids.max()})"),
         ("experts", str(loads.experts)),
         ("token assignments", f"{loads.tokens.sum():,.0f}"),
@@ -140,7 +147,78 @@ def loads_table(loads: Loads) -> Table:
         ("Gini", f"{np.median(spread):.3f} median, {spread.max():.3f} most"),
         ("digest", loads.digest[:16]),
     ]
+    error = share_error(loads)
+    layer = int(error.argmax())
+    share = f"known to {error[layer]:.1%} in layer {loads.layer_ids[layer]}, the least known one"
+    rows.append(("hottest expert's share", share))
+    if error[layer] > STABLE:
+        rows.append(
+            (
+                "too few tokens",
+                f"its relative standard error is above {STABLE:.0%}: record "
+                f"{math.ceil((error[layer] / STABLE) ** 2)} times as many",
+            )
+        )
     return _pairs("loads", rows)
+
+
+def trace_table(trace: Trace, name: str) -> Table:
+    """Lay out what a token trace holds."""
+    rows = [
+        ("format", name),
+        ("tokens", f"{trace.tokens:,}"),
+        ("layers", f"{trace.layers} (model's {trace.layer_ids.min()}..{trace.layer_ids.max()})"),
+        ("experts per token", str(trace.topk_ids.shape[2])),
+        ("experts", str(trace.experts)),
+        ("domains", ", ".join(trace.domain_names) or "-"),
+        ("sequences", "yes" if trace.sequence is not None else "-"),
+    ]
+    return _pairs("token trace", rows)
+
+
+def plan_table(plan: Plan, name: str) -> Table:
+    """Lay out what a plan holds."""
+    least, most = plan.slots.min(), plan.slots.max()
+    totals = plan.slots.sum(axis=0)
+    rows = [
+        ("format", name),
+        ("layers", f"{plan.layers} (model's {plan.layer_ids.min()}..{plan.layer_ids.max()})"),
+        ("experts", str(plan.experts)),
+        ("GPUs", f"{plan.gpus} in {plan.nodes} node(s)"),
+        ("replicas", str(plan.replicas)),
+        ("per layer", sparkline(plan.replica_counts.sum(axis=1) - plan.experts)),
+        ("slots per GPU and layer", str(least) if least == most else f"{least}-{most}"),
+        ("slots per GPU", f"{totals.min()}-{totals.max()} over all layers"),
+        ("duplicates", str(plan.duplicates)),
+    ]
+    return _pairs("plan", rows)
+
+
+def share_error(loads: Loads) -> FloatArray:
+    """Estimate how well every layer's hottest expert is known, from all windows together.
+
+    Parameters
+    ----------
+    loads : Loads
+
+    Returns
+    -------
+    float64 [layers]
+        Relative standard error of the hottest expert's share of the tokens, as if every token
+        chose by itself. Neighbouring tokens choose alike, so the true error is larger.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.report.tables import share_error
+    >>> share_error(co.Loads([[100, 100, 100, 100]])).round(3)
+    array([0.087])
+    """
+    total = loads.total().tokens[0]
+    hottest = total.max(axis=1)
+    share = hottest / np.maximum(total.sum(axis=1), 1e-300)
+    error: FloatArray = np.sqrt((1.0 - share) / np.maximum(hottest, 1e-300))
+    return error
 
 
 def sparkline(values: FloatArray | Sequence[float]) -> str:

@@ -1,0 +1,115 @@
+"""Advise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+import craftopt as co
+from craftopt.cli.shared import (
+    AsJson,
+    Gpus,
+    Groups,
+    LoadsArgument,
+    Nodes,
+    Seed,
+    Workers,
+    print_json,
+    print_rich,
+    progress,
+    read_source,
+)
+from craftopt.errors import InputError
+from craftopt.problem import SlotRule
+
+
+def advise(
+    loads: LoadsArgument,
+    model: Annotated[str, typer.Option(help="Model, such as deepseek-r1.")],
+    gpu: Annotated[str, typer.Option(help="Accelerator, such as h200.")],
+    gpus: Gpus,
+    nodes: Nodes = 1,
+    input_tokens: Annotated[int, typer.Option(help="Prompt tokens per request.")] = 4096,
+    output_tokens: Annotated[int, typer.Option(help="Generated tokens per request.")] = 256,
+    ttft: Annotated[float | None, typer.Option(help="Most seconds to the first token.")] = None,
+    tpot: Annotated[float | None, typer.Option(help="Most seconds between tokens.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any constant of the model, such as kv_dtype=fp8 or compute_efficiency=0.4; "
+            "repeatable.",
+        ),
+    ] = None,
+    facts: Annotated[
+        Path | None, typer.Option(help="TOML file of models and accelerators of your own.")
+    ] = None,
+    slots: Annotated[
+        str, typer.Option(help="Memory layouts to look at, separated by commas.")
+    ] = "uniform,even",
+    holdout: Annotated[
+        str, typer.Option(help="Windows to score on and not to plan on, as for compare.")
+    ] = "odd-even",
+    groups: Groups = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the recommended plan.json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many replicas to pay for, and why: memory, KV cache, modelled goodput."""
+    from craftopt.serving import find_gpu, find_model, read_facts  # noqa: PLC0415
+
+    models, devices = read_facts(facts) if facts is not None else ({}, {})
+    constants: dict[str, Any] = {
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "ttft": ttft,
+        "tpot": tpot,
+    }
+    constants.update(_constant(text) for text in settings or [])
+    with progress("advising") as report:
+        advice = co.advise(
+            read_source(loads),
+            find_model(model, models),
+            find_gpu(gpu, devices),
+            gpus,
+            nodes,
+            slots=[cast(SlotRule, rule.strip().lower()) for rule in slots.split(",")],
+            holdout=holdout,
+            expert_groups=groups,
+            seed=seed,
+            workers=workers,
+            progress=report,
+            **constants,
+        )
+    if output is not None:
+        advice.recommended.plan.save(output)
+    if as_json:
+        print_json(advice.to_dict())
+        return
+    from craftopt.report.serving import advice_tables  # noqa: PLC0415
+
+    print_rich(advice_tables(advice))
+    if output is not None:
+        print_rich(f"wrote {output}")
+
+
+def _constant(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE: a number or a truth value where it is one, else a word."""
+    name, equals, value = text.partition("=")
+    name, value = name.strip().replace("-", "_"), value.strip()
+    if not (equals and name and value):
+        raise InputError(f"--set {text!r}; pass NAME=VALUE, such as kv_dtype=fp8")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value

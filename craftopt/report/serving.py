@@ -1,0 +1,152 @@
+"""Advice on budgets: tables for a terminal, and the curve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from craftopt.serving import Advice, Candidate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GIB = 2.0**30
+
+
+def advice_tables(advice: Advice) -> Group:
+    """Lay out the answer, its reasons, the candidates, and what would flip it."""
+    deployment, workload = advice.deployment, advice.workload
+    limits = [
+        f"{name} at most {limit:g} s"
+        for name, limit in (("TTFT", workload.ttft), ("TPOT", workload.tpot))
+        if limit is not None
+    ]
+    head = (
+        f"{deployment.model.name} on {deployment.gpus} x {deployment.gpu.name}, "
+        f"{deployment.nodes} node(s); {workload.input_tokens} tokens in, "
+        f"{workload.output_tokens} out; {', '.join(limits) or 'no limit on waiting'}"
+    )
+    best = advice.recommended
+    answer = f"{best.name}: {best.goodput:.2f} requests/s modelled on windows not planned on"
+    if advice.ratio_to_eplb is not None:
+        answer += f", {advice.ratio_to_eplb:.3f} x EPLB's default"
+    answer += f"; runner-up {advice.runner_up.name}, {advice.runner_up.goodput:.2f}"
+    parts: list[RenderableType] = [
+        Text(head, style="bold"),
+        Text(answer),
+        Text(),
+        _candidates(advice),
+        Text(),
+    ]
+    parts += [Text(f"- {reason}") for reason in advice.reasons]
+    parts += [Text(), _seconds(advice), Text(), _sensitivity(advice)]
+    if advice.loadable is not None:
+        parts.append(Text())
+        parts.append(Text(f"to load {advice.loadable.name}:", style="bold"))
+        parts += [Text(f"  {engine}: {flag}") for engine, flag in advice.flags().items()]
+    for fact in (deployment.model, deployment.gpu):
+        if fact.note:
+            parts.append(Text(f"{fact.name}: {fact.note}", style="dim"))
+    return Group(*parts)
+
+
+def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
+    """Plot modelled goodput against the memory that replicas take.
+
+    Lines: what the sweep predicts on the windows planned, by slot rule. Points: full plans, on
+    windows that they have not seen; the lines are above them by what traffic drifts.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    if ax is None:
+        import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional extra
+
+        _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    for rule in dict.fromkeys(budget.slots for budget in advice.curve):
+        line = [budget for budget in advice.curve if budget.slots == rule]
+        memory = [budget.memory / GIB for budget in line]
+        goodput = [budget.requests_per_second for budget in line]
+        ax.plot(memory, goodput, marker=".", linewidth=0.9, label=f"{rule}, planned windows")
+    points = [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
+    for candidate in points:
+        place = (candidate.memory.replicas / GIB, candidate.goodput)
+        own = candidate is advice.recommended
+        ax.plot(*place, marker="*" if own else "o", color="black", markersize=10 if own else 5)
+        ax.annotate(candidate.name, place, textcoords="offset points", xytext=(6, -10))
+    ax.set_xlabel("replicas, GiB per GPU")
+    ax.set_ylabel("requests/s, modelled")
+    ax.set_title("black: full plans on windows not planned on; star: recommended")
+    ax.grid(color="0.9")
+    ax.legend()
+    return ax
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+
+
+def _all(advice: Advice) -> list[Candidate]:
+    return [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
+
+
+def _candidates(advice: Advice) -> Table:
+    table = _table(
+        f"full plans, made on {advice.planned_windows} windows and served "
+        f"{advice.served_windows} others"
+    )
+    table.add_column("plan")
+    for name in (
+        "replicas", "GiB/GPU", "cache GiB", "sequences", "fullest/mean\nplanned", "\nserved",
+        "TPOT ms", "TTFT s", "set by", "requests/s\nplanned", "\nserved",
+    ):  # fmt: skip
+        table.add_column(name, justify="right")
+    for candidate in _all(advice):
+        service, memory = candidate.served, candidate.memory
+        table.add_row(
+            candidate.name,
+            str(candidate.plan.replicas),
+            f"{memory.replicas / GIB:.2f}",
+            f"{memory.kv / GIB:.2f}",
+            f"{service.concurrency}",
+            f"{candidate.relative_time_planned:.3f}",
+            f"{candidate.relative_time_served:.3f}",
+            f"{service.tpot * 1e3:.0f}",
+            f"{service.ttft:.2f}",
+            service.bound,
+            f"{candidate.planned.requests_per_second:.2f}",
+            f"{service.requests_per_second:.2f}",
+        )
+    return table
+
+
+def _seconds(advice: Advice) -> Table:
+    table = _table("where the time goes, ms per step on the windows served")
+    table.add_column("plan")
+    table.add_column("step")
+    names = ("experts", "exchange", "attention", "dense", "overhead", "total")
+    for name in names:
+        table.add_column(name, justify="right")
+    for candidate in _all(advice):
+        for phase in ("decode", "prefill"):
+            if phase == "prefill" and advice.deployment.prefill_elsewhere:
+                continue
+            step = getattr(candidate.served, phase)
+            cells = [f"{getattr(step, name) * 1e3:.2f}" for name in names]
+            table.add_row(candidate.name if phase == "decode" else "", phase, *cells)
+    return table
+
+
+def _sensitivity(advice: Advice) -> Table:
+    table = _table("what would change the answer, all else kept")
+    table.add_column("constant")
+    table.add_column("now", justify="right")
+    table.add_column("then")
+    for row in advice.sensitivity:
+        flips = "; ".join(f"{value}: {winner}" for value, winner in row.flips)
+        table.add_row(row.constant, row.value, flips or f"the same for {row.tried}")
+    return table

@@ -1,0 +1,234 @@
+"""What is served on what, for which requests: every constant of the model in two places."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from dataclasses import replace as dataclass_replace
+from typing import Any
+
+from craftopt.errors import InputError
+from craftopt.serving.facts import Gpu, Model, bytes_of
+
+GIB = 2.0**30
+EXCHANGES = ("all-to-all", "all-gather")
+# Goodputs this close, relative, are equal: the model is not that good.
+TIE = 0.02
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Say how a model stands on GPUs, and how well these do what their data sheets say.
+
+    Every expert layer is spread over all ``gpus``; attention runs in groups of
+    ``attention_gpus`` that split the heads, each group serving its own sequences.
+
+    Parameters
+    ----------
+    model : Model
+    gpu : Gpu
+    gpus, nodes : int
+    expert_dtype : str, optional
+        Dtype of the routed experts; as published by default.
+    weight_dtype : str, optional
+        Dtype of all other weights; fp8 where the experts are fp8, else bf16.
+    kv_dtype : str
+    attention_gpus : int
+        GPUs of an attention group (tensor parallelism within data-parallel attention). Grouped
+        queries split their cache over the group; a latent cache stands on each of its GPUs.
+    reserve, reserve_per_gpu : float
+        Bytes of every GPU that neither weights nor cache may take: activations, graphs and
+        buffers; and what grows with the number of GPUs, their communication. By default 10 GiB
+        and 128 MiB per GPU, after SGLang's own rule for ``mem_fraction_static``.
+    prefill_tokens : int
+        Prompt tokens that an attention group takes in one step.
+    prefill_elsewhere : bool
+        Whether other GPUs prefill, so that these only decode.
+    compute_efficiency, bandwidth_efficiency, link_efficiency : float
+        Share of the data sheet's FLOP/s, memory bandwidth and link bandwidth that is reached.
+    exchange : {"all-to-all", "all-gather"}
+        How tokens come to the experts: sent to the GPUs that they need after top-k, or all of
+        them to all GPUs before it (METRO). They come back all-to-all.
+    exchange_dtype : str, optional
+        Dtype of tokens on their way to the experts; fp8 where experts are, else bf16. They
+        come back in bf16.
+    exchange_latency : float
+        Seconds that an exchange takes beyond its bytes; two per layer.
+    layer_overhead, step_overhead : float
+        Seconds per layer and per step for all that is not modelled: launches, scheduling.
+
+    Raises
+    ------
+    InputError
+        A value outside its limits; the message says value, limit and remedy.
+
+    Examples
+    --------
+    >>> from craftopt.serving import Deployment, find_gpu, find_model
+    >>> spread = Deployment(find_model("deepseek-r1"), find_gpu("h200"), gpus=64, nodes=8)
+    >>> spread.groups, spread.replace(attention_gpus=8).groups
+    (64, 8)
+    """
+
+    model: Model
+    gpu: Gpu
+    gpus: int
+    nodes: int = 1
+    expert_dtype: str | None = None
+    weight_dtype: str | None = None
+    kv_dtype: str = "bf16"
+    attention_gpus: int = 1
+    reserve: float = 10 * GIB
+    reserve_per_gpu: float = GIB / 8
+    prefill_tokens: int = 4096
+    prefill_elsewhere: bool = False
+    compute_efficiency: float = 0.5
+    bandwidth_efficiency: float = 0.7
+    link_efficiency: float = 0.8
+    exchange: str = "all-to-all"
+    exchange_dtype: str | None = None
+    exchange_latency: float = 20e-6
+    layer_overhead: float = 20e-6
+    step_overhead: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "nodes", "attention_gpus", "prefill_tokens"):
+            check_whole(name, getattr(self, name), 1)
+        if self.gpus % self.nodes:
+            raise InputError(f"gpus={self.gpus} does not divide into nodes={self.nodes}")
+        if (self.gpus // self.nodes) % self.attention_gpus:
+            raise InputError(
+                f"attention_gpus={self.attention_gpus} does not divide a node's "
+                f"{self.gpus // self.nodes} GPUs; pass a divisor"
+            )
+        for name in ("compute_efficiency", "bandwidth_efficiency", "link_efficiency"):
+            check_number(name, getattr(self, name), above=0.0)
+        for name in (
+            "reserve",
+            "reserve_per_gpu",
+            "exchange_latency",
+            "layer_overhead",
+            "step_overhead",
+        ):
+            check_number(name, getattr(self, name))
+        for name in ("expert_dtype", "weight_dtype", "kv_dtype", "exchange_dtype"):
+            if getattr(self, name) is not None:
+                bytes_of(getattr(self, name))
+        if not isinstance(self.prefill_elsewhere, bool):
+            raise InputError(f"prefill_elsewhere={self.prefill_elsewhere!r}; pass True or False")
+        if self.exchange not in EXCHANGES:
+            raise InputError(
+                f"exchange={self.exchange!r} is unknown; pass one of {', '.join(EXCHANGES)}"
+            )
+
+    def replace(self, **changes: Any) -> Deployment:
+        """Return the same deployment with some constants changed, checked anew."""
+        _check_names(changes, [entry.name for entry in fields(self)])
+        return dataclass_replace(self, **changes)
+
+    @property
+    def groups(self) -> int:
+        """Attention groups: each serves sequences of its own."""
+        return self.gpus // self.attention_gpus
+
+    @property
+    def expert_bytes(self) -> float:
+        """Bytes of one copy of an expert."""
+        return self.model.expert_bytes(self.expert_dtype)
+
+    @property
+    def expert_kind(self) -> str:
+        """Dtype of the routed experts."""
+        return self.expert_dtype or self.model.expert_dtype
+
+    @property
+    def weight_kind(self) -> str:
+        """Dtype of all other weights."""
+        return self.weight_dtype or ("fp8" if self.expert_kind == "fp8" else "bf16")
+
+    @property
+    def exchange_kind(self) -> str:
+        """Dtype of tokens on their way to the experts."""
+        return self.exchange_dtype or ("fp8" if self.expert_kind == "fp8" else "bf16")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Say what requests look like, and what they may wait.
+
+    Parameters
+    ----------
+    input_tokens, output_tokens : int
+        Of every request. Outputs of at least 2: the first comes from the prefill.
+    ttft, tpot : float, optional
+        Most seconds, on average, to the first token and from one token to the next; no limit
+        by default.
+
+    Examples
+    --------
+    >>> from craftopt.serving import Workload
+    >>> Workload(input_tokens=1000, output_tokens=200).context
+    1200
+    """
+
+    input_tokens: int = 4096
+    output_tokens: int = 256
+    ttft: float | None = None
+    tpot: float | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("input_tokens", self.input_tokens, 1)
+        check_whole("output_tokens", self.output_tokens, 2)
+        for name in ("ttft", "tpot"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0.0)
+
+    def replace(self, **changes: Any) -> Workload:
+        """Return the same workload with some values changed, checked anew."""
+        _check_names(changes, [entry.name for entry in fields(self)])
+        return dataclass_replace(self, **changes)
+
+    @property
+    def context(self) -> int:
+        """Tokens of cache that a sequence holds at its end."""
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def mean_context(self) -> float:
+        """Tokens of cache that a sequence holds while it decodes, on average."""
+        return self.input_tokens + self.output_tokens / 2
+
+
+def with_constants(
+    deployment: Deployment, workload: Workload, changes: Mapping[str, Any]
+) -> tuple[Deployment, Workload]:
+    """Change constants of either, by name."""
+    of_workload = [entry.name for entry in fields(Workload)]
+    _check_names(changes, [entry.name for entry in fields(Deployment)] + of_workload)
+    requests = {name: value for name, value in changes.items() if name in of_workload}
+    rest = {name: value for name, value in changes.items() if name not in of_workload}
+    return deployment.replace(**rest), workload.replace(**requests)
+
+
+def _check_names(changes: Mapping[str, Any], known: list[str]) -> None:
+    for name in changes:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+            raise InputError(f"there is no constant {name}{hint}")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r}; pass a whole number of at least {least}")
+
+
+def check_number(name: str, value: Any, above: float | None = None) -> None:
+    """Refuse what is no finite number of at least 0, or above a limit."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < 0 or (above is not None and value <= above):
+        limit = "at least 0" if above is None else f"above {above:g}"
+        raise InputError(f"{name}={value!r}; pass a number {limit}")

@@ -1,0 +1,378 @@
+"""How long a step takes: a roofline for the fullest GPU of every layer, and the parts around it.
+
+A step passes ``tokens`` tokens of every attention group through the model. With n tokens over all
+groups, k experts per token, and the traffic of one window, expert layer l takes::
+
+    max over GPUs g of max(a_g * bytes / bandwidth, t_g * flops / peak)
+
+a_g being the copies on g that get a token, each read once, and t_g = n k * (g's share of the
+load) the tokens that g computes. Both maxima may be taken apart: it is the larger of the most
+copies read anywhere and the most tokens computed anywhere. A copy of an expert with the share p
+of the choices, one of c, gets a token with probability 1 - exp(-n k p / c).
+
+Left out: chance within a step (a step's tokens are taken to follow their window's shares exactly,
+so small batches are worse than this); kernels whose efficiency depends on the size of their input;
+overlap of exchange and computation, and of two batches; prompts that come unevenly to the
+attention groups; traffic on the links that is not the experts'; speculative decoding; prefix
+caching; moving experts while serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from craftopt.errors import InputError
+from craftopt.evaluation import layer_gpu_loads
+from craftopt.loads import FloatArray, Loads, read_only
+from craftopt.plan import Copies, Plan
+from craftopt.serving.deployment import Deployment
+from craftopt.serving.facts import bytes_of
+from craftopt.serving.memory import check_shape
+
+Phase = Literal["prefill", "decode"]
+
+# Token assignments of a layer and step at which activated copies are counted, each twice the
+# last; between them on straight lines, so that a larger step never costs more per token. Below
+# them as many are read as at the first, beyond them as at the last.
+ASSIGNMENTS = 2.0 ** np.arange(2, 23)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Say how a plan spreads traffic: all that the time of its expert layers depends on.
+
+    Parameters
+    ----------
+    weights : float64 [windows]
+        What each window counts: its share of all tokens.
+    fullest : float64 [windows, layers]
+        The largest share of a layer's token assignments that one GPU computes.
+    activated : float64 [points, windows, layers]
+        The most copies read on one GPU when a layer gets `ASSIGNMENTS` assignments.
+    """
+
+    weights: FloatArray
+    fullest: FloatArray
+    activated: FloatArray
+
+    def activated_at(self, assignments: float) -> FloatArray:
+        """Look the copies read up for a number of assignments, float64 [windows, layers]."""
+        high = int(np.clip(np.searchsorted(ASSIGNMENTS, assignments), 1, ASSIGNMENTS.size - 1))
+        low = high - 1
+        share = (assignments - ASSIGNMENTS[low]) / (ASSIGNMENTS[high] - ASSIGNMENTS[low])
+        share = min(max(float(share), 0.0), 1.0)
+        result: FloatArray = (1 - share) * self.activated[low] + share * self.activated[high]
+        return result
+
+
+def profile_of(plan: Plan, loads: Loads) -> Profile:
+    """Profile a plan on loads, whether it was planned on them or not.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.serving import profile_of
+    >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
+    >>> profile = profile_of(plan, co.Loads([[6, 2, 4]]))
+    >>> round(float(profile.fullest[0, 0]), 4), float(profile.activated[-1, 0, 0])
+    (0.5833, 2.0)
+    """
+    return profile_of_copies(plan.copies, loads.tokens)
+
+
+def profile_of_copies(copies: Copies, tokens: FloatArray) -> Profile:
+    """Profile placements, uint8 [layers, experts, gpus], on float64 [windows, layers, experts]."""
+    windows, layers, _ = tokens.shape
+    fullest = np.zeros((windows, layers))
+    activated = np.zeros((ASSIGNMENTS.size, windows, layers))
+    for layer in range(layers):
+        total = tokens[:, layer].sum(axis=1, keepdims=True)
+        shares = np.divide(
+            tokens[:, layer], total, out=np.zeros_like(tokens[:, layer]), where=total > 0
+        )
+        fullest[:, layer] = layer_gpu_loads(shares, copies[layer]).max(axis=1)
+        gpu, expert = np.nonzero(copies[layer].T)
+        per_copy = (shares / copies[layer].sum(axis=1))[:, expert]
+        hosted = copies[layer][expert, gpu]  # 2 where a GPU hosts an expert twice
+        first = np.searchsorted(gpu, np.unique(gpu))
+        for point, assignments in enumerate(ASSIGNMENTS):
+            read = hosted * -np.expm1(-assignments * per_copy)
+            activated[point, :, layer] = np.add.reduceat(read, first, axis=1).max(axis=1)
+    weights = tokens.sum(axis=(1, 2))
+    weights = weights / weights.sum() if weights.any() else np.full(windows, 1 / windows)
+    return Profile(read_only(weights), read_only(fullest), read_only(activated))
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Break a step's seconds down.
+
+    Parameters
+    ----------
+    experts : float
+        Routed experts on the fullest GPU of every layer.
+    exchange : float
+        Tokens to the experts and back.
+    attention : float
+        Projections, cache and, in a group of several GPUs, its reductions.
+    dense : float
+        Shared experts, dense layers, routers, output head.
+    overhead : float
+        Launches and scheduling.
+    """
+
+    experts: float
+    exchange: float
+    attention: float
+    dense: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return self.experts + self.exchange + self.attention + self.dense + self.overhead
+
+
+def step_time(
+    deployment: Deployment, profile: Profile, phase: Phase, tokens: float, context: float
+) -> StepTime:
+    """Compute the seconds of one step.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    profile : Profile
+    phase : {"prefill", "decode"}
+    tokens : float
+        Tokens of every attention group: its sequences when decoding.
+    context : float
+        Positions that a token attends to, on average.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.serving import Deployment, find_gpu, find_model, profile_of, step_time
+    >>> loads = co.load_example("deepseek-r1")
+    >>> spread = Deployment(find_model("deepseek-r1"), find_gpu("h200"), gpus=64, nodes=8)
+    >>> plan = co.solve(co.Problem(loads, gpus=64), "placement").plan
+    >>> step = step_time(spread, profile_of(plan, loads), "decode", tokens=64, context=4096)
+    >>> 0 < step.experts < step.total < 1
+    True
+    """
+    check_shape(deployment, profile.fullest.shape[1], deployment.model.experts)
+    if not (tokens > 0 and context >= 0):
+        raise InputError(f"tokens={tokens}, context={context}; pass above 0 and at least 0")
+    by_layer = layer_times(deployment, profile, phase, tokens)
+    local = tokens / deployment.attention_gpus
+    return StepTime(
+        experts=float((profile.weights @ by_layer[0]).sum()),
+        exchange=float((profile.weights @ by_layer[1]).sum()),
+        attention=_attention(deployment, phase, tokens, context),
+        dense=_dense(deployment, phase, local),
+        overhead=deployment.step_overhead + deployment.model.layers * deployment.layer_overhead,
+    )
+
+
+def layer_times(
+    deployment: Deployment, profile: Profile, phase: Phase, tokens: float
+) -> tuple[FloatArray, FloatArray]:
+    """Compute what depends on the plan: seconds of experts and of exchange, per window and layer.
+
+    Returns
+    -------
+    two of float64 [windows, layers]
+    """
+    model, gpu = deployment.model, deployment.gpu
+    everywhere = tokens * deployment.groups
+    assignments = everywhere * model.top_k
+    reading = deployment.expert_bytes / (gpu.bandwidth * deployment.bandwidth_efficiency)
+    peak = gpu.peak(deployment.expert_kind) * deployment.compute_efficiency
+    computing = 2.0 * model.parameters_per_expert / peak
+    experts: FloatArray = np.maximum(
+        reading * profile.activated_at(assignments), computing * assignments * profile.fullest
+    )
+    return experts, _exchange(deployment, profile.fullest, everywhere)
+
+
+def _exchange(deployment: Deployment, fullest: FloatArray, everywhere: float) -> FloatArray:
+    """Compute the seconds of both exchanges of a layer, float64 [windows, layers].
+
+    Within a node, the GPU with the most tokens receives them all, each once. Across nodes a token
+    goes once to every other node that it needs, from the GPU where it is to its like there. Both
+    happen at once. The way back is the same, in bf16.
+    """
+    gpus, nodes = deployment.gpus, deployment.nodes
+    if gpus == 1:
+        return np.zeros_like(fullest)
+    k = deployment.model.top_k
+    width = deployment.model.hidden_width
+    there, back = width * bytes_of(deployment.exchange_kind), width * bytes_of("bf16")
+    # Tokens that come to the fullest GPU from others, and that one GPU sends to other nodes.
+    near: FloatArray = (
+        everywhere * (1 - 1 / gpus) * -np.expm1(k * np.log1p(-np.minimum(fullest, 1 - 1e-12)))
+    )
+    far = everywhere / gpus * (nodes - 1) * (1 - (1 - 1 / nodes) ** k)
+    if deployment.exchange == "all-gather":
+        near_there: FloatArray = np.full_like(fullest, everywhere * (1 - nodes / gpus))
+        far_there = everywhere / gpus * (nodes - 1)
+    else:
+        near_there, far_there = near, far
+    seconds = np.zeros_like(fullest)
+    for tokens_near, tokens_far, size in ((near_there, far_there, there), (near, far, back)):
+        within = np.zeros_like(fullest)
+        if gpus > nodes:
+            within = tokens_near * size / _link(deployment, "node_link")
+        across = tokens_far * size / _link(deployment, "cluster_link") if nodes > 1 else 0.0
+        seconds += np.maximum(within, across) + deployment.exchange_latency
+    return seconds
+
+
+def _link(deployment: Deployment, name: str) -> float:
+    speed = getattr(deployment.gpu, name)
+    if speed is None:
+        raise InputError(
+            f"the {name} of {deployment.gpu.name} is not known; pass a Gpu with one: "
+            f"gpu.replace({name}=bytes_per_second), or a file of facts"
+        )
+    return float(speed) * deployment.link_efficiency
+
+
+def _attention(deployment: Deployment, phase: Phase, tokens: float, context: float) -> float:
+    """Compute seconds of attention in all layers: projections, then cache."""
+    model, gpu, group = deployment.model, deployment.gpu, deployment.attention_gpus
+    weights = model.attention_weights(group)
+    seconds = _product(deployment, weights, tokens)
+    # A step reads the cache of every decoding sequence; of a prompt, once per step.
+    reads = tokens if phase == "decode" else 1.0
+    kv = model.kv_bytes(deployment.kv_dtype)
+    if model.attention.kind == "gqa":
+        kv /= min(group, model.attention.kv_heads)
+    layers = model.layers if model.kv_layers is None else model.kv_layers
+    flops = layers * model.attention.flops_per_position(phase) * tokens * context / group
+    seconds += max(
+        reads * context * kv / (gpu.bandwidth * deployment.bandwidth_efficiency),
+        flops / (gpu.peak("bf16") * deployment.compute_efficiency),
+    )
+    if group > 1:
+        size = 2 * (group - 1) / group * tokens * model.hidden_width * bytes_of("bf16")
+        seconds += model.layers * size / _link(deployment, "node_link")
+    return seconds
+
+
+def _dense(deployment: Deployment, phase: Phase, local: float) -> float:
+    """Compute seconds of what every GPU does for its own tokens in all layers."""
+    model = deployment.model
+    weights = model.shared_expert_parameters + model.dense_parameters + model.router_parameters
+    seconds = _product(deployment, weights, local)
+    if phase == "decode":  # a prompt needs the output head for its last token only
+        group = deployment.attention_gpus
+        head = model.embedding_parameters / 2 / group
+        seconds += _product(deployment, head, local * group)
+    return seconds
+
+
+def _product(deployment: Deployment, weights: float, tokens: float) -> float:
+    """Compute seconds to read weights once and to multiply tokens with them."""
+    kind = deployment.weight_kind
+    reading = weights * bytes_of(kind) / deployment.gpu.bandwidth / deployment.bandwidth_efficiency
+    computing = 2.0 * weights * tokens / deployment.gpu.peak(kind) / deployment.compute_efficiency
+    return max(reading, computing)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Hold one measurement of a running engine.
+
+    Parameters
+    ----------
+    phase : {"prefill", "decode"}
+    tokens : float
+        Tokens of every attention group in the step.
+    context : float
+        Positions that a token attends to, on average.
+    seconds : float
+        What the step took.
+    """
+
+    phase: Phase
+    tokens: float
+    context: float
+    seconds: float
+
+
+def calibrate(
+    deployment: Deployment,
+    profile: Profile,
+    points: Sequence[Measured],
+    constants: Sequence[str] = ("compute_efficiency", "bandwidth_efficiency"),
+) -> Deployment:
+    """Fit constants to measured steps, by least squares on the logarithm of their times.
+
+    Parameters
+    ----------
+    deployment : Deployment
+        Start of the fit; all constants that are not fitted stay.
+    profile : Profile
+        Of the plan and the traffic that were measured.
+    points : sequence of Measured
+        At least 2, and at least as many as there are constants to fit.
+    constants : sequence of str
+        Names of numbers of the deployment, all above 0.
+
+    Raises
+    ------
+    InputError
+        Too few points, or points that do not tell the constants apart: the message names one
+        that no point depends on.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.serving import (Deployment, Measured, calibrate, find_gpu, find_model,
+    ...                               profile_of, step_time)
+    >>> loads = co.load_example("deepseek-r1")
+    >>> plan = co.solve(co.Problem(loads, gpus=64), "placement").plan
+    >>> guess = Deployment(find_model("deepseek-r1"), find_gpu("h200"), gpus=64, nodes=8)
+    >>> truth = guess.replace(compute_efficiency=0.4, bandwidth_efficiency=0.8)
+    >>> steps = [("decode", 16, 4000), ("prefill", 4096, 2000)]
+    >>> points = [Measured(*step, step_time(truth, profile_of(plan, loads), *step).total)
+    ...           for step in steps]
+    >>> found = calibrate(guess, profile_of(plan, loads), points)
+    >>> round(found.compute_efficiency, 3), round(found.bandwidth_efficiency, 3)
+    (0.4, 0.8)
+    """
+    from scipy.optimize import least_squares  # noqa: PLC0415 (slow to import)
+
+    if len(points) < max(2, len(constants)):
+        raise InputError(
+            f"{len(points)} measured point(s) for {', '.join(constants)}; pass at least "
+            f"{max(2, len(constants))}, from steps of different kinds"
+        )
+    if any(not point.seconds > 0 for point in points):
+        raise InputError("a measured point has no time; seconds must be above 0")
+    start = np.array([getattr(deployment.replace(), name) for name in constants], dtype=float)
+    if not (start > 0).all():
+        raise InputError(f"{constants[int(start.argmin())]} is 0; calibrate starts above 0")
+
+    def with_constants(logs: FloatArray) -> Deployment:
+        values = {name: float(value) for name, value in zip(constants, np.exp(logs), strict=True)}
+        return deployment.replace(**values)
+
+    def errors(logs: FloatArray) -> FloatArray:
+        fitted = with_constants(logs)
+        steps = [step_time(fitted, profile, p.phase, p.tokens, p.context).total for p in points]
+        off: FloatArray = np.log(np.array(steps) / np.array([p.seconds for p in points]))
+        return off
+
+    fit = least_squares(errors, np.log(start), x_scale=1.0, xtol=1e-12, ftol=1e-12, gtol=1e-12)
+    blind = np.abs(fit.jac).max(axis=0) < 1e-6
+    if blind.any():
+        raise InputError(
+            f"no measured point depends on {constants[int(np.argmax(blind))]}; measure a step that "
+            "does (large prefills: compute; small decodes: bandwidth), or do not fit it"
+        )
+    return with_constants(fit.x)
