@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from craftopt.baselines import eplb
+    from craftopt.certificates import Certificate, certify
     from craftopt.comparison import Comparison, blend, compare, compare_domains, holdout
     from craftopt.datasets import example_names, load_example
     from craftopt.errors import (
@@ -19,22 +20,52 @@ if TYPE_CHECKING:
         InfeasibleError,
         InputError,
         NoPlanError,
+        VerificationError,
     )
     from craftopt.evaluation import Evaluation, evaluate
     from craftopt.formats import read_loads
+    from craftopt.formats.export import export
     from craftopt.formats.plans import read_plan
     from craftopt.formats.traces import read_trace
     from craftopt.loads import Loads
+    from craftopt.online import Decision, OnlinePlanner, Replay, move_cost, replay
     from craftopt.plan import Plan
     from craftopt.problem import Problem
+    from craftopt.rebalancing import (
+        Migration,
+        Rebalancing,
+        count_moves,
+        plan_migration,
+        rebalance,
+        relabel,
+    )
     from craftopt.result import Result, Status
+    from craftopt.routing import Routing, route
+    from craftopt.serving import advise
     from craftopt.solving import methods, solve
     from craftopt.traces import Trace
+    from craftopt.verification import verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "relabel": "craftopt.rebalancing",
+    "rebalance": "craftopt.rebalancing",
+    "plan_migration": "craftopt.rebalancing",
+    "count_moves": "craftopt.rebalancing",
+    "Rebalancing": "craftopt.rebalancing",
+    "Migration": "craftopt.rebalancing",
+    "replay": "craftopt.online",
+    "move_cost": "craftopt.online",
+    "Replay": "craftopt.online",
+    "OnlinePlanner": "craftopt.online",
+    "Decision": "craftopt.online",
+    "Certificate": "craftopt.certificates",
+    "certify": "craftopt.certificates",
+    "VerificationError": "craftopt.errors",
+    "verify": "craftopt.verification",
     "Comparison": "craftopt.comparison",
+    "advise": "craftopt.serving",
     "blend": "craftopt.comparison",
     "compare": "craftopt.comparison",
     "compare_domains": "craftopt.comparison",
@@ -50,46 +81,68 @@ _HOMES = {
     "Plan": "craftopt.plan",
     "Problem": "craftopt.problem",
     "Result": "craftopt.result",
+    "Routing": "craftopt.routing",
     "Status": "craftopt.result",
     "Trace": "craftopt.traces",
     "evaluate": "craftopt.evaluation",
     "example_names": "craftopt.datasets",
+    "export": "craftopt.formats.export",
     "load_example": "craftopt.datasets",
     "methods": "craftopt.solving",
     "read_loads": "craftopt.formats",
     "read_plan": "craftopt.formats.plans",
     "read_trace": "craftopt.formats.traces",
+    "route": "craftopt.routing",
     "solve": "craftopt.solving",
 }
 
 __all__ = [
+    "Certificate",
     "Comparison",
     "CraftoptError",
     "CraftoptWarning",
+    "Decision",
     "Evaluation",
     "FormatError",
     "InfeasibleError",
     "InputError",
     "Loads",
+    "Migration",
     "NoPlanError",
+    "OnlinePlanner",
     "Plan",
     "Problem",
+    "Rebalancing",
+    "Replay",
     "Result",
+    "Routing",
     "Status",
     "Trace",
+    "VerificationError",
+    "advise",
     "blend",
+    "certify",
     "compare",
     "compare_domains",
+    "count_moves",
     "eplb",
     "evaluate",
     "example_names",
+    "export",
     "holdout",
     "load_example",
     "methods",
+    "move_cost",
+    "plan_migration",
     "read_loads",
     "read_plan",
     "read_trace",
+    "rebalance",
+    "relabel",
+    "replay",
+    "route",
     "solve",
+    "verify",
 ]
 
 
