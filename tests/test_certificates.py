@@ -928,7 +928,7 @@ def run_command(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]
 
 def test_certify_and_verify_on_the_command_line(files, problem, plan, monkeypatch, capsys):
     loads, held, output = files
-    arguments = ("certify", loads, held, "--replicas", 7, "--slots", "even", "-o", output)
+    arguments = ("certify", held, loads, "--replicas", 7, "--slots", "even", "-o", output)
     code, out, _ = run_command(monkeypatch, capsys, *arguments, "--json")
     certificate = co.certify(problem, plan)
     assert code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +13,19 @@ from craftopt.cli.shared import (
     AsJson,
     Groups,
     LoadsArgument,
+    MapGpus,
     MaxCopies,
     ObjectiveOption,
     PerLayer,
+    PlanArgument,
+    PlanSlots,
     Replicas,
-    Slots,
     make_problem,
     print_json,
     print_rich,
     progress,
-    read_source,
+    read_both,
+    slots_of,
 )
 from craftopt.errors import InputError
 
@@ -32,11 +34,12 @@ _CLOSE = 0.001
 
 
 def certify(
+    plan: PlanArgument,
     loads: LoadsArgument,
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan, - for stdin.")],
+    gpus: MapGpus = None,
     replicas: Replicas = None,
     replicas_per_layer: PerLayer = None,
-    slots: Slots = "free",
+    slots: PlanSlots = None,
     objective: ObjectiveOption = "time",
     groups: Groups = None,
     max_copies: MaxCopies = None,
@@ -52,15 +55,12 @@ def certify(
     as_json: AsJson = False,
 ) -> None:
     """Prove how far a plan is from the best one; the budget is the plan's, if none is given."""
-    if plan == loads == "-":
-        raise InputError("stdin can be the plan or the loads, not both")
-    held = co.read_plan(sys.stdin.buffer if plan == "-" else plan)
-    traffic = read_source(loads)
+    held, traffic = read_both(plan, loads, gpus)
     if replicas is None and replicas_per_layer is None:
         replicas = held.replicas
     problem = make_problem(
         traffic.total() if total else traffic, held.gpus, held.nodes, replicas,
-        replicas_per_layer, slots, objective, groups, max_copies,
+        replicas_per_layer, slots or slots_of(held), objective, groups, max_copies,
     )  # fmt: skip
     with progress("certifying") as report:
         certificate = co.certify(
@@ -122,7 +122,9 @@ def _table(certificate: co.Certificate) -> Any:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row(name[document["problem"]["objective"]], f"{summary['value']:.6f}")
+    rules = document["problem"]
+    table.add_row("among plans with", f"{rules['replicas']} replicas, slots {rules['slots']}")
+    table.add_row(name[rules["objective"]], f"{summary['value']:.6f}")
     table.add_row("no plan is better than", f"{summary['bound']:.6f}")
     table.add_row("certified gap", f"{summary['gap']:.4%}")
     if summary["solver_gap"] is not None:

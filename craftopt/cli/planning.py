@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 import craftopt as co
@@ -23,6 +22,7 @@ from craftopt.cli.shared import (
     Nodes,
     ObjectiveOption,
     PerLayer,
+    PlanArgument,
     Replicas,
     Seed,
     Slots,
@@ -31,6 +31,7 @@ from craftopt.cli.shared import (
     print_json,
     print_rich,
     progress,
+    read_both,
     read_source,
 )
 from craftopt.errors import InputError
@@ -166,20 +167,15 @@ def compare(
 
 
 def evaluate(
-    plan: Annotated[
-        str, typer.Argument(metavar="PLAN", help="A plan or an engine's map, - for stdin.")
-    ],
+    plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
     dispatch: Dispatch = "even",
     as_json: AsJson = False,
 ) -> None:
     """Score a plan, or the map that an engine serves with, on loads."""
-    if plan == loads == "-":
-        raise InputError("stdin can be the plan or the loads, not both")
-    held = co.read_plan(sys.stdin.buffer if plan == "-" else plan, gpus)
-    served = read_source(loads)
-    scored = co.evaluate(_same_layers(held, served), served, dispatch.lower())
+    held, served = read_both(plan, loads, gpus)
+    scored = co.evaluate(held, served, dispatch.lower())
     if as_json:
         print_json(
             {
@@ -194,14 +190,6 @@ def evaluate(
     from craftopt.report.tables import evaluation_table  # noqa: PLC0415
 
     print_rich(evaluation_table(scored))
-
-
-def _same_layers(plan: co.Plan, loads: co.Loads) -> co.Plan:
-    """Leave out layers of the plan that the loads lack: engines' maps list dense layers, too."""
-    kept = np.isin(plan.layer_ids, loads.layer_ids)
-    if plan.layers <= loads.layers or kept.sum() != loads.layers:
-        return plan
-    return co.Plan(plan.copies[kept], plan.layer_ids[kept], plan.nodes, plan.method)
 
 
 def info(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -15,14 +14,20 @@ from craftopt.cli.shared import (
     AsJson,
     Groups,
     LoadsArgument,
+    MapGpus,
     MaxCopies,
     ObjectiveOption,
+    PlanArgument,
+    PlanSlots,
     Seed,
     Workers,
     print_json,
     print_rich,
     progress,
-    read_source,
+    read_both,
+    read_plan,
+    same_layers,
+    slots_of,
 )
 from craftopt.errors import InputError
 from craftopt.plan import write_atomically
@@ -33,8 +38,9 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.25)
 
 
 def rebalance(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="The plan that serves, - for stdin.")],
+    plan: PlanArgument,
     loads: LoadsArgument,
+    gpus: MapGpus = None,
     max_moves: Annotated[int | None, typer.Option(help="Most copies hosted anew.")] = None,
     max_bytes: Annotated[
         float | None, typer.Option(help="Most bytes to send; needs --expert-bytes.")
@@ -54,10 +60,7 @@ def rebalance(
     replicas: Annotated[
         int | None, typer.Option(help="Extra copies over all layers; as in the plan by default.")
     ] = None,
-    slots: Annotated[
-        str | None,
-        typer.Option(help="Memory layout; the strictest that the plan keeps by default."),
-    ] = None,
+    slots: PlanSlots = None,
     objective: ObjectiveOption = "time",
     nodes: Annotated[int | None, typer.Option(help="Nodes; as in the plan by default.")] = None,
     groups: Groups = None,
@@ -75,14 +78,14 @@ def rebalance(
     as_json: AsJson = False,
 ) -> None:
     """From the plan that serves to a better one for new loads, with few copies moved."""
-    if ("-" in (plan, to) and loads == "-") or plan == to == "-":
-        raise InputError("stdin can be one of plan and loads only")
-    old, held = _read_plan(plan), read_source(loads)
+    if to == "-" and "-" in (plan, loads):
+        raise InputError("stdin can be one of the plans or the loads, not two of them")
+    old, held = read_both(plan, loads, gpus)
     active = _active(dead, old.gpus)
     if to is not None:
         if dead is not None:
             raise InputError("--to relabels a plan as it is; leave out --dead")
-        wanted = _read_plan(to)
+        wanted = same_layers(read_plan(to, gpus), held)
         new = co.relabel(wanted, old, within_nodes=groups is not None)
         facts: dict[str, Any] = {
             "moves before relabelling": co.count_moves(wanted, old),
@@ -97,7 +100,7 @@ def rebalance(
             old.gpus,
             nodes=old.nodes if nodes is None else nodes,
             replicas=old.replicas if replicas is None else replicas,
-            slots=cast(SlotRule, _slots(old) if slots is None else slots.lower()),
+            slots=slots_of(old) if slots is None else cast(SlotRule, slots.lower()),
             objective=cast(Objective, objective.lower()),
             expert_groups=groups,
             max_copies=max_copies,
@@ -164,17 +167,6 @@ def _table(facts: dict[str, Any], curve: tuple[tuple[int, float], ...]) -> Table
     for most, reached in curve:
         table.add_row(f"with {most:,} moves", f"{reached:.4f}")
     return table
-
-
-def _read_plan(source: str) -> co.Plan:
-    return co.read_plan(sys.stdin.buffer if source == "-" else source)
-
-
-def _slots(plan: co.Plan) -> str:
-    """Name the strictest slot rule that a plan keeps."""
-    if plan.slots.min() == plan.slots.max():
-        return "uniform"
-    return "even" if np.ptp(plan.slots, axis=1).max() <= 1 else "free"
 
 
 def _active(dead: str | None, gpus: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:

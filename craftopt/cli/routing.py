@@ -13,10 +13,14 @@ import typer
 import craftopt as co
 from craftopt.cli.shared import (
     AsJson,
+    MapGpus,
+    PlanArgument,
     Seed,
     print_json,
     print_rich,
+    read_plan,
     read_source,
+    same_layers,
 )
 from craftopt.errors import InputError
 from craftopt.routing import RULES
@@ -27,7 +31,7 @@ _ROUNDS = 3
 
 
 def route(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan, - for stdin.")],
+    plan: PlanArgument,
     traffic: Annotated[
         str,
         typer.Argument(
@@ -35,6 +39,7 @@ def route(
             help="With --batch a token trace; else loads, of which every window is a batch.",
         ),
     ],
+    gpus: MapGpus = None,
     rule: Annotated[
         str, typer.Option(help=f"Rules, separated by commas: {', '.join(RULES)}, or all.")
     ] = "even,metro,exact",
@@ -48,13 +53,14 @@ def route(
     as_json: AsJson = False,
 ) -> None:
     """Route batches by several rules: activated copies, tokens and microseconds per layer."""
-    if plan == traffic == "-":
-        raise InputError("stdin can be the plan or the traffic, not both")
     rules = [name.strip().lower() for name in rule.split(",")]
     if rules == ["all"]:
         rules = list(RULES)
-    held = co.read_plan(sys.stdin.buffer if plan == "-" else plan)
+    if plan == traffic == "-":
+        raise InputError("stdin can be the plan or the traffic, not both")
+    held = read_plan(plan, gpus)
     batches = _batches(traffic, held, batch, order, seed)
+    held = same_layers(held, batches)
     co.evaluate(held, batches.select([0]))  # names what does not match
     found = {name: _route_layers(held, batches, name) for name in rules}
     if as_json:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -22,6 +23,9 @@ from craftopt.problem import Objective, SlotRule
 LoadsArgument = Annotated[
     str, typer.Argument(metavar="LOADS", help="File of loads, - for stdin, or an example's name.")
 ]
+PlanArgument = Annotated[
+    str, typer.Argument(metavar="PLAN", help="A plan or an engine's map, - for stdin.")
+]
 Gpus = Annotated[int, typer.Option(help="GPUs (EP ranks).")]
 MapGpus = Annotated[
     int | None, typer.Option("--gpus", help="GPUs of an engine's map that does not say them.")
@@ -30,6 +34,10 @@ Nodes = Annotated[int, typer.Option(help="Nodes that the GPUs stand in.")]
 Replicas = Annotated[int | None, typer.Option(help="Extra copies over all layers together.")]
 PerLayer = Annotated[int | None, typer.Option(help="The engines' number: extra copies per layer.")]
 Slots = Annotated[str, typer.Option(help="Memory layout: uniform, even or free.")]
+PlanSlots = Annotated[
+    str | None,
+    typer.Option("--slots", help="Memory layout; the strictest that the plan keeps by default."),
+]
 ObjectiveOption = Annotated[str, typer.Option(help="time or balancedness.")]
 Groups = Annotated[
     int | None, typer.Option(help="Equal groups of experts that must stay within a node.")
@@ -74,6 +82,35 @@ def read_source(source: str) -> co.Loads:
             f"there is no file {source}; the examples are {', '.join(co.example_names())}{hint}"
         )
     return co.read_loads(source)
+
+
+def read_both(plan: str, loads: str, gpus: int | None) -> tuple[co.Plan, co.Loads]:
+    """Read a plan and loads, and leave layers out of an engine's map that the loads do not have."""
+    if plan == loads == "-":
+        raise InputError("stdin can be the plan or the loads, not both")
+    held = read_plan(plan, gpus)
+    traffic = read_source(loads)
+    return same_layers(held, traffic), traffic
+
+
+def read_plan(plan: str, gpus: int | None) -> co.Plan:
+    """Read a plan or an engine's map from a file or from stdin."""
+    return co.read_plan(sys.stdin.buffer if plan == "-" else plan, gpus)
+
+
+def same_layers(plan: co.Plan, loads: co.Loads) -> co.Plan:
+    """Leave out layers of the plan that the loads lack: engines' maps list dense layers, too."""
+    kept = np.isin(plan.layer_ids, loads.layer_ids)
+    if plan.layers <= loads.layers or kept.sum() != loads.layers:
+        return plan
+    return co.Plan(plan.copies[kept], plan.layer_ids[kept], plan.nodes, plan.method)
+
+
+def slots_of(plan: co.Plan) -> SlotRule:
+    """Name the strictest slot rule that a plan keeps."""
+    if plan.slots.min() == plan.slots.max():
+        return "uniform"
+    return "even" if (plan.slots.max(axis=1) - plan.slots.min(axis=1)).max() <= 1 else "free"
 
 
 def make_problem(
