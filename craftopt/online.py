@@ -107,7 +107,7 @@ class OnlinePlanner:
     move_cost : float
         What hosting one copy anew costs, in token-loads of the fullest GPU: see `move_cost`.
     max_moves : int, optional
-        Most moves of one decision.
+        Most moves of one decision; `Problem.max_moves` by default.
     seed, work_limit, workers
         As in `rebalance`.
 
@@ -149,12 +149,13 @@ class OnlinePlanner:
     ) -> None:
         if problem.objective != "time":
             raise InputError("gains are weighed against moves in time; pass objective='time'")
-        if not (horizon > 0 and move_cost >= 0):
+        if not (0 < horizon < np.inf and 0 <= move_cost < np.inf):
             raise InputError(
-                f"horizon={horizon}, move_cost={move_cost}; pass a horizon above 0 and a cost of "
-                "at least 0"
+                f"horizon={horizon}, move_cost={move_cost}; pass finite numbers: a horizon above "
+                "0 and a cost of at least 0"
             )
-        self.problem = problem.replace(previous=plan, max_moves=max_moves)
+        most = problem.max_moves if max_moves is None else max_moves
+        self.problem = problem.replace(previous=plan, max_moves=most)
         self.plan = plan
         self._horizon = horizon
         self._move_cost = move_cost
@@ -189,12 +190,13 @@ class OnlinePlanner:
         InputError
             A window of another shape, or with what loads may not hold.
         """
-        loads = Loads(tokens, self.problem.loads.layer_ids)
+        loads = Loads(tokens)
         window = loads.tokens[0]
         if loads.windows != 1 or window.shape != self.problem.loads.tokens.shape[1:]:
             raise InputError(
-                f"a window has shape {loads.tokens.shape[-2:]}; this planner takes "
-                f"[layers, experts] = {self.problem.loads.tokens.shape[1:]}, one at a time"
+                f"tokens have [windows, layers, experts] = {loads.tokens.shape}; this planner "
+                f"takes [layers, experts] = {self.problem.loads.tokens.shape[1:]}, one window at "
+                "a time"
             )
         if not window.any():
             number = self._current.number if self._current is not None else 0
@@ -305,14 +307,14 @@ class Replay:
 
     @property
     def relative_time(self) -> float:
-        """Sum of the largest over sum of the mean GPU loads."""
-        return float(self.max_load.sum() / self.mean_load.sum())
+        """Sum of the largest over sum of the mean GPU loads; 1 where there are no tokens."""
+        return float(self.cumulative[-1])
 
     @property
     def cumulative(self) -> FloatArray:
         """Relative time up to every window, float64 [windows]."""
-        total: FloatArray = np.cumsum(self.max_load) / np.cumsum(self.mean_load)
-        return total
+        mean = np.cumsum(self.mean_load)
+        return np.divide(np.cumsum(self.max_load), mean, out=np.ones_like(mean), where=mean > 0)
 
     def __repr__(self) -> str:
         return f"Replay(relative_time={self.relative_time:.4f}, moves={self.moves.sum()})"
@@ -334,6 +336,11 @@ def replay(loads: Loads, start: Plan, decide: Callable[[int, FloatArray], Plan])
     -------
     Replay
 
+    Raises
+    ------
+    InputError
+        Loads of another shape than the plans', or a decision that is no plan.
+
     Examples
     --------
     >>> import craftopt as co
@@ -351,6 +358,11 @@ def replay(loads: Loads, start: Plan, decide: Callable[[int, FloatArray], Plan])
         mean.append(scored.mean_load.sum())
         moves.append(pending)
         following = decide(window, tokens)
+        if not isinstance(following, Plan):
+            raise InputError(
+                f"decide returned a {type(following).__name__} after window {window}; return the "
+                "plan that serves next, such as the .plan of a Decision"
+            )
         pending = count_moves(following, plan) if following is not plan else 0
         plan = following
     return Replay(np.array(most), np.array(mean), np.array(moves, dtype=np.int64))

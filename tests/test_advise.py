@@ -243,6 +243,12 @@ def test_experts_that_the_gpus_do_not_divide():
         totals = candidate.plan.slots.sum(axis=0)
         assert totals.max() - totals.min() <= 1
     assert advised.candidates
+    # 8 experts on 3 GPUs, 2 layers: a uniform layout takes more replicas than two per GPU.
+    small = model().replace(layers=2, moe_layers=2, experts=8)
+    tokens = loads(1.0).tokens[:, :2, :8]
+    assert 7 in {budget.replicas // 2 for budget in co.advise(
+        co.Loads(tokens), small, gpu(AMPLE), 3
+    ).curve}  # fmt: skip
 
 
 def test_given_allocations_are_planned_as_they_are():
@@ -262,6 +268,10 @@ def test_given_allocations_are_planned_as_they_are():
         ({"model": "qwen3-235b"}, "94 MoE layers of 128 experts, and here are 4 of 16"),
         ({"gpu": "h300"}, "did you mean"),
         ({"slots": ["odd"]}, "uniform, even, free"),
+        ({"slots": "uniform"}, "slots='uniform'; pass a list"),
+        ({"loads": [[1, 2]]}, "loads is a list"),
+        ({"tpot": 1e-9}, "no plan keeps ttft=None and tpot=1e-09"),
+        ({"ttft": 1e-9}, "no plan keeps ttft=1e-09 and tpot=None"),
         ({"kv_type": "fp8"}, "did you mean kv_dtype"),
         ({"input_token": 9}, "did you mean input_tokens"),
         ({"input_tokens": 0}, "input_tokens=0"),
@@ -270,9 +280,9 @@ def test_given_allocations_are_planned_as_they_are():
     ],
 )
 def test_mistakes_are_named(changes, says):
-    arguments = {"model": model(), "gpu": gpu(AMPLE), "gpus": GPUS, **changes}
+    fixed = {"loads": loads(1.0), "model": model(), "gpu": gpu(AMPLE), "gpus": GPUS}
     with pytest.raises(co.InputError, match=says):
-        co.advise(loads(1.0), **arguments)
+        co.advise(**{**fixed, **changes})
 
 
 # --- tables, plot, command ------------------------------------------------------------------

@@ -218,7 +218,10 @@ def test_tensors_come_in_from_a_gpu_and_go_out_on_the_cpu(torch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((loads(), 25, 6, None, 1), "25 slots do not divide into 0 GPUs"),
+        (
+            (loads(), 25, 6, None, 1),
+            "25 slots do not divide into GPUs of num_local_physical_experts=6",
+        ),
         ((loads(), 12, 3, None, 1), "12 slots cannot host 16 experts"),
         ((loads(), 80, 20, None, 1), "20 slots per GPU are more than the 16 experts"),
         ((loads(), 24, 6, None, 3), "4 GPUs do not divide into 3 nodes"),
@@ -267,6 +270,20 @@ def test_the_plugin_replaces_the_default_policy_only_if_asked(policies, monkeypa
 def test_an_old_map_of_another_shape_is_refused():
     with pytest.raises(co.InputError, match=r"old map has shape \(3, 4\)"):
         vllm.CraftoptEplbPolicy.rebalance_experts(loads()[0], 24, 1, 1, 4, np.zeros((3, 4), int))
+    with pytest.raises(co.InputError, match=r"experts up to 16; .* experts 0\.\.15"):
+        vllm.CraftoptEplbPolicy.rebalance_experts(loads()[0], 24, 1, 1, 4, np.full((3, 24), 16))
+
+
+def test_an_old_map_with_lost_experts_still_keeps_what_it_has():
+    """As after the loss of a GPU: its slots are empty, some experts are nowhere."""
+    plan = vllm.CraftoptEplbPolicy.rebalance_experts
+    whole = plan(loads()[0], 24, 1, 1, 4)
+    lost = whole.copy()
+    lost[:, 6:12] = -1
+    new = plan(loads()[0], 24, 1, 1, 4, lost)
+    assert np.array_equal(new[:, :6], whole[:, :6])
+    assert np.array_equal(new[:, 12:], whole[:, 12:])
+    assert np.array_equal(np.sort(new[:, 6:12]), np.sort(whole[:, 6:12]))
 
 
 # --- vllm-ascend ---------------------------------------------------------------------------------

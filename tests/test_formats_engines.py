@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import warnings
 from pathlib import Path
@@ -156,7 +157,7 @@ def mindie(tmp_path):
         for phase, ranks in phases.items():
             (tmp_path / phase).mkdir(exist_ok=True)
             for rank, text in enumerate(ranks):
-                (tmp_path / phase / f"{phase}_{rank}.csv").write_text(text)
+                (tmp_path / phase / f"{phase}_{rank}.csv").write_text(text, encoding="latin-1")
         return tmp_path
 
     return write
@@ -199,11 +200,14 @@ def test_hotspots_are_mapped_back_by_the_expert_map_beside_them(mindie):
         (["1,2\n", ""], 1, "decode_1.csv is empty"),
         (["1,2\n", "1,2,3\n"], 1, "differ in their number of experts"),
         (["1,2\n"], 2, "no whole block of 2 layers"),
-        (["\xff\xfe\n"], 1, "decode_0.csv|cannot be read"),
+        (["\xff\xfe\n"], 1, "decode_0.csv, line 1: .* is not a token count"),
+        (["1,2\n"], 0, "layers=0; pass a whole number of at least 1"),
+        (["1,2\n"], -1, "layers=-1"),
+        (["1,2\n"], 1.5, "layers=1.5"),
     ],
 )
 def test_damaged_hotspots_are_refused(mindie, ranks, layers, message):
-    with pytest.raises(co.InputError, match=message):
+    with pytest.raises(co.FormatError, match=message):
         co.read_loads(mindie(decode=ranks), layers=layers)
 
 
@@ -462,6 +466,21 @@ def test_damaged_expert_maps_are_refused(change, message, tmp_path):
     change(document)
     with pytest.raises(co.FormatError, match=message):
         co.read_plan(stream(document))
+
+
+def test_flags_can_be_pasted_whatever_the_path(tmp_path):
+    place = tmp_path / "b c's map"
+    (_, option, *_) = co.export(UNIFORM, "sglang", place).flags
+    assert shlex.split(option) == ["--init-expert-location", str(place)]
+    words = shlex.split(co.export(UNIFORM, "vllm-ascend", place).flags[0])
+    assert json.loads(words[-1])["eplb_config"]["expert_map_path"] == str(place)
+
+
+def test_what_is_no_plan_and_no_engine_is_not_exported(tmp_path):
+    with pytest.raises(co.InputError, match=r"takes a Plan, not str; co\.read_plan"):
+        co.export("plan.json", "sglang", tmp_path / "map")
+    with pytest.raises(co.InputError, match="engine=None is unknown"):
+        co.export(UNIFORM, None, tmp_path / "map")
 
 
 def test_gpus_that_contradict_the_file_are_refused(tmp_path):

@@ -132,15 +132,43 @@ def test_wrong_values_are_named():
     online = planner(domain(0, 2))
     with pytest.raises(co.InputError, match=r"\[layers, experts\] = \(2, 32\)"):
         online.observe(np.ones((LAYERS, EXPERTS + 1)))
-    with pytest.raises(co.InputError, match="one at a time"):
+    with pytest.raises(co.InputError, match="one window at a time"):
         online.observe(np.ones((2, LAYERS, EXPERTS)))
-    with pytest.raises(co.InputError, match="horizon=0"):
-        planner(domain(0, 2), horizon=0)
+    with pytest.raises(co.InputError, match=r"\[layers, experts\] = \(2, 32\)"):
+        online.observe(np.ones((LAYERS + 1, EXPERTS)))
+    for wrong in ({"horizon": 0}, {"horizon": np.inf}, {"move_cost": np.inf}):
+        with pytest.raises(co.InputError, match=next(iter(wrong))):
+            planner(domain(0, 2), **wrong)
     problem = co.Problem(co.Loads([[1, 2]]), 2, objective="balancedness")
     with pytest.raises(co.InputError, match="objective='time'"):
         co.OnlinePlanner(problem, co.solve(problem, "trivial").plan)
     with pytest.raises(co.InputError, match="above 0"):
         co.move_cost(0, 1, 1, 1)
+
+
+def test_the_problems_limit_on_moves_holds_unless_another_is_given():
+    past, new = domain(0, 3), domain(1, 1)[0]
+    problem = planner(past).problem
+    plan = problem.previous
+    limited = problem.replace(max_moves=3)
+    assert co.OnlinePlanner(limited, plan, work_limit=WORK).observe(new).moves <= 3
+    assert co.OnlinePlanner(limited, plan, max_moves=9, work_limit=WORK).observe(new).moves > 3
+
+
+def test_a_replay_of_nothing_takes_the_least_time():
+    plan = co.Plan.from_phy2log([[0, 1]], 2)
+    run = co.replay(co.Loads([[[0, 0]], [[3, 1]]]), plan, lambda window, tokens: plan)
+    assert run.cumulative.tolist() == [1.0, 1.5]
+    idle = co.replay(co.Loads([[0, 0]]), plan, lambda window, tokens: plan)
+    assert idle.relative_time == co.evaluate(plan, co.Loads([[0, 0]])).relative_time == 1.0
+
+
+def test_a_decision_in_the_place_of_its_plan_is_named():
+    online = planner(domain(0, 2))
+    with pytest.raises(co.InputError, match=r"decide returned a Decision.*the \.plan of"):
+        co.replay(
+            co.Loads(domain(0, 2)), online.plan, lambda window, tokens: online.observe(tokens)
+        )
 
 
 def test_the_loop_beats_eplb_every_window_with_a_fraction_of_its_moves():

@@ -278,6 +278,11 @@ def test_bytes_and_seconds_are_kept():
         ({"active": [True]}, "one bool per GPU"),
         ({"active": [False] * 32}, "at least one of them true"),
         ({"max_moves": -1}, "max_moves=-1 is below 0"),
+        ({"max_bytes": np.inf, "expert_bytes": 1e6}, "max_bytes=inf.*finite"),
+        ({"move_price": np.inf}, "move_price=inf"),
+        ({"move_price": -1.0}, "move_price=-1"),
+        ({"work_limit": -1}, "work_limit=-1 is below 0"),
+        ({"workers": 0}, "workers=0 is below 1"),
     ],
 )
 def test_wrong_limits_are_named(options, message):
@@ -288,8 +293,32 @@ def test_wrong_limits_are_named(options, message):
 
 def test_plans_of_another_shape_are_refused():
     problem, old = drifted(objective="time")
-    with pytest.raises(co.InputError, match="previous plan has shape"):
+    with pytest.raises(co.InputError, match="the plan has 1 layers"):
         rebalance(problem, co.Plan(old.copies[:1]))
+    with pytest.raises(co.InputError, match="the plan is for 31 GPUs, the problem for 32"):
+        rebalance(problem, co.Plan(old.copies[:, :, :31] | old.copies[:, :, 31:]))
+    with pytest.raises(co.InputError, match="a Problem and a Plan, not Plan and Problem"):
+        rebalance(old, problem)
+
+
+def test_plans_of_other_layers_are_refused_and_unnumbered_ones_match_any():
+    table = [[0, 1], [1, 0]]
+    plans = [co.Plan.from_phy2log(table, 2, layer_ids=ids) for ids in ([3, 4], [4, 3], None)]
+    for compare in (co.count_moves, co.relabel, plan_migration):
+        with pytest.raises(co.InputError, match="layer 0 is the model's layer 3"):
+            compare(plans[0], plans[1])
+        compare(plans[0], plans[2])
+        compare(plans[2], plans[1])
+    problem = co.Problem(co.Loads([[1, 2], [2, 1]], layer_ids=[3, 4]), 2)
+    with pytest.raises(co.InputError, match="layer 0 is the model's layer 4"):
+        rebalance(problem, plans[1])
+    assert rebalance(problem, plans[2]).plan.layer_ids.tolist() == [3, 4]
+
+
+def test_slots_are_arranged_after_whole_numbers_alone():
+    plan = co.Plan.from_phy2log([[0, 1]], 2)
+    with pytest.raises(co.InputError, match="type float64; pass whole numbers"):
+        arrange_slots(plan, [[0.0, 1.0]])
 
 
 def test_old_duplicates_are_replaced_as_moves():
@@ -478,8 +507,10 @@ def test_experts_that_no_gpu_has_left_come_from_storage():
     assert found.previous_objective is None
     sources = [step.source for step in found.migration().steps if step.action == "receive"]
     assert sources == [None, None]
-    with pytest.raises(co.InputError, match="active must name"):
+    with pytest.raises(co.InputError, match="uses GPU 1, which active= calls dead"):
         plan_migration(old, old, active=np.array([True, False]))
+    with pytest.raises(co.InputError, match="one bool per GPU"):
+        plan_migration(old, old, active=[0, 1])  # numbers of GPUs, by mistake
     with pytest.raises(co.InputError, match="staging=-1"):
         plan_migration(old, old, staging=-1)
     with pytest.raises(co.InputError, match="above 0"):

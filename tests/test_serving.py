@@ -193,6 +193,8 @@ def test_arithmetic_falls_back_to_what_the_gpu_has():
         ({"exchange": "all2all"}, "all-to-all, all-gather"),
         ({"compute_eficiency": 0.4}, "did you mean compute_efficiency"),
         ({"prefill_elsewhere": 1}, "prefill_elsewhere=1"),
+        ({"model": "deepseek-r1"}, "model='deepseek-r1' is no Model; find_model"),
+        ({"gpu": "h200"}, "gpu='h200' is no Gpu; find_gpu"),
     ],
 )
 def test_constants_outside_their_limits_are_refused(changes, says):
@@ -401,7 +403,66 @@ def test_calibration_refuses_points_that_tell_nothing(r1):
         calibrate(spread(), profile, [point, Measured("decode", 4.0, 100.0, 0.02)])
 
 
+@pytest.mark.parametrize(
+    ("constants", "says"),
+    [
+        (["compute_eficiency"], "did you mean compute_efficiency"),
+        (["exchange"], "there is no constant exchange"),
+        (["prefill_tokens"], "there is no constant prefill_tokens"),
+    ],
+)
+def test_constants_that_cannot_be_fitted_are_named(r1, constants, says):
+    points = [Measured("decode", 8.0, 4000.0, 0.03), Measured("decode", 4.0, 100.0, 0.02)]
+    with pytest.raises(co.InputError, match=says):
+        calibrate(spread(), r1[1], points, constants)
+
+
+def test_unknown_phases_are_refused(r1):
+    with pytest.raises(co.InputError, match="phase='Decode' is unknown; pass one of prefill"):
+        step_time(spread(), r1[1], "Decode", 8.0, 4000.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (3, 4), (2, 3), (2, 5)])
+def test_profiles_of_other_loads_are_refused(shape):
+    plan = co.Plan(np.ones((2, 4, 1)).astype(int))
+    with pytest.raises(co.InputError, match="the plan has 2 layers of 4 experts"):
+        profile_of(plan, co.Loads(np.ones(shape)))
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    assert spread(gpus=np.int64(64)) == spread()
+    assert type(Workload(input_tokens=np.int32(7)).input_tokens) is int
+
+
+def test_models_without_a_cache_are_refused():
+    with pytest.raises(co.InputError, match="kv_layers=0; at least 1"):
+        find_model("deepseek-r1").replace(kv_layers=0)
+
+
 # --- goodput ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sequences": [1, 1]}, "sequences repeat a number"),
+        ({"sequences": [2, 1]}, "sequences must be numbers in rising order"),
+        ({"decode_steps": 0}, "decode_steps=0"),
+        ({"prompt_seconds": -1.0}, "prompt_seconds=-1"),
+    ],
+)
+def test_engines_that_cannot_be_are_refused(changes, says):
+    fields = {
+        "sequences": [1, 2],
+        "decode_seconds": [0.02, 0.02],
+        "prompt_seconds": 0.001,
+        "own_seconds": 0.1,
+        "decode_steps": 10,
+    }
+    with pytest.raises(co.InputError, match=says):
+        Engine(**{**fields, **changes})
+    with pytest.raises(co.InputError, match="rate=0"):
+        Engine(**fields).ttft(0)
 
 
 def random_engine(rng):

@@ -15,7 +15,8 @@ from craftopt.fast.windowed import plan_fast
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.rebalancing import arrange_slots, relabel
+from craftopt.rebalancing import arrange_slots
+from craftopt.rebalancing.relabelling import relabel_copies
 
 # More windows are added up to so many, in the order recorded; work grows with their number.
 WINDOWS = 32
@@ -49,8 +50,8 @@ def plan_slots(
         Equal groups of consecutive experts; where the nodes divide them, every group stays in
         one node, as in DeepSeek's EPLB.
     old : int64 [layers, slots], optional
-        Experts of the slots now: GPUs are relabelled so that the most copies stay, and those
-        stay in their slots.
+        Experts of the slots now, -1 = empty: GPUs are relabelled so that the most copies stay,
+        and those stay in their slots. Experts may be missing, as after the loss of GPUs.
 
     Returns
     -------
@@ -59,7 +60,8 @@ def plan_slots(
     Raises
     ------
     InputError
-        Counts that do not divide, or loads that are negative or not finite.
+        Counts that do not divide, loads that are negative or not finite, or an old map of
+        another shape or of other experts.
     """
     windows = _windows(tokens)
     layers, experts = windows.shape[1:]
@@ -83,15 +85,17 @@ def plan_slots(
         if outcome.plan.replicas < layers * (slots - experts):
             # Fewer copies are better for the loads, and the engine's slots are to be filled.
             copies = _place(windows.sum(axis=0), slots, gpus, nodes_used, group_count)
-    plan = Plan(copies, nodes=nodes_used)
     if old is None:
-        return plan.phy2log()
-    if old.shape != (layers, slots):
+        return Plan(copies).phy2log()
+    if old.shape != (layers, slots) or old.max() >= experts:
         raise InputError(
-            f"the old map has shape {old.shape}; pass [layers, slots] = {(layers, slots)}"
+            f"the old map has shape {old.shape} and experts up to {old.max(initial=-1)}; pass "
+            f"[layers, slots] = {(layers, slots)} of experts 0..{experts - 1}, -1 = empty"
         )
-    before = Plan.from_phy2log(old, gpus, experts, nodes=nodes_used)
-    return arrange_slots(relabel(plan, before, within_nodes=together), old)
+    before = np.zeros((layers, experts, gpus), dtype=np.uint8)
+    layer, slot = np.nonzero(old >= 0)
+    np.add.at(before, (layer, old[layer, slot], slot // (slots // gpus)), 1)
+    return arrange_slots(Plan(relabel_copies(copies, before, nodes_used)), old)
 
 
 def as_numpy(tensor: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from craftopt.engines._planning import as_numpy, like, plan_slots
+from craftopt.errors import InputError
 from craftopt.slot_tables import slots_of_experts
 
 
@@ -61,9 +62,11 @@ def rebalance_experts(
     if tokens.ndim == 2:
         tokens = tokens[np.newaxis]
     if num_local_physical_experts < 1 or num_physical_experts % num_local_physical_experts:
-        gpus = 0  # refused below
-    else:
-        gpus = num_physical_experts // num_local_physical_experts
+        raise InputError(
+            f"{num_physical_experts} slots do not divide into GPUs of "
+            f"num_local_physical_experts={num_local_physical_experts}"
+        )
+    gpus = num_physical_experts // num_local_physical_experts
     name = str(getattr(algorithm, "name", algorithm or "auto"))
     hierarchical = name == "auto" or name.endswith("_hierarchical")
     groups = (num_groups or 1) if hierarchical else 1

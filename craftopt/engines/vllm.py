@@ -37,7 +37,7 @@ class CraftoptEplbPolicy:
         num_groups, num_nodes, num_ranks : int
             Groups stay within nodes where the nodes divide them; 0 groups are none.
         old_global_expert_indices : tensor or array [layers, slots], optional
-            Experts of the slots now; as many copies as possible stay where they are.
+            Experts of the slots now, -1 = empty; as many copies as possible stay where they are.
 
         Returns
         -------
@@ -47,7 +47,8 @@ class CraftoptEplbPolicy:
         Raises
         ------
         InputError
-            Counts that do not divide, or loads that are negative or not finite.
+            Counts that do not divide, loads that are negative or not finite, or an old map of
+            another shape or of other experts.
 
         Examples
         --------

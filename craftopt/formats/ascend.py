@@ -144,6 +144,8 @@ class Hotspots(Contents):
         super().__init__("a MindIE hotspot recording", "loads")
         self._folder = folder
         self._layers = layers
+        if layers is not None and (type(layers) is not int or layers < 1):
+            raise FormatError(f"layers={layers!r}; pass a whole number of at least 1")
         if len(maps) > 1:
             raise FormatError("holds several expert maps; leave the one that the run used")
         self._map = maps[0] if maps else None
@@ -219,7 +221,7 @@ class Hotspots(Contents):
 def _rows(file: Path) -> FloatArray:
     """Read rows of equally many whole numbers, line by line."""
     rows: list[IntArray] = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 rows.append(_row(file, number, line, rows[0].size if rows else None))

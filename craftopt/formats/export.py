@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,8 @@ def export(plan: Plan, engine: str, path: str | os.PathLike[str], pad: bool = Fa
     >>> exported.flags[0]
     '--ep-size 2 --ep-num-redundant-experts 1'
     """
+    if not isinstance(plan, Plan):
+        raise InputError(f"export takes a Plan, not {type(plan).__name__}; co.read_plan reads one")
     found = _find(engine)
     least, most = int(plan.slots.min()), int(plan.slots.max())
     if least != most and not pad:
@@ -127,7 +130,7 @@ def export(plan: Plan, engine: str, path: str | os.PathLike[str], pad: bool = Fa
     name = os.fsdecode(path)
     write_atomically(path, found.write(full.phy2log(), full))
     flags = found.flags(name, full, most)
-    return Exported(engine.lower(), name, flags, full.replicas - plan.replicas, tuple(notes))
+    return Exported(str(engine).lower(), name, flags, full.replicas - plan.replicas, tuple(notes))
 
 
 def padded(copies: Copies, slots: int) -> Copies:
@@ -175,9 +178,10 @@ def _cost_of_padding(plan: Plan, slots: int) -> str:
 
 
 def _find(engine: str) -> _Engine:
-    found = _ENGINES.get(engine.lower())
+    name = str(engine).lower()
+    found = _ENGINES.get(name)
     if found is None:
-        close = difflib.get_close_matches(engine.lower(), _ENGINES, n=1, cutoff=0.4)
+        close = difflib.get_close_matches(name, _ENGINES, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InputError(f"engine={engine!r} is unknown; pass one of {', '.join(_ENGINES)}{hint}")
     return found
@@ -199,7 +203,7 @@ def _write_sglang(phy2log: IntArray, plan: Plan) -> bytes:
 def _sglang_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
     return (
         f"--ep-size {plan.gpus} --ep-num-redundant-experts {_replicas(plan, slots)}",
-        f"--init-expert-location {path}",
+        f"--init-expert-location {shlex.quote(path)}",
         "--ep-dispatch-algorithm dynamic",
     )
 
@@ -218,7 +222,8 @@ def _ascend_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
         "num_redundant_experts": _replicas(plan, slots),
     }
     return (
-        f"--enable-expert-parallel --additional-config '{json.dumps({'eplb_config': config})}'",
+        "--enable-expert-parallel --additional-config "
+        + shlex.quote(json.dumps({"eplb_config": config})),
         "MindIE: models.deepseekv2.eplb = " + json.dumps({"level": 1, "expert_map_file": path}),
     )
 

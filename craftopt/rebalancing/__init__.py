@@ -22,9 +22,14 @@ from craftopt.loads import BoolArray, as_array, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing.fronts import Fronts, trace_fronts
-from craftopt.rebalancing.migration import Migration, Step, plan_migration
-from craftopt.rebalancing.relabelling import arrange_slots, count_moves, relabel, relabel_copies
-from craftopt.rebalancing.start import moves as _moves
+from craftopt.rebalancing.migration import Migration, Step, alive_gpus, plan_migration
+from craftopt.rebalancing.relabelling import (
+    arrange_slots,
+    count_moves,
+    moved_copies,
+    relabel,
+    relabel_copies,
+)
 from craftopt.rebalancing.start import valid_start
 from craftopt.result import Result, Status
 
@@ -163,7 +168,8 @@ def rebalance(
     Raises
     ------
     InputError
-        Limits without what they need, a plan of another shape, no GPU alive.
+        A value outside its range, limits without what they need, a plan of another model or
+        other GPUs, no GPU alive.
 
     Examples
     --------
@@ -175,10 +181,21 @@ def rebalance(
     >>> found.moves, round(found.previous_objective, 3), round(found.objective, 3)
     (2, 1.394, 1.03)
     """
+    if not (isinstance(problem, Problem) and isinstance(old_plan, Plan)):
+        raise InputError(
+            f"rebalance takes a Problem and a Plan, not {type(problem).__name__} and "
+            f"{type(old_plan).__name__}"
+        )
+    problem.require_even_dispatch("rebalance")
     start_time = time.perf_counter()
-    if not move_price >= 0:
-        raise InputError(f"move_price={move_price} is below 0; pass at least 0")
-    alive = _alive(active, problem.gpus)
+    if not 0 <= move_price < np.inf:
+        raise InputError(f"move_price={move_price}; pass a finite number of at least 0")
+    if work_limit is not None and work_limit < 0:
+        raise InputError(f"work_limit={work_limit} is below 0; pass at least 0, or None")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers={workers} is below 1; pass at least 1, or None")
+    violations(old_plan, problem)  # it may break rules; another model or other GPUs are refused
+    alive = alive_gpus(active, problem.gpus)
     old = _on(old_plan.copies, alive)
     task = _task(problem, old, alive)
     limits = [max_moves, problem.max_moves]
@@ -190,7 +207,7 @@ def rebalance(
     start = valid_start(task)
     every = int(start.sum())
     most = every if task.max_moves is None else min(task.max_moves, every)
-    least = _moves(start, old)
+    least = moved_copies(start, old)
     fronts, plan, message = None, None, ""
     if least > most:
         message = f"max_moves={most} is too few: the rules need {least} moves; allow as many"
@@ -248,7 +265,7 @@ def _best(
     for copies in candidates:
         plan = _named(copies, task)
         if not violations(plan, task):
-            made = _moves(copies, old)
+            made = moved_copies(copies, old)
             scored.append((scale * objective_value(plan, task) + price * made, made, plan))
     return min(scored, key=lambda entry: entry[:2])[2].copies
 
@@ -335,18 +352,6 @@ def _changed(problem: Problem, **changes: Any) -> Problem:
         return problem.replace(**changes)
 
 
-def _alive(active: npt.ArrayLike | None, gpus: int) -> BoolArray:
-    if active is None:
-        return np.ones(gpus, dtype=np.bool_)
-    alive = as_array("active", active)
-    if alive.dtype != np.bool_ or alive.shape != (gpus,) or not alive.any():
-        raise InputError(
-            f"active has shape {alive.shape} and type {alive.dtype}; pass one bool per GPU, "
-            f"shape ({gpus},), at least one of them true"
-        )
-    return alive.copy()
-
-
 def _moves_for(
     name: str, limit: float | None, expert_bytes: float | None, per_second: float | None
 ) -> int | None:
@@ -356,10 +361,10 @@ def _moves_for(
     if expert_bytes is None or per_second is None:
         needed = "expert_bytes" if name == "max_bytes" else "expert_bytes, link_bytes_per_second"
         raise InputError(f"{name}={limit} needs {needed}")
-    if not (limit >= 0 and expert_bytes > 0 and per_second > 0):
+    if not (0 <= limit < np.inf and 0 < expert_bytes < np.inf and 0 < per_second < np.inf):
         raise InputError(
             f"{name}={limit}, expert_bytes={expert_bytes}, link_bytes_per_second={per_second}; "
-            "limits must be at least 0, sizes and speeds above 0"
+            "pass finite numbers: limits of at least 0, sizes and speeds above 0"
         )
     return int(limit * per_second / expert_bytes)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.errors import InputError
 from craftopt.fast.parallel import in_threads
 from craftopt.fast.previous import group_ids
 from craftopt.fast.windowed import pull_together
@@ -48,29 +47,15 @@ class Fronts:
         Parameters
         ----------
         most : int
-            Most moves in all.
+            Most moves in all; no fewer than the start makes.
         price : float
             What one move costs, in the unit of `costs`.
 
         Returns
         -------
         int64 [layers]
-
-        Raises
-        ------
-        InputError
-            No choice has so few moves.
         """
-        priced = self.costs + price * np.arange(self.costs.shape[1])
-        moves, cost = allocate(priced, most)
-        if cost == np.inf:
-            least = int(np.isfinite(self.costs).argmax(axis=1).sum())
-            raise InputError(f"at most {most} moves are too few; at least {least} are needed")
-        return moves
-
-    def cost(self, moves: IntArray) -> float:
-        """Sum the costs of a choice."""
-        return float(self.costs[np.arange(moves.size), moves].sum())
+        return allocate(self.costs + price * np.arange(self.costs.shape[1]), most)[0]
 
     def copies(self, moves: IntArray, experts: int) -> Copies:
         """Return a choice's copies, uint8 [layers, experts, gpus]."""

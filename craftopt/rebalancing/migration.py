@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from craftopt.errors import InfeasibleError, InputError
-from craftopt.loads import BoolArray, IntArray
+from craftopt.loads import BoolArray, IntArray, as_array
 from craftopt.plan import Plan
+from craftopt.rebalancing.relabelling import check_comparable
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Migration:
 
 
 def plan_migration(
-    old: Plan, new: Plan, *, staging: int = 1, active: BoolArray | None = None
+    old: Plan, new: Plan, *, staging: int = 1, active: npt.ArrayLike | None = None
 ) -> Migration:
     """Order the steps from one plan to another.
 
@@ -143,7 +145,7 @@ def plan_migration(
     staging : int
         Spare slots per GPU, for a copy of any layer. 1 is always enough. With 0 only GPUs with a
         free or freed slot can receive: enough to replace replicas, not to exchange last copies.
-    active : bool [gpus], optional
+    active : array_like of bool [gpus], optional
         GPUs that are alive; the old copies of the others are lost.
 
     Returns
@@ -153,7 +155,7 @@ def plan_migration(
     Raises
     ------
     InputError
-        Plans of different shapes, ``staging`` below 0, a new plan that uses dead GPUs.
+        Plans of different shapes or layers, ``staging`` below 0, a new plan that uses dead GPUs.
     InfeasibleError
         Without a staging slot there is no way.
 
@@ -169,17 +171,36 @@ def plan_migration(
     0 drop 1 0 None
     0 drop 2 1 None
     """
-    if old.copies.shape != new.copies.shape:
-        raise InputError(
-            f"the plans have [layers, experts, gpus] = {old.copies.shape} and "
-            f"{new.copies.shape}; both must be of the same model and GPUs"
-        )
+    check_comparable(old, new)
     if staging < 0:
         raise InputError(f"staging={staging} is below 0; pass at least 0")
-    alive = np.ones(old.gpus, dtype=np.bool_) if active is None else np.asarray(active, np.bool_)
-    if alive.shape != (old.gpus,) or new.copies[:, :, ~alive].any():
-        raise InputError("active must name the GPUs that the new plan uses, shape [gpus]")
+    alive = alive_gpus(active, old.gpus)
+    used = np.flatnonzero(new.copies[:, :, ~alive].any(axis=(0, 1)))
+    if used.size:
+        raise InputError(
+            f"the new plan uses GPU {np.flatnonzero(~alive)[used[0]]}, which active= calls dead; "
+            "plan for the GPUs that are alive"
+        )
     return _Mover(old, new, staging, alive).run()
+
+
+def alive_gpus(active: npt.ArrayLike | None, gpus: int) -> BoolArray:
+    """Check which GPUs are alive: one bool per GPU, all of them where none are given.
+
+    Raises
+    ------
+    InputError
+        Anything else, or no GPU alive.
+    """
+    if active is None:
+        return np.ones(gpus, dtype=np.bool_)
+    alive = as_array("active", active)
+    if alive.dtype != np.bool_ or alive.shape != (gpus,) or not alive.any():
+        raise InputError(
+            f"active has shape {alive.shape} and type {alive.dtype}; pass one bool per GPU, "
+            f"shape ({gpus},), at least one of them true"
+        )
+    return alive.copy()
 
 
 class _Layer:

@@ -24,9 +24,13 @@ def count_moves(plan: Plan, previous: Plan) -> int:
     >>> co.count_moves(co.Plan.from_phy2log([[0, 2, 0, 1]], gpus=2), old)
     2
     """
-    _check_shapes(plan, previous)
-    anew = plan.copies.astype(np.int64) - previous.copies
-    return int(np.maximum(anew, 0).sum())
+    check_comparable(plan, previous)
+    return moved_copies(plan.copies, previous.copies)
+
+
+def moved_copies(copies: Copies, previous: Copies) -> int:
+    """Count as `count_moves` does."""
+    return int(np.maximum(copies.astype(np.int64) - previous, 0).sum())
 
 
 def relabel(plan: Plan, previous: Plan, *, within_nodes: bool = False) -> Plan:
@@ -54,7 +58,7 @@ def relabel(plan: Plan, previous: Plan, *, within_nodes: bool = False) -> Plan:
     Raises
     ------
     InputError
-        Plans of different shapes.
+        Plans of different shapes or layers.
 
     Examples
     --------
@@ -64,7 +68,7 @@ def relabel(plan: Plan, previous: Plan, *, within_nodes: bool = False) -> Plan:
     >>> co.count_moves(new, old), co.count_moves(co.relabel(new, old), old)
     (4, 0)
     """
-    _check_shapes(plan, previous)
+    check_comparable(plan, previous)
     nodes = plan.nodes if within_nodes else 1
     copies = relabel_copies(plan.copies, previous.copies, nodes)
     return Plan(copies, plan.layer_ids, plan.nodes, plan.method, plan.loads_digest)
@@ -127,10 +131,11 @@ def arrange_slots(plan: Plan, phy2log: IntArray) -> IntArray:
     array([[1, 0, 2, 0]])
     """
     table = as_array("phy2log", phy2log)
-    if table.ndim != 2 or table.shape[0] != plan.layers or table.shape[1] % plan.gpus:
+    fits = table.ndim == 2 and table.shape[0] == plan.layers and not table.shape[1] % plan.gpus
+    if not fits or table.dtype.kind not in "iu":
         raise InputError(
-            f"phy2log has shape {table.shape}; pass [{plan.layers}, slots], the slots a multiple "
-            f"of the plan's {plan.gpus} GPUs"
+            f"phy2log has shape {table.shape} and type {table.dtype}; pass whole numbers "
+            f"[{plan.layers}, slots], the slots a multiple of the plan's {plan.gpus} GPUs"
         )
     width = table.shape[1] // plan.gpus
     if width < plan.slots.max():
@@ -205,9 +210,26 @@ def _assign(
     return to, float(value[row, column].sum())
 
 
-def _check_shapes(plan: Plan, previous: Plan) -> None:
+def check_comparable(plan: Plan, previous: Plan) -> None:
+    """Refuse plans of different shapes or layers; plans that number layers 0, 1, ... fit any.
+
+    Raises
+    ------
+    InputError
+        The plans cannot follow each other.
+    """
     if plan.copies.shape != previous.copies.shape:
         raise InputError(
             f"the plans have [layers, experts, gpus] = {plan.copies.shape} and "
             f"{previous.copies.shape}; both must be of the same model and GPUs"
+        )
+    differ = plan.layer_ids != previous.layer_ids
+    by_position = np.arange(plan.layers)
+    if differ.any() and not any(
+        np.array_equal(either.layer_ids, by_position) for either in (plan, previous)
+    ):
+        layer = int(np.flatnonzero(differ)[0])
+        raise InputError(
+            f"layer {layer} is the model's layer {plan.layer_ids[layer]} in one plan and "
+            f"{previous.layer_ids[layer]} in the other; pass plans of the same layers"
         )

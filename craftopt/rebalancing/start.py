@@ -16,7 +16,7 @@ from craftopt.fast.previous import group_ids
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.rebalancing.relabelling import relabel_copies
+from craftopt.rebalancing.relabelling import moved_copies, relabel_copies
 
 
 def valid_start(problem: Problem) -> Copies:
@@ -38,21 +38,16 @@ def valid_start(problem: Problem) -> Copies:
     needed = _repair(anew, old, 0)
     left = problem.replicas
     if most is not None and needed is not None:
-        left = max(0, most - moves(needed, old))
+        left = max(0, most - moved_copies(needed, old))
     starts = [_repair(anew, old, left), needed]
     for copies in starts:
         if copies is None or violations(_as_plan(copies, problem), anew):
             continue
-        if most is None or moves(copies, old) <= most or copies is needed:
+        if most is None or moved_copies(copies, old) <= most or copies is needed:
             return copies
     fresh = plan_nominal(anew).plan
     assert fresh is not None
     return relabel_copies(fresh.copies, old, group_ids(problem)[1])
-
-
-def moves(copies: Copies, old: Copies) -> int:
-    """Count the copies that are hosted where the old ones are not."""
-    return int(np.maximum(copies.astype(np.int64) - old, 0).sum())
 
 
 def _as_plan(copies: Copies, problem: Problem) -> Plan:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from craftopt.comparison import holdout as split_windows
-from craftopt.errors import InputError
+from craftopt.errors import InfeasibleError, InputError
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem, SlotRule
@@ -156,7 +156,8 @@ def advise(
     InputError
         Unknown names or constants; loads of another shape than the model's.
     InfeasibleError
-        A model that does not fit, or that leaves no cache for one sequence.
+        A model that does not fit, or that leaves no cache for one sequence; limits on waiting
+        that no plan keeps.
 
     Examples
     --------
@@ -170,16 +171,18 @@ def advise(
     """
     from craftopt.fast.windowed import plan_allocated  # noqa: PLC0415 (loads numba)
 
+    if not isinstance(loads, Loads):
+        raise InputError(f"loads is a {type(loads).__name__}; pass craftopt.Loads(tokens)")
     found = model if isinstance(model, Model) else find_model(model)
     device = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
     deployment, workload = with_constants(
         Deployment(found, device, gpus, nodes), Workload(), constants
     )
     check_shape(deployment, loads.layers, loads.experts)
-    rules = tuple(dict.fromkeys(slots))
+    rules = () if isinstance(slots, str) else tuple(dict.fromkeys(slots))
     if not rules or not set(rules) <= set(get_args(SlotRule)):
         raise InputError(
-            f"slots={list(slots)}; pass one or more of {', '.join(get_args(SlotRule))}"
+            f"slots={slots!r}; pass a list of one or more of {', '.join(get_args(SlotRule))}"
         )
     planned, served = split_windows(loads, holdout)
     say = progress or (lambda _: None)
@@ -196,6 +199,13 @@ def advise(
         plan = plan_allocated(variant, np.array(budget.allocation), seed=seed, workers=workers)
         candidates.append(
             score(label(budget), plan, budget.slots, deployment, workload, planned, served)
+        )
+    if not any(candidate.goodput > 0 for candidate in candidates):
+        waits = min((candidate.served for candidate in candidates), key=lambda found: found.tpot)
+        raise InfeasibleError(
+            f"no plan keeps ttft={workload.ttft} and tpot={workload.tpot} seconds, not even for "
+            f"one request at a time: a token takes at least {waits.tpot:.3g} s and a prompt "
+            f"{waits.prefill.total:.3g} s a step; allow more, or use more GPUs"
         )
     say("planning as EPLB does")
     eplb = None
@@ -269,14 +279,13 @@ def _reasons(
             f"{copies * deployment.expert_bytes / 2**30:.2f} GiB per GPU, "
             f"{1 - best.memory.kv_tokens / none.memory.kv_tokens:.1%} of the cache; what it buys: "
             f"a prefill step's experts take {best.served.prefill.experts * 1e3:.0f} instead of "
-            f"{none.served.prefill.experts * 1e3:.0f} ms, {best.goodput / none.goodput - 1:+.1%} "
-            "goodput"
+            f"{none.served.prefill.experts * 1e3:.0f} ms, {_gain(best, none)} goodput"
         )
     elif len(candidates) > 1:
         other = max(candidates[1:], key=lambda candidate: candidate.goodput)
         lines.append(
             f"no replica earns its memory here: the best plan with replicas, {other.name}, gives "
-            f"{other.goodput:.2f} requests/s ({other.goodput / none.goodput - 1:+.1%}) and takes "
+            f"{other.goodput:.2f} requests/s ({_gain(other, none)}) and takes "
             f"{1 - other.memory.kv_tokens / none.memory.kv_tokens:.1%} of the cache; the model "
             f"does not tell plans within {TIE:.0%} apart"
         )
@@ -294,11 +303,17 @@ def _reasons(
     most = max(candidates, key=lambda candidate: candidate.goodput)
     if most is not best and best is not none:
         lines.append(
-            f"{most.name} gives {most.goodput / best.goodput - 1:+.1%}, within the {TIE:.0%} that "
+            f"{most.name} gives {_gain(most, best)}, within the {TIE:.0%} that "
             f"the model cannot tell apart, and {best.name} "
             + ("can be loaded" if best.loadable > most.loadable else "takes less memory")
         )
     return tuple(lines)
+
+
+def _gain(candidate: Candidate, other: Candidate) -> str:
+    if not other.goodput:
+        return "from nothing to some"
+    return f"{candidate.goodput / other.goodput - 1:+.1%}"
 
 
 def _plain(candidate: Candidate) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from dataclasses import replace as dataclass_replace
+from numbers import Integral
 from typing import Any
 
 from craftopt.errors import InputError
@@ -94,8 +95,14 @@ class Deployment:
     step_overhead: float = 1e-3
 
     def __post_init__(self) -> None:
+        for name, kind in (("model", Model), ("gpu", Gpu)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise InputError(
+                    f"{name}={value!r} is no {kind.__name__}; find_{name} looks one up by name"
+                )
         for name in ("gpus", "nodes", "attention_gpus", "prefill_tokens"):
-            check_whole(name, getattr(self, name), 1)
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
         if self.gpus % self.nodes:
             raise InputError(f"gpus={self.gpus} does not divide into nodes={self.nodes}")
         if (self.gpus // self.nodes) % self.attention_gpus:
@@ -125,7 +132,7 @@ class Deployment:
 
     def replace(self, **changes: Any) -> Deployment:
         """Return the same deployment with some constants changed, checked anew."""
-        _check_names(changes, [entry.name for entry in fields(self)])
+        check_names(changes, [entry.name for entry in fields(self)])
         return dataclass_replace(self, **changes)
 
     @property
@@ -179,15 +186,15 @@ class Workload:
     tpot: float | None = None
 
     def __post_init__(self) -> None:
-        check_whole("input_tokens", self.input_tokens, 1)
-        check_whole("output_tokens", self.output_tokens, 2)
+        for name, least in (("input_tokens", 1), ("output_tokens", 2)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
         for name in ("ttft", "tpot"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0.0)
 
     def replace(self, **changes: Any) -> Workload:
         """Return the same workload with some values changed, checked anew."""
-        _check_names(changes, [entry.name for entry in fields(self)])
+        check_names(changes, [entry.name for entry in fields(self)])
         return dataclass_replace(self, **changes)
 
     @property
@@ -206,24 +213,26 @@ def with_constants(
 ) -> tuple[Deployment, Workload]:
     """Change constants of either, by name."""
     of_workload = [entry.name for entry in fields(Workload)]
-    _check_names(changes, [entry.name for entry in fields(Deployment)] + of_workload)
+    check_names(changes, [entry.name for entry in fields(Deployment)] + of_workload)
     requests = {name: value for name, value in changes.items() if name in of_workload}
     rest = {name: value for name, value in changes.items() if name not in of_workload}
     return deployment.replace(**rest), workload.replace(**requests)
 
 
-def _check_names(changes: Mapping[str, Any], known: list[str]) -> None:
-    for name in changes:
+def check_names(names: Iterable[str], known: list[str]) -> None:
+    """Refuse names of constants that are not known; the message names the nearest."""
+    for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
             raise InputError(f"there is no constant {name}{hint}")
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def whole(name: str, value: Any, least: int) -> int:
+    """Return a whole number, numpy's too, as Python's; refuse others and those below a limit."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{name}={value!r}; pass a whole number of at least {least}")
+    return int(value)
 
 
 def check_number(name: str, value: Any, above: float | None = None) -> None:

@@ -201,6 +201,9 @@ class Model:
         for name in ("layers", "moe_layers", "experts", "top_k", "hidden_width", "expert_width"):
             if getattr(self, name) < 1:
                 raise InputError(f"model {self.name}: {name}={getattr(self, name)}; at least 1")
+        for name in ("kv_layers", "kv_bytes_per_token"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"model {self.name}: {name}={getattr(self, name)}; at least 1")
         if self.moe_layers > self.layers:
             raise InputError(
                 f"model {self.name}: moe_layers={self.moe_layers} of layers={self.layers}"

@@ -71,6 +71,8 @@ class Engine:
             values = read_only(np.array(getattr(self, name), dtype=np.float64))
             if values.ndim != 1 or not values.size or not (np.diff(values) >= 0).all():
                 raise InputError(f"{name} must be numbers in rising order")
+            if name == "sequences" and not (np.diff(values) > 0).all():
+                raise InputError("sequences repeat a number; pass each once")
             object.__setattr__(self, name, values)
         if self.sequences.shape != self.decode_seconds.shape or self.decode_seconds[0] <= 0:
             raise InputError("decode_seconds must be above 0, one per number of sequences")
@@ -78,6 +80,11 @@ class Engine:
             raise InputError(f"sequences begin at {self.sequences[0]:g}; pass at least 1")
         if (np.diff(self.decode_seconds / self.sequences) > 1e-9).any():
             raise InputError("decode_seconds grow faster than sequences; a batch cannot cost more")
+        if not (self.prompt_seconds >= 0 and self.own_seconds >= 0 and self.decode_steps >= 1):
+            raise InputError(
+                f"prompt_seconds={self.prompt_seconds}, own_seconds={self.own_seconds}, "
+                f"decode_steps={self.decode_steps}; pass seconds of at least 0 and at least 1 step"
+            )
 
     @property
     def limit(self) -> float:
@@ -123,6 +130,8 @@ class Engine:
         place: that of a birth-death process with these rates, halved because outputs of equal
         length queue half as much as exponential ones.
         """
+        if not rate > 0:
+            raise InputError(f"rate={rate}; pass requests per second above 0")
         most = self.rate(self.limit)
         if rate >= most:
             return float("inf")
@@ -298,16 +307,44 @@ def engine_of(
         step_time(deployment, profile, "decode", float(n), workload.mean_context).total
         for n in points
     ]
-    chunk = min(deployment.prefill_tokens, workload.input_tokens)
-    prefill = step_time(deployment, profile, "prefill", chunk, workload.input_tokens / 2)
-    prompt = prefill.total * workload.input_tokens / chunk * (not deployment.prefill_elsewhere)
+    prefill = step_time(
+        deployment, profile, "prefill", chunk_of(deployment, workload), workload.input_tokens / 2
+    )
+    return engine_from(deployment, workload, points, np.array(seconds), prefill.total)
+
+
+def engine_from(
+    deployment: Deployment,
+    workload: Workload,
+    points: FloatArray,
+    decode_seconds: FloatArray,
+    prefill_seconds: float,
+) -> Engine:
+    """Describe a deployment as an engine by the seconds of its steps.
+
+    Parameters
+    ----------
+    points : float64 [points]
+        Sequences of an attention group, in rising order.
+    decode_seconds : float64 [points]
+    prefill_seconds : float
+        A step of `chunk_of` prompt tokens.
+    """
+    prompt = prefill_seconds * workload.input_tokens / chunk_of(deployment, workload)
+    if deployment.prefill_elsewhere:
+        prompt = 0.0
     return Engine(
         sequences=points * deployment.groups,
-        decode_seconds=np.maximum.accumulate(seconds),
+        decode_seconds=np.maximum.accumulate(decode_seconds),
         prompt_seconds=prompt / deployment.groups,
         own_seconds=prompt * (1 - 1 / deployment.groups),
         decode_steps=workload.output_tokens - 1,
     )
+
+
+def chunk_of(deployment: Deployment, workload: Workload) -> int:
+    """Return the prompt tokens that an attention group takes in one step."""
+    return min(deployment.prefill_tokens, workload.input_tokens)
 
 
 def service_of(
@@ -331,7 +368,7 @@ def service_of(
     rate, bound = engine.goodput(workload.ttft, workload.tpot)
     running = engine.running(rate) if rate > 0 else float(deployment.groups)
     near = _NEAR * rate if bound == "memory" else rate
-    chunk = min(deployment.prefill_tokens, workload.input_tokens)
+    chunk = chunk_of(deployment, workload)
     sequences = running / deployment.groups
     return Service(
         requests_per_second=rate,

@@ -24,7 +24,7 @@ from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem, SlotRule
 from craftopt.serving.deployment import TIE, Deployment, Workload
-from craftopt.serving.goodput import Engine
+from craftopt.serving.goodput import Engine, chunk_of, engine_from
 from craftopt.serving.memory import Memory, memory_for_copies
 from craftopt.serving.timing import Phase, Profile, layer_times, profile_of_copies, step_time
 
@@ -108,14 +108,15 @@ class Sweep:
         step = problem.replica_step
         experts = problem.loads.experts
         most = min(MOST_SLOTS * problem.gpus, experts * (problem.copies_limit - 1))
-        wanted = {round(part * problem.gpus / step) * step for part in CURVE_PARTS}
-        wanted |= {replicas for _, replicas in self._uniform()}
-        grid = np.array(sorted({replicas for replicas in wanted if replicas <= most} | {0}))
+        parts = {round(part * problem.gpus / step) * step for part in CURVE_PARTS}
+        wanted = {replicas for replicas in parts if replicas <= most}
+        # Where the experts do not fill the GPUs evenly, uniform layouts can take a few more.
+        grid = np.array(sorted(wanted | {replicas for _, replicas in self._uniform()}))
         placed = measure_curves(problem, grid, seed=seed, workers=workers)
         profiles = [profile_of_copies(copies, problem.loads.tokens) for copies in placed]
         limit = self.memory(0).concurrency(workload.context)
         self.points = np.unique(np.minimum(np.geomspace(1, limit, _POINTS), limit))
-        self.chunk = min(deployment.prefill_tokens, workload.input_tokens)
+        self.chunk = chunk_of(deployment, workload)
 
         def seconds(profile: Profile, phase: Phase, tokens: float) -> FloatArray:
             parts = layer_times(deployment, profile, phase, tokens)
@@ -227,20 +228,17 @@ class Sweep:
         return result
 
     def _engine(self, extra: int, replicas: IntArray) -> Engine:
-        deployment, workload = self.deployment, self.workload
         choice = replicas // self.problem.replica_step
         layers = np.arange(replicas.size)
         seconds = self.decode[:, layers, choice].sum(axis=1) + self.decode_rest
-        limit = self.memory(extra).concurrency(workload.context)
+        limit = self.memory(extra).concurrency(self.workload.context)
         points = np.unique(np.append(self.points[self.points < limit], limit))
-        prompt = float(self.prefill[layers, choice].sum()) + self.prefill_rest
-        prompt *= workload.input_tokens / self.chunk * (not deployment.prefill_elsewhere)
-        return Engine(
-            sequences=points * deployment.groups,
-            decode_seconds=np.maximum.accumulate(np.interp(points, self.points, seconds)),
-            prompt_seconds=prompt / deployment.groups,
-            own_seconds=prompt * (1 - 1 / deployment.groups),
-            decode_steps=workload.output_tokens - 1,
+        return engine_from(
+            self.deployment,
+            self.workload,
+            points,
+            np.interp(points, self.points, seconds),
+            float(self.prefill[layers, choice].sum()) + self.prefill_rest,
         )
 
     def _predict(self, rule: SlotRule, extra: int, replicas: IntArray) -> Budget:

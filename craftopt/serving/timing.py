@@ -20,8 +20,8 @@ caching; moving experts while serving.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from craftopt.errors import InputError
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.loads import FloatArray, Loads, read_only
 from craftopt.plan import Copies, Plan
-from craftopt.serving.deployment import Deployment
+from craftopt.serving.deployment import Deployment, check_names
 from craftopt.serving.facts import bytes_of
 from craftopt.serving.memory import check_shape
 
@@ -72,6 +72,11 @@ class Profile:
 def profile_of(plan: Plan, loads: Loads) -> Profile:
     """Profile a plan on loads, whether it was planned on them or not.
 
+    Raises
+    ------
+    InputError
+        Loads of other layers or experts than the plan's.
+
     Examples
     --------
     >>> import craftopt as co
@@ -81,6 +86,11 @@ def profile_of(plan: Plan, loads: Loads) -> Profile:
     >>> round(float(profile.fullest[0, 0]), 4), float(profile.activated[-1, 0, 0])
     (0.5833, 2.0)
     """
+    if (plan.layers, plan.experts) != (loads.layers, loads.experts):
+        raise InputError(
+            f"the plan has {plan.layers} layers of {plan.experts} experts, the loads "
+            f"{loads.layers} of {loads.experts}; both must describe the same model"
+        )
     return profile_of_copies(plan.copies, loads.tokens)
 
 
@@ -152,6 +162,11 @@ def step_time(
     context : float
         Positions that a token attends to, on average.
 
+    Raises
+    ------
+    InputError
+        An unknown phase, a number outside its range, or a profile of another model.
+
     Examples
     --------
     >>> import craftopt as co
@@ -164,6 +179,8 @@ def step_time(
     True
     """
     check_shape(deployment, profile.fullest.shape[1], deployment.model.experts)
+    if phase not in get_args(Phase):
+        raise InputError(f"phase={phase!r} is unknown; pass one of {', '.join(get_args(Phase))}")
     if not (tokens > 0 and context >= 0):
         raise InputError(f"tokens={tokens}, context={context}; pass above 0 and at least 0")
     by_layer = layer_times(deployment, profile, phase, tokens)
@@ -321,13 +338,13 @@ def calibrate(
     points : sequence of Measured
         At least 2, and at least as many as there are constants to fit.
     constants : sequence of str
-        Names of numbers of the deployment, all above 0.
+        Names of the deployment's numbers that need not be whole, all above 0.
 
     Raises
     ------
     InputError
-        Too few points, or points that do not tell the constants apart: the message names one
-        that no point depends on.
+        Unknown constants, too few points, or points that do not tell the constants apart: the
+        message names one that no point depends on.
 
     Examples
     --------
@@ -347,6 +364,7 @@ def calibrate(
     """
     from scipy.optimize import least_squares  # noqa: PLC0415 (slow to import)
 
+    check_names(constants, [entry.name for entry in fields(Deployment) if entry.type == "float"])
     if len(points) < max(2, len(constants)):
         raise InputError(
             f"{len(points)} measured point(s) for {', '.join(constants)}; pass at least "
@@ -354,7 +372,7 @@ def calibrate(
         )
     if any(not point.seconds > 0 for point in points):
         raise InputError("a measured point has no time; seconds must be above 0")
-    start = np.array([getattr(deployment.replace(), name) for name in constants], dtype=float)
+    start = np.array([getattr(deployment, name) for name in constants], dtype=float)
     if not (start > 0).all():
         raise InputError(f"{constants[int(start.argmin())]} is 0; calibrate starts above 0")
 
