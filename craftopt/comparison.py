@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from craftopt.errors import CraftoptWarning, InfeasibleError, InputError
-from craftopt.evaluation import DISPATCHES, Evaluation, evaluate
+from craftopt.evaluation import DISPATCHES, Evaluation, evaluate, mean_activated
 from craftopt.loads import FloatArray, Loads
+from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Result
 from craftopt.solving import find_method, methods, solve
@@ -24,16 +25,22 @@ _DRIFT = 0.9  # correlation of a part's weight from one window to the next
 
 @dataclass(frozen=True)
 class Scores:
-    """What a plan scores on some windows."""
+    """What a plan scores on some windows; ``activated`` for the objective of that name only."""
 
     balancedness: float
     worst_layer: float
     relative_time: float
+    activated: float | None = None
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> Scores:
+    def of(cls, evaluation: Evaluation, activated: float | None = None) -> Scores:
         """Take the scores of an evaluation."""
-        return cls(evaluation.mean_balancedness, evaluation.worst_layer, evaluation.relative_time)
+        return cls(
+            evaluation.mean_balancedness,
+            evaluation.worst_layer,
+            evaluation.relative_time,
+            activated,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,8 @@ class Row:
 class Comparison:
     """Methods side by side; ``bound`` is on the objective over the planned windows.
 
-    Rows are scored under ``dispatch``; objective, bound and gap are always of even dispatch.
+    Rows are scored under ``dispatch``; objective, bound and gap are always of even dispatch, for
+    the objective activated of exact routing.
     """
 
     problem: Problem
@@ -370,15 +378,21 @@ def _row(
         )  # fmt: skip
     plan = result.plan
     totals = plan.slots.sum(axis=0)
+    decode = result.problem.objective == "activated"
     return Row(
         method=label,
         status=result.status.value,
         replicas=plan.replicas,
         slots_per_gpu=(int(totals.min()), int(totals.max())),
-        planned=Scores.of(evaluate(plan, result.problem.loads, dispatch)),
-        served=Scores.of(evaluate(plan, served, dispatch)) if served is not None else None,
+        planned=_scores(plan, result.problem.loads, dispatch, decode),
+        served=_scores(plan, served, dispatch, decode) if served is not None else None,
         gap=None if over_budget else result.gap,
         duplicates=plan.duplicates,
         milliseconds=result.runtime * 1e3,
         note=note,
     )
+
+
+def _scores(plan: Plan, loads: Loads, dispatch: str, decode: bool) -> Scores:
+    activated = mean_activated(plan, loads) if decode else None
+    return Scores.of(evaluate(plan, loads, dispatch), activated)

@@ -25,10 +25,13 @@ class Evaluation:
     ----------
     max_load, mean_load : float64 [windows, layers]
         Largest and mean GPU load, in token assignments.
+    max_activated : int64 [windows, layers] or None
+        Most activated copies on a GPU; None under even dispatch, which is scored in tokens alone.
     """
 
     max_load: FloatArray
     mean_load: FloatArray
+    max_activated: IntArray | None = None
 
     @cached_property
     def balancedness(self) -> FloatArray:
@@ -111,13 +114,16 @@ def evaluate(plan: Plan, loads: Loads, dispatch: str = "even") -> Evaluation:
     if dispatch not in DISPATCHES:
         raise InputError(f"dispatch={dispatch!r} is unknown; pass one of {', '.join(DISPATCHES)}")
     _check_match(plan, loads)
+    activated = None
     if dispatch != "even":
-        largest = np.array([route(plan, window, dispatch).max_tokens for window in loads.tokens])
+        routed = [route(plan, window, dispatch) for window in loads.tokens]
+        largest = np.array([routing.max_tokens for routing in routed])
+        activated = read_only(np.array([routing.max_activated for routing in routed]))
     else:
         largest = gpu_loads(plan, loads).max(axis=2)
     mean = loads.tokens.sum(axis=2) / plan.gpus
     # A load can round to just under the mean of all; the largest never is.
-    return Evaluation(read_only(np.maximum(largest, mean)), read_only(mean))
+    return Evaluation(read_only(np.maximum(largest, mean)), read_only(mean), activated)
 
 
 def gpu_loads(plan: Plan, loads: Loads) -> FloatArray:
@@ -161,17 +167,40 @@ def layer_gpu_loads(tokens: FloatArray, copies: Copies) -> FloatArray:
 
 
 def objective_value(plan: Plan, problem: Problem) -> float:
-    """Compute the problem's objective: relative time, or mean balancedness."""
+    """Compute the problem's objective.
+
+    Relative time or mean balancedness under even dispatch, or the mean of the most activated
+    copies on a GPU under exact routing.
+    """
+    if problem.objective == "activated":
+        return mean_activated(plan, problem.loads)
     scored = evaluate(plan, problem.loads)
     if problem.objective == "time":
         return scored.relative_time
     return scored.mean_balancedness
 
 
+def mean_activated(plan: Plan, loads: Loads) -> float:
+    """Compute the mean over windows and layers of the most activated copies on a GPU.
+
+    Under exact routing, each window as a batch of decode.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.evaluation import mean_activated
+    >>> mean_activated(co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2), co.Loads([[6, 2, 4]]))
+    2.0
+    """
+    activated = evaluate(plan, loads, "exact").max_activated
+    assert activated is not None
+    return float(activated.mean())
+
+
 def relative_gap(value: float, bound: float, objective: Objective) -> float:
     """Compute how far a value is from its bound, relative and at least 0.
 
-    ``(value - bound)/bound`` for time, ``(bound - value)/value`` for balancedness.
+    ``(value - bound)/bound`` for time and activated, ``(bound - value)/value`` for balancedness.
 
     Examples
     --------
@@ -181,9 +210,10 @@ def relative_gap(value: float, bound: float, objective: Objective) -> float:
     """
     if objective not in get_args(Objective):
         raise InputError(f"objective={objective!r} is unknown")
-    if objective == "time":
-        return max(0.0, (value - bound) / bound)
-    return max(0.0, (bound - value) / value)
+    if objective == "balancedness":
+        return max(0.0, (bound - value) / value)
+    # Without tokens both are 0.
+    return (value - bound) / bound if value > bound else 0.0
 
 
 def violations(plan: Plan, problem: Problem) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from craftopt.errors import CraftoptWarning, InfeasibleError, InputError
 from craftopt.loads import IntArray, Loads, as_array, read_only
 
 SlotRule = Literal["uniform", "even", "free"]
-Objective = Literal["time", "balancedness"]
+Objective = Literal["time", "balancedness", "activated"]
 
 
 class HostedCopies(Protocol):
@@ -45,9 +45,10 @@ class Problem:
         the only one that engines can load today. ``even``: floor or ceil per layer.
         ``free``: any count per layer. Under all of them a GPU's copies, summed over the
         layers, differ by at most 1 between GPUs.
-    objective : {"time", "balancedness"}
-        Minimise the sum over windows and layers of the largest GPU load, or maximise the
-        mean of mean/max.
+    objective : {"time", "balancedness", "activated"}
+        Minimise the sum over windows and layers of the largest GPU load, maximise the mean of
+        mean/max, or, where windows are batches of decode, minimise the mean of the most
+        activated copies on a GPU under exact routing.
     expert_groups : int or array_like [experts], optional
         Equal groups of experts that must stay within one node: how many groups of
         consecutive experts, or the group of every expert.
@@ -178,6 +179,19 @@ class Problem:
             return self.replicas - self.layer_replicas_limit * self.loads.layers
         usable = min(self.replicas, self.layer_replicas_limit * self.loads.layers)
         return self.replicas - (usable - usable % self.replica_step)
+
+    def require_even_dispatch(self, what: str) -> None:
+        """Refuse the objective ``activated`` where only those of even dispatch are known.
+
+        Raises
+        ------
+        InputError
+            The objective is ``activated``.
+        """
+        if self.objective == "activated":
+            raise InputError(
+                f"{what} knows no objective='activated'; pass objective='time' or 'balancedness'"
+            )
 
     def __repr__(self) -> str:
         groups = "" if self.expert_groups is None else f", groups={self.expert_groups.max() + 1}"

@@ -58,7 +58,7 @@ class Result:
     Parameters
     ----------
     objective : float or None
-        Relative time or mean balancedness, recomputed from the plan.
+        Relative time, mean balancedness or activated copies, recomputed from the plan.
     bound : float
         No plan does better than this; readable whatever the status.
     gap : float or None

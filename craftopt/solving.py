@@ -191,7 +191,7 @@ def solve(
     runtime = time.perf_counter() - start
     bound = whole_plan_bound(problem)
     if outcome.bound is not None:
-        tighter = max if problem.objective == "time" else min
+        tighter = min if problem.objective == "balancedness" else max
         bound = tighter(bound, outcome.bound)
     objective = gap = None
     broken: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """Lower bounds on what any plan can reach, without a solver."""
 
+from craftopt.bounds.activated import least_activated
 from craftopt.bounds.cardinality import cardinality_bound
 from craftopt.bounds.common_copies import common_copies_curve, common_copies_witness
 from craftopt.bounds.copies import max_copy_load, sift_down
@@ -20,6 +21,7 @@ __all__ = [
     "cost_table",
     "has_even_slots",
     "layer_costs",
+    "least_activated",
     "least_cost",
     "max_copy_load",
     "replica_choices",

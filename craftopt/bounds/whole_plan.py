@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
+from craftopt.bounds.activated import least_activated
 from craftopt.bounds.cardinality import cardinality_bound
 from craftopt.bounds.common_copies import common_copies_curve
 from craftopt.bounds.copies import max_copy_load
@@ -30,7 +31,8 @@ def whole_plan_bound(problem: Problem) -> float:
     Returns
     -------
     float
-        A lower bound on relative time, or an upper bound on mean balancedness.
+        A lower bound on relative time or on activated copies, or an upper bound on mean
+        balancedness.
 
     Examples
     --------
@@ -42,6 +44,8 @@ def whole_plan_bound(problem: Problem) -> float:
     >>> round(whole_plan_bound(co.Problem(loads, gpus=8, replicas=1)), 4)
     3.0897
     """
+    if problem.objective == "activated":
+        return float(least_activated(problem).mean())
 
     def sharpen(layers: IntArray, replicas: IntArray) -> FloatArray:
         chosen = np.ascontiguousarray(problem.loads.tokens[:, layers].transpose(1, 0, 2))
@@ -162,6 +166,7 @@ def layer_costs(problem: Problem) -> FloatArray:
 
 
 def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
+    problem.require_even_dispatch("a bound by loads")
     tokens = np.ascontiguousarray(problem.loads.tokens.transpose(1, 0, 2))
     return _cost_curves(
         tokens, problem.gpus, problem.copies_limit, choices, problem.objective == "time"

@@ -38,7 +38,7 @@ PlanSlots = Annotated[
     str | None,
     typer.Option("--slots", help="Memory layout; the strictest that the plan keeps by default."),
 ]
-ObjectiveOption = Annotated[str, typer.Option(help="time or balancedness.")]
+ObjectiveOption = Annotated[str, typer.Option(help="time, balancedness, or activated (decode).")]
 Groups = Annotated[
     int | None, typer.Option(help="Equal groups of experts that must stay within a node.")
 ]

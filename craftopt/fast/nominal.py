@@ -57,13 +57,15 @@ def plan_nominal(
     Nothing is drawn at random and all is done in moments: ``seed``, ``time_limit`` and
     ``progress`` change nothing.
     ``work_limit`` counts placements of one layer. A previous plan is a start: a layer keeps it,
-    improved, where a fresh placement is no better.
+    improved, where a fresh placement is no better. For the objective activated it plans for time.
     """
     if problem.max_moves is not None:
         return Outcome(message="nominal plans afresh and cannot keep max_moves")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CraftoptWarning)  # said when the problem was made
         total = problem.replace(loads=problem.loads.total())
+        if problem.objective == "activated":  # the sum of batches activates everything
+            total = total.replace(objective="time")
     work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers if work_limit is None else work_limit
     layers = _Layers(total, workers or os.cpu_count() or 1)
     if problem.slots == "uniform":

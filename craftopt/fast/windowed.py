@@ -19,6 +19,7 @@ from scipy.interpolate import PchipInterpolator
 
 from craftopt.evaluation import layer_gpu_loads, objective_value, violations
 from craftopt.fast.annealing import anneal
+from craftopt.fast.decode import plan_activated
 from craftopt.fast.nominal import plan_nominal
 from craftopt.fast.parallel import in_threads
 from craftopt.fast.placement import place_layer
@@ -66,7 +67,17 @@ def plan_fast(
     Annealing minimises the mean over windows of a p-norm of the GPU loads, weighted by tokens for
     the objective time; the objective itself decides between a layer's start and what annealing
     made of it, over the allocation, and between the whole plan, the nominal one and the previous.
+    The objective activated has a search of its own (`craftopt.fast.decode`).
     """
+    if problem.objective == "activated":
+        return plan_activated(
+            problem,
+            seed=seed,
+            work_limit=work_limit,
+            time_limit=time_limit,
+            workers=workers,
+            progress=progress,
+        )
     if problem.max_moves is not None:
         return Outcome(message="fast plans afresh and cannot keep max_moves")
     workers = workers or os.cpu_count() or 1
@@ -232,6 +243,7 @@ class _Search:
         deadline: float,
         progress: Callable[[float], None] | None,
     ) -> None:
+        problem.require_even_dispatch("the search on loads")
         self.problem = problem
         self.seed = seed
         self.work_limit = work_limit

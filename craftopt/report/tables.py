@@ -18,6 +18,18 @@ from craftopt.traces import Trace
 # Loads are enough for planning where the hottest experts' shares are known this well, relative.
 STABLE = 0.05
 
+# What the figures of the objectives are called, and what bounds say of them.
+OBJECTIVES = {
+    "time": "relative time",
+    "balancedness": "mean balancedness",
+    "activated": "activated copies",
+}
+_BOUNDS = {
+    "time": "a planned relative time below",
+    "balancedness": "a planned balancedness above",
+    "activated": "fewer planned activated copies than",
+}
+
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -30,7 +42,8 @@ def comparison_table(comparison: Comparison) -> Table:
         f"{problem.nodes} node(s), {problem.replicas} replicas, slots {problem.slots}"
     )
     if comparison.dispatch != "even":
-        title += f", dispatch {comparison.dispatch} (gaps: even)"
+        exact = problem.objective == "activated"
+        title += f", dispatch {comparison.dispatch} (gaps: {'exact' if exact else 'even'})"
     if comparison.served is not None:
         title += f"\nplanned on {problem.loads.windows} windows, "
         title += f"served {comparison.served.windows} that no plan has seen"
@@ -38,7 +51,8 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("method")
     for name in ("replicas", "slots/GPU"):
         table.add_column(name, justify="right")
-    for name in ("balanced", "worst layer", "time"):
+    decode = problem.objective == "activated"
+    for name in ("balanced", "worst layer", "time", *(["activated"] if decode else [])):
         if both:
             table.add_column(f"{name}\nplanned", justify="right")
             table.add_column("\nserved", justify="right", style="bold")
@@ -51,7 +65,7 @@ def comparison_table(comparison: Comparison) -> Table:
             continue
         few, most = row.slots_per_gpu
         cells = [row.method, str(row.replicas), str(few) if few == most else f"{few}-{most}"]
-        pairs = zip(_cells(row.planned), _cells(row.served), strict=True)
+        pairs = zip(_cells(row.planned, decode), _cells(row.served, decode), strict=True)
         for first, second in pairs:
             cells += [first, second] if both else [first]
         cells += [
@@ -61,21 +75,22 @@ def comparison_table(comparison: Comparison) -> Table:
         ]
         table.add_row(*cells)
     notes = [f"{row.method}: {row.note}" for row in comparison.rows if row.note]
-    if problem.objective == "time":
-        bound = f"No plan has a planned relative time below {comparison.bound:.4f}"
-    else:
-        bound = f"No plan has a planned balancedness above {comparison.bound:.4f}"
+    bound = f"No plan has {_BOUNDS[problem.objective]} {comparison.bound:.4f}"
     table.caption = "\n".join([f"{bound}: gaps are to that bound.", *notes])
     table.caption_justify = "left"
     return table
 
 
 def domains_table(results: Mapping[str, Comparison]) -> Table:
-    """Lay out served balancedness by method, a column per domain left out, and the mean."""
+    """Lay out a served figure by method, a column per domain left out, and the mean.
+
+    Balancedness, or the activated copies where these are the objective.
+    """
     first = next(iter(results.values()))
     problem = first.problem
+    name = "activated" if problem.objective == "activated" else "balancedness"
     table = _table(
-        f"balancedness of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
+        f"{name} of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
         f"replicas, slots {problem.slots}, objective {problem.objective}, "
         f"dispatch {first.dispatch}"
     )
@@ -84,7 +99,7 @@ def domains_table(results: Mapping[str, Comparison]) -> Table:
         table.add_column(domain, justify="right", overflow="fold")
     table.add_column("mean", justify="right", style="bold")
     for rows in zip(*(result.rows for result in results.values()), strict=True):
-        scores = [row.served.balancedness for row in rows if row.served is not None]
+        scores = [getattr(row.served, name) for row in rows if row.served is not None]
         if len(scores) == len(rows):
             cells = [f"{score:.4f}" for score in (*scores, sum(scores) / len(scores))]
             table.add_row(rows[0].method, *cells)
@@ -97,7 +112,7 @@ def result_table(result: Result) -> Table:
     """Lay out one plan: how good it is, how far from the bound, what it costs."""
     plan, problem = result.plan, result.problem
     totals = plan.slots.sum(axis=0)
-    name = "relative time" if problem.objective == "time" else "mean balancedness"
+    name = OBJECTIVES[problem.objective]
     rows = [
         ("status", result.status.value + (f" (stopped by {result.limit})" if result.limit else "")),
         (name, f"{result.objective:.4f}"),
@@ -255,14 +270,11 @@ def gini(values: FloatArray) -> float:
     return float((2 * ranks - ordered.size - 1) @ ordered / (ordered.size * total))
 
 
-def _cells(scores: Scores | None) -> list[str]:
+def _cells(scores: Scores | None, decode: bool) -> list[str]:
+    names = ["balancedness", "worst_layer", "relative_time", *(["activated"] if decode else [])]
     if scores is None:
-        return ["", "", ""]
-    return [
-        f"{scores.balancedness:.3f}",
-        f"{scores.worst_layer:.3f}",
-        f"{scores.relative_time:.3f}",
-    ]
+        return [""] * len(names)
+    return [f"{getattr(scores, name):.3f}" for name in names]
 
 
 def _table(title: str) -> Table:
