@@ -228,6 +228,7 @@ def certify(
     >>> certificate.layers[0].kind, certificate.gap < 1e-9
     ('cardinality', True)
     """
+    problem.require_even_dispatch("certify")
     broken = violations(plan, problem)
     if broken:
         raise InputError(f"a plan that breaks rules cannot be certified: {broken[0]}")
@@ -268,6 +269,11 @@ def certify(
     solver_bound = None
     if prover.claims:
         solver_bound = exact.least_objective(prover.with_claims(proven), prover.lines)
+        if exact_gap(value, solver_bound, in_time) < 0:
+            raise VerificationError(
+                f"solvers claim a bound of {float(solver_bound):.12g}, and the plan, at "
+                f"{float(value):.12g}, is better; round claims down, and look at who claims what"
+            )
     return Certificate(
         {
             "format": CERTIFICATE_FORMAT,

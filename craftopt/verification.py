@@ -64,6 +64,7 @@ Both may branch, to any depth:
 
 ``{"kind": "solver", "cost": "p/q", "solver": name, "version": text}`` is no witness but a
 solver's word that the layer's cost is at least that; it counts for `Certificate.solver_gap` alone.
+It is refused where the plan itself shows that it is false.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ import heapq
 import json
 import math
 import os
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +97,10 @@ CERTIFICATE_VERSION = 1
 
 # Sums of this size fit 64 bits with a sign; beyond, arrays hold Python's whole numbers.
 _FITS = 2**62
+# Summed balancedness is a multiple of 1/_STEPS, rounded against the claim (a plan's down, a proof's
+# up): of many windows, exact fractions have more digits than Python reads.
+_STEPS = 2**80
+_NUMBER = re.compile(r"-?[0-9]+(/[0-9]+)?")
 # A configuration's loads are counted in at most that many steps.
 _FINEST_GRID = 1_000_000
 
@@ -301,7 +307,12 @@ def _check_bound(
         f"{name}: the bound is stated as {float(bound):.12g}, and {float(proven):.12g} is proven",
     )
     _claim(bound > 0 and value > 0, f"{name}: a bound or an objective of 0 is none")
-    _check_number(f"the gap of {name}", stated_gap, exact_gap(value, bound, time))
+    gap = exact_gap(value, bound, time)
+    _claim(  # solvers can be wrong
+        gap >= 0,
+        f"{name}: the plan, at {float(value):.12g}, is better than its bound, {float(bound):.12g}",
+    )
+    _check_number(f"the gap of {name}", stated_gap, gap)
 
 
 def exact_gap(value: Fraction, bound: Fraction, time: bool) -> Fraction:
@@ -316,8 +327,8 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> Fraction:
-    """Read an int or a text "p/q"."""
-    if type(value) is not int and type(value) is not str:
+    """Read an int or a text "p/q"; what else fractions could be ("1e999999999") takes forever."""
+    if type(value) is not int and not (type(value) is str and _NUMBER.fullmatch(value)):
         raise VerificationError(f"{value!r} stands where a whole number or a text p/q must")
     return Fraction(value)
 
@@ -427,7 +438,7 @@ class ExactProblem:
     """A problem in whole numbers: what plans cost and what witnesses prove.
 
     Costs of a layer are sums over windows of largest GPU loads, in units of ``1/unit`` tokens
-    (objective time), or minus sums of balancedness.
+    (objective time), or minus sums of balancedness, rounded against the claim to 24 digits.
 
     Parameters
     ----------
@@ -435,6 +446,7 @@ class ExactProblem:
     """
 
     def __init__(self, problem: Problem) -> None:
+        problem.require_even_dispatch("verify")
         self.problem = problem
         self.time = problem.objective == "time"
         tokens = problem.loads.tokens
@@ -469,7 +481,8 @@ class ExactProblem:
         of_windows = zip(largest, self._sums[layer], strict=True)
         gpus = self.problem.gpus
         costs = [_window_cost(load, Fraction(sums, gpus), self.time) for load, sums in of_windows]
-        return sum(costs, Fraction(0))
+        cost = sum(costs, Fraction(0))
+        return cost if self.time else Fraction(math.ceil(cost * _STEPS), _STEPS)
 
     def objective(self, costs: list[Fraction]) -> Fraction:
         """Compute the objective from the costs of all layers."""
@@ -506,7 +519,7 @@ class ExactProblem:
             raise VerificationError(f"{name}: {error}") from None
         if not isinstance(cost, Fraction):
             raise VerificationError(f"{name}: the witness leaves no choice of copies at all")
-        return cost
+        return self._rounded_down(cost)
 
     def proven_line(self, layer: int, witness: Witness) -> tuple[Fraction, Fraction]:
         """Bound a layer's cost with any number of replicas: (start, price) of credits.
@@ -519,9 +532,13 @@ class ExactProblem:
         name = self._name(layer, None)
         _claim(witness["kind"] == "credits", f"{name}: only credits hold for all of them")
         try:
-            return _credits(witness, self._case(layer, 0))
+            start, price = _credits(witness, self._case(layer, 0))
         except VerificationError as error:
             raise VerificationError(f"{name}: {error}") from None
+        return self._rounded_down(start), price
+
+    def _rounded_down(self, cost: Fraction) -> Fraction:
+        return cost if self.time else Fraction(math.floor(cost * _STEPS), _STEPS)
 
     def _name(self, layer: int, replicas: int | None) -> str:
         number = "any number of" if replicas is None else replicas
@@ -547,7 +564,11 @@ class ExactProblem:
         _claim(0 <= replicas <= self.limit, f"{name}: so many replicas are no choice")
         named = isinstance(claim["solver"], str) and isinstance(claim["version"], str)
         _claim(claim["kind"] == "solver" and named, f"{name}: a claim must name its solver")
-        return _number(claim["cost"]) * (self.unit if self.time else 1)
+        cost = _number(claim["cost"]) * (self.unit if self.time else 1)
+        # All tokens on one GPU cost most.
+        most = sum(self._sums[layer]) if self.time else 0
+        _claim(cost <= most, f"{name}: {claim['solver']} claims more than any placement costs")
+        return cost
 
     def least_objective(self, proven: Mapping[tuple[int, int], Fraction], lines: Lines) -> Fraction:
         """Bound the objective of every plan: mean, heaviest copy, and what is proven besides.

@@ -76,7 +76,7 @@ class Judge:
         insist(not broken_rules(self.plan, problem))
         scores = slow_scores(self.plan.copies.tolist(), self.tokens)
         value = scores.relative_time if self.time else scores.mean_balancedness
-        insist(Fraction(document["value"]) == value)
+        self.judge_value(document, value)
         proven: dict[tuple[int, int | None], list[Any]] = {}
         ids = problem.loads.layer_ids.tolist()
         insist(len(document["layers"]) == len(ids))
@@ -88,7 +88,7 @@ class Judge:
             cost = sum(self.cost(*pair) for pair in zip(largest, means, strict=True))
             bound = self.layer_cost(layer, replicas, entry["witness"])
             proven.setdefault((layer, replicas), []).append(bound)
-            insist(Fraction(entry["value"]) == self.objective(cost, sum(means), 1))
+            self.judge_value(entry, self.objective(cost, sum(means), 1))
             self.judge_bound(entry, "bound", "gap", self.objective(bound, sum(means), 1))
         for entry in document["allocation"]:
             insist(entry["layer_id"] in ids)
@@ -111,6 +111,11 @@ class Judge:
             proven.setdefault(key, []).append(Fraction(entry["witness"]["cost"]))
         least = self.objective(self.least_cost(proven), total, len(ids))
         self.judge_bound(document, "solver_bound", "solver_gap", least)
+
+    def judge_value(self, entry: dict[str, Any], true: Fraction) -> None:
+        """Time is stated exactly, balancedness at most 1e-23 below what it is."""
+        stated = Fraction(entry["value"])
+        insist(stated == true if self.time else true - Fraction(1, 10**23) < stated <= true)
 
     def judge_bound(self, entry: dict[str, Any], bound: str, gap: str, proven: Fraction) -> None:
         value, stated = Fraction(entry["value"]), Fraction(entry[bound])
@@ -869,6 +874,103 @@ def test_solvers_are_believed_apart(problem, plan):
     assert believed.solver_bound >= believed.bound
     assert believed.solver_gap <= believed.gap
     assert believed.solvers == ("CP-SAT 9.15",)
+
+
+def claim_of(cost: str) -> dict[str, Any]:
+    return {"kind": "solver", "cost": cost, "solver": "Oracle", "version": "1"}
+
+
+def test_solvers_that_the_plan_refutes_are_not_believed(problem, plan):
+    """A wrong claim gives no gap below 0, neither in a certificate made nor in one read."""
+    cells = list(enumerate((plan.replica_counts.sum(axis=1) - 12).tolist()))
+    document = json.loads(co.certify(problem, plan).to_json())
+    value = Fraction(document["value"])
+    every = [(layer, replicas) for layer in range(3) for replicas in range(8)]
+    tokens = problem.loads.tokens[0].sum(axis=1)
+    for factor, says in ((Fraction(1, 2), "better"), (10**30, "more than any placement costs")):
+        costs = [str(factor * int(count)) for count in tokens]
+        claims = {(layer, r): [claim_of(costs[layer])] for layer, r in every}
+        with pytest.raises(co.VerificationError, match=says):
+            co.certify(problem, plan, evidence=claims)
+        false = copy.deepcopy(document)
+        false["claims"] = [
+            {
+                "layer_id": int(problem.loads.layer_ids[layer]),
+                "replicas": r,
+                "witness": claim_of(costs[layer]),
+            }
+            for layer, r in every
+        ]
+        bound = Fraction(3, 2)
+        false["solver_bound"], false["solver_gap"] = str(bound), str((value - bound) / bound)
+        with pytest.raises(co.VerificationError, match=says):
+            co.verify(Document(false))
+    # A claim counts for the solver's bound alone, and is no witness.
+    false = copy.deepcopy(document)
+    false["layers"][0]["witness"] = claim_of("1")
+    with pytest.raises(co.VerificationError, match="'solver' proves nothing"):
+        co.verify(Document(false))
+    with pytest.raises(co.VerificationError, match="'solver' proves nothing"):
+        ExactProblem(problem).proven_cost(*cells[0], claim_of("1"))
+
+
+ODD_NUMBERS = [
+    math.nan, math.inf, 1.0, True, None, [], {}, "nan", "inf", "1.5", "1e3", "1_000", " 1", "1/-2",
+    "1/0", "", "1e999999999", "-1e-999999999", "\u0661", "9" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD_NUMBERS, ids=lambda odd: repr(odd)[:14])
+def test_only_whole_numbers_and_fractions_are_numbers(odd, problem, plan):
+    """Neither another type nor another way to write a number; and none takes long to refuse."""
+    document = json.loads(co.certify(problem, plan).to_json())
+    replicas = int(plan.replica_counts[0].sum()) - 12
+    start = time.perf_counter()
+    for key in ("value", "bound", "gap"):
+        assert not is_verified({**document, key: odd})
+        assert not is_verified({**document, "layers": [{**document["layers"][0], key: odd}]})
+    tokens = copy.deepcopy(document)
+    tokens["loads"]["tokens"][0][0][0] = odd
+    assert not is_verified(tokens)
+    for witness in (
+        {"kind": "cardinality", "load": odd, "price": "0"},
+        {"kind": "credits", "price": 1, "scale": odd, "windows": {}},
+        {"kind": "credits", "price": odd, "scale": "1", "windows": {}},
+        {"kind": "credits", "price": 1, "scale": "1", "windows": {"0": [[0, 2, odd]]}},
+        {"kind": "branch", "expert": odd, "copies": 1, "below": claim_of("0"), "above": {}},
+    ):
+        more = copy.deepcopy(document)
+        more["allocation"].append({"layer_id": 3, "replicas": replicas, "witness": witness})
+        assert not is_verified(more), witness
+    assert time.perf_counter() - start < 5
+
+
+def test_what_is_stated_twice_or_not_at_all_is_no_proof(problem, plan):
+    document = json.loads(co.certify(problem, plan).to_json())
+    assert is_verified({**document, "allocation": document["allocation"] * 2})  # twice true
+    layers = document["layers"]
+    for wrong in (layers[:-1], [*layers, layers[0]], [layers[0], *layers[:-1]], layers[::-1]):
+        assert not is_verified({**document, "layers": wrong})
+    for cell in ({"layer_id": 4, "replicas": 0}, {"layer_id": 3, "replicas": 8}):
+        entry = {**cell, "witness": {"kind": "mean"}}
+        assert not is_verified({**document, "allocation": [entry]})
+    # A witness for another number of replicas.
+    other = copy.deepcopy(document)
+    other["layers"][0]["replicas"] += 1
+    assert not is_verified(other)
+
+
+def test_balancedness_of_many_windows_is_stated_in_few_digits():
+    """As an exact fraction it has more digits than Python reads."""
+    rng = np.random.default_rng(0)
+    loads = co.Loads(rng.integers(1, 100_000, (40, 40, 8)))
+    problem = co.Problem(loads, 4, replicas=40, slots="even", objective="balancedness")
+    result = co.solve(problem.replace(loads=loads.total()), "nominal")
+    certificate = co.certify(problem, result.plan, time_limit=1e-9)
+    co.verify(certificate)
+    true = co.evaluate(result.plan, loads).mean_balancedness
+    assert certificate.value == pytest.approx(true, rel=1e-12)
+    assert max(len(certificate.document[key]) for key in ("value", "bound", "gap")) < 200
 
 
 def test_a_time_limit_leaves_the_cheap_bounds(problem, plan):

@@ -283,6 +283,35 @@ def test_a_limit_of_work_leaves_a_bound():
     assert (again.bound, again.objective) == (found.bound, found.objective)
 
 
+def test_what_was_stopped_bounds_nothing_falsely():
+    """CP-SAT, stopped before it knows anything, says 0: above every cost of balancedness."""
+    model = _solvers.new_model("cp-sat", "stopped")
+    counts = [model.count(f"a_{i}", 0, 1000) for i in range(200)]
+    for i in range(199):
+        model.add(f"pair_{i}", counts[i] + counts[i + 1] <= 1000)
+    model.minimise(-model.total(counts))
+    bounds = [model.solve(work=work).bound for work in (0.0, 1e-6, 1e-4, 1e-3, 1e-2, None)]
+    assert bounds[0] is None
+    assert bounds[-1] == -100_000
+    assert all(bound is None or bound <= -100_000 for bound in bounds)
+
+
+@pytest.mark.parametrize("work", [0.0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3])
+@pytest.mark.parametrize("objective", ["time", "balancedness"])
+def test_a_whole_model_that_was_stopped_proves_nothing_false(work, objective):
+    rng = np.random.default_rng(2)
+    loads = co.Loads(np.floor(rng.lognormal(3, 1, (2, 2, 4))))
+    problem = co.Problem(loads, 2, replicas=2, objective=objective)
+    hint = co.solve(problem.replace(replicas=0), "nominal").plan.copies
+    best = whole.solve_whole(problem).objective
+    for start in (None, hint):
+        found = whole.solve_whole(problem, hint=start, work=work)
+        assert found.bound is None or found.bound <= best + 1e-9 * abs(best)
+        assert (found.status in ("optimal", "feasible")) == (found.copies is not None)
+        if found.status == "optimal":
+            assert found.objective == pytest.approx(best, rel=1e-9)
+
+
 # --- the whole plan -------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from craftopt.errors import InputError
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.problem import Objective
 
@@ -77,12 +78,18 @@ def common_copies_curve(
     >>> common_copies_curve(tokens, 2, 2, np.arange(3)).round(6)
     array([16., 13., 10.])
     """
-    base, scale, network = _levels(_owned(tokens), gpus, copies_limit, objective == "time")
+    base, scale, network = _levels(_owned(tokens), gpus, copies_limit, _in_time(objective))
     above = np.zeros(len(choices))
     for price, flow in zip(*_envelope(*network, choices), strict=True):
         np.maximum(above, float(flow) - float(price) * choices, out=above)
     curve: FloatArray = base + above / scale
     return curve
+
+
+def _in_time(objective: Objective) -> bool:
+    if objective == "activated":
+        raise InputError("common copies bound no objective='activated'; see least_activated")
+    return objective == "time"
 
 
 def common_copies_witness(
@@ -109,7 +116,7 @@ def common_copies_witness(
         ``{"kind": "credits", "price": int, "scale": "p/q", "windows": {"w": [[expert, step,
         amount], ...]}}``, price and amounts in units of 1/scale.
     """
-    _, scale, network = _levels(_owned(tokens), gpus, copies_limit, objective == "time")
+    _, scale, network = _levels(_owned(tokens), gpus, copies_limit, _in_time(objective))
     window, expert, step, rise = network
     charge = int(min(max(0.0, price * scale), float(rise.sum())))
     amount = _max_flow(*_graph(*network, np.ones(tokens.shape[1], dtype=np.int64)), charge)[1]

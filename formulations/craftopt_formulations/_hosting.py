@@ -25,14 +25,6 @@ class Placed(Run):
 
     copies: Copies | None = None
 
-    @classmethod
-    def of(cls, run: Run, unit: float, copies: Copies | None) -> Placed:
-        """Take a run, with objective and bound in the model's unit, and what it placed."""
-        objective, bound = (
-            None if value is None else value / unit for value in (run.objective, run.bound)
-        )
-        return cls(run.status, objective, bound, run.solver, run.seconds, run.work, copies)
-
 
 @dataclass(frozen=True, eq=False)
 class LayerModel:
@@ -46,7 +38,7 @@ class LayerModel:
         """Solve, and read the copies off the solution."""
         run = self.model.solve(work=work, seconds=seconds)
         copies = None if run.objective is None else self.hosting.read()
-        return Placed.of(run, self.unit, copies)
+        return Placed.of(run, self.unit, copies=copies)
 
 
 class Hosting:

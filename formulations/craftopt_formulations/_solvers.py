@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -60,6 +60,14 @@ class Run:
     solver: str
     seconds: float
     work: float = 0.0
+
+    @classmethod
+    def of(cls, run: Run, unit: float, **found: Any) -> Self:
+        """Take a run, with objective and bound in a unit, and what it found."""
+        objective, bound = (
+            None if value is None else value / unit for value in (run.objective, run.bound)
+        )
+        return cls(run.status, objective, bound, run.solver, run.seconds, run.work, **found)
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,17 @@ def new_model(solver: str, name: str) -> Model:
     return CpModel(name) if solver == "cp-sat" else MilpModel(name, solver)
 
 
+def new_cp_solver() -> cp_model.CpSolver:
+    """Make a CP-SAT that gives the same, right answer every time: all of CP-SAT starts here."""
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = 0
+    # Version 9.15 adds coefficients up in 32 bits in a step of presolve that this leaves out,
+    # and then cuts optima off (google/or-tools, issue 5293).
+    solver.parameters.presolve_inclusion_work_limit = 0
+    return solver
+
+
 class CpModel(Model):
     """A model in CP-SAT: whole numbers only, loads rounded down where they must be.
 
@@ -214,14 +233,9 @@ class CpModel(Model):
 
     def solve(self, *, work: float | None = None, seconds: float | None = None) -> Run:
         """Solve with one worker and a deterministic limit."""
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1
-        solver.parameters.random_seed = 0
+        solver = new_cp_solver()
         # Relaxations are what proves bounds here; the default leaves part of them out.
         solver.parameters.linearization_level = 2
-        # Version 9.15 adds coefficients up in 32 bits in a step of presolve that this leaves out,
-        # and then cuts optima off (google/or-tools, issue 5293).
-        solver.parameters.presolve_inclusion_work_limit = 0
         solver.parameters.max_time_in_seconds = _SECONDS if seconds is None else seconds
         if work is not None:
             solver.parameters.max_deterministic_time = work
@@ -236,11 +250,13 @@ class CpModel(Model):
         }[code]  # type: ignore[assignment]
         self._solved = solver
         found = status in ("optimal", "feasible")
-        bounded = status != "infeasible" and self.model.has_objective()
+        bound = solver.best_objective_bound
+        # Stopped before it knows anything, CP-SAT says 0, which bounds nothing.
+        bounded = self.model.has_objective() and (found or (status == "not found" and bound != 0))
         return Run(
             status,
             solver.objective_value if found else None,
-            solver.best_objective_bound if bounded else None,
+            bound if bounded else None,
             f"CP-SAT {version('ortools')}",
             elapsed,
             float(solver.response_proto.deterministic_time),

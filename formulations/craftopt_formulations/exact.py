@@ -98,6 +98,8 @@ def plan_exact(
     ``work_limit`` counts CP-SAT's deterministic seconds, 60 by default; 0 leaves search and
     analytic bounds. The gap is logged at level INFO as it falls.
     """
+    if problem.objective == "activated":
+        return Outcome(message="exact knows no objective='activated'; fast plans for it")
     limit = WORK if work_limit is None else work_limit
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     exact = _Exact(problem, seed, limit, workers or os.cpu_count() or 1, deadline)
@@ -356,20 +358,20 @@ class _Exact:
     def _layer_bound(self, layer: int, replicas: int) -> float:
         """Bound a layer's cost with exactly so many replicas, analytically."""
         problem = self.problem
+        column = int(np.searchsorted(self.choices, replicas))
+        bound = float(self.table[layer, column])
+        if not self.level:
+            return bound
         total = 0.0
         for tokens in problem.loads.tokens[:, layer]:
             mean = float(tokens.sum()) / problem.gpus
             load = max(mean, float(max_copy_load(tokens, replicas, problem.copies_limit)[-1]))
-            if self.level:
-                load, _ = cardinality_bound(
-                    tokens, replicas, problem.gpus, problem.copies_limit, load
-                )
+            load, _ = cardinality_bound(tokens, replicas, problem.gpus, problem.copies_limit, load)
             if problem.objective == "time":
                 total += load
             else:
                 total -= mean / load if load > 0 else 1.0
-        column = int(np.searchsorted(self.choices, replicas))
-        return max(total, float(self.table[layer, column]))
+        return max(total, bound)
 
     def _search(self, layers: IntArray, replicas: IntArray) -> bool:
         """Search layers further; return whether any got better."""

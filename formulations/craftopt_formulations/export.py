@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.bounds import layer_costs, max_copy_load
+from craftopt.bounds import has_even_slots, layer_costs, max_copy_load
 from craftopt.errors import InputError
 from craftopt.plan import write_atomically
 from craftopt.problem import Problem
@@ -87,7 +87,7 @@ def _build(problem: Problem, name: str, layer: int) -> Any:
     total = loads.total().tokens[0, layer]
     share = min(problem.replicas // loads.layers, problem.layer_replicas_limit)
     replicas = share - share % problem.replica_step
-    spread = 1 if problem.slots != "free" or loads.layers == 1 else None
+    spread = 1 if has_even_slots(problem) else None
     if name == "replication":
         return replication.build(total, replicas, limit, solver=solver)
     if name == "placement":

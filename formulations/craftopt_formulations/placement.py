@@ -43,7 +43,7 @@ class PlacementModel:
             copies = np.zeros(self.shape, dtype=np.uint8)
             for (e, g), x in self.hosts.items():
                 copies[e, g] = self.model.value(x) > 0.5
-        return Placed.of(run, self.unit, copies)
+        return Placed.of(run, self.unit, copies=copies)
 
 
 def build(

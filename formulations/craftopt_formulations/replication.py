@@ -48,10 +48,7 @@ class ReplicationModel:
             counts = np.zeros(self.experts, dtype=np.int64)
             for (e, c), y in self.chosen.items():
                 counts[e] += c * (self.model.value(y) > 0.5)
-        objective, bound = (
-            None if value is None else value / self.unit for value in (run.objective, run.bound)
-        )
-        return Replication(run.status, objective, bound, run.solver, run.seconds, run.work, counts)
+        return Replication.of(run, self.unit, counts=counts)
 
 
 def build(

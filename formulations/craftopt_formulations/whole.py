@@ -102,6 +102,7 @@ def solve_whole(
     >>> solve_whole(co.Problem(loads, gpus=2, replicas=1)).objective
     6.0
     """
+    problem.require_even_dispatch("solve_whole")
     model = _Whole(problem, exactly, loose)
     if problem.objective == "time":
         model.minimise_time(bound)
@@ -297,10 +298,7 @@ class _Whole:
         units = [shares.unit for _, shares, _ in self.cells.values()]
         unit = units[0] if units else 1.0
         copies = None if run.objective is None else self.read()
-        objective, bound = (
-            None if value is None else value / unit for value in (run.objective, run.bound)
-        )
-        return WholePlan(run.status, objective, bound, run.solver, run.seconds, run.work, copies)
+        return WholePlan.of(run, unit, copies=copies)
 
 
 class _Gains:
@@ -403,7 +401,7 @@ def _maximise_balancedness(
             if reached < cost:
                 best, cost = found, reached
             fresh = gains.add_loads(found)
-        met = cost - proven <= _CLOSE * abs(cost)
+        met = best is not None and cost - proven <= _CLOSE * abs(cost)
         if met or run.status != "optimal" or not fresh:
             break
     status: RunStatus = "optimal" if met else "feasible" if best is not None else "not found"
