@@ -61,6 +61,7 @@ import numpy as np
 
 from craftopt.loads import FloatArray, read_only
 from craftopt.plan import Copies
+from craftopt_formulations._solvers import new_cp_solver
 
 Cost = tuple[float, float, float, float]
 
@@ -347,14 +348,13 @@ def least_time_milp(
         model.add(a + b * sum(copies_read[gpu]) <= time).with_name(f"reading_{gpu}")
         model.add(c + d * sum(tokens_served[gpu]) <= time).with_name(f"computing_{gpu}")
     model.minimize(time)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
+    solver = new_cp_solver()
     solver.parameters.max_deterministic_time = work_limit
     solver.parameters.relative_gap_limit = 1e-6
     status = solver.solve(model)
-    bound = solver.best_objective_bound * unit
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return TimedRouting(start, started, bound)
+        return TimedRouting(start, started, 0.0)  # stopped this early, its bound means nothing
+    bound = solver.best_objective_bound * unit
     found = np.zeros((experts, gpus))
     for place, part in served.items():
         found[place] = solver.value(part) / parts
