@@ -23,16 +23,16 @@ a number T, so that the largest GPU load is at least T:
     least number of copies on a GPU, the price is 0 or more and at most T/q, and
     ``sum_e max(0, t_e - c_e (T - (q-1) price)) > sum_e max(0, price c_e - t_e)``
     for all c in the box with ``c_e > t_e/T`` and ``sum c = n``.
-``{"kind": "configuration", "load": T, "experts": [int sigma_e], "slot": int beta,
-"extra": int gamma, "scale": int D, "grid": int}``
-    A configuration P is a set of experts, each with a number of copies ``c`` that the box (with
-    ``c_e > t_e/T`` and ``sum c = n``) allows, with ``sum t_e/c < T`` and, under even slots, with
-    q members, or q + 1 where G does not divide n. Every configuration must have
-    ``sum sigma_e/c - beta |P| - gamma [|P| = q+1] <= D``, and
-    ``sum sigma_e - beta n - gamma (n mod G) > G D`` must hold; without even slots, gamma counts
-    as 0. The check rounds ``t_e/c`` down to multiples of T/grid (sums must stay at ``grid - 1``
-    or less) and ``sigma_e/c`` up to whole numbers: so scale sigma, beta, gamma and D up, to
-    about 1e9.
+``{"kind": "configuration", "load": T, ...}``
+    With ``"experts": [int sigma_e]``, ``"slot": int beta``, ``"extra": int gamma``, ``"scale":
+    int D`` and ``"grid": int``. A configuration P is a set of experts, each with a number of
+    copies ``c`` that the box (with ``c_e > t_e/T`` and ``sum c = n``) allows, with ``sum t_e/c <
+    T`` and, under even slots, with q members, or q + 1 where G does not divide n. Every
+    configuration must have ``sum sigma_e/c - beta |P| - gamma [|P| = q+1] <= D``, and ``sum
+    sigma_e - beta n - gamma (n mod G) > G D`` must hold; without even slots, gamma counts as 0.
+    The check rounds ``t_e/c`` down to multiples of T/grid (sums must stay at ``grid - 1`` or
+    less) and ``sigma_e/c`` up to whole numbers: so scale sigma, beta, gamma and D up, to about
+    1e9.
 
 *Layer witnesses* prove a lower bound on the layer's cost: the sum over windows of the largest
 GPU load (objective time), or minus the sum over windows of balancedness. With one window, every
