@@ -369,3 +369,13 @@ def test_max_moves_is_declined():
     result = plan(co.Problem(loads, 2, previous=previous, max_moves=1))
     assert result.status is co.Status.NOT_FOUND
     assert "max_moves" in result.message
+
+
+@pytest.mark.parametrize("slots", ["uniform", "even", "free"])
+def test_flashlb_example_is_solved_where_greedy_copies_mislead(slots):
+    """The optimum, 590/3 (proven by branching), needs copies of light experts; EPLB has 232."""
+    loads = co.Loads([[600, 560, 120, 120, 20, 10, 10, 10]])
+    problem = co.Problem(loads, 8, replicas=8, slots=slots)
+    mean = loads.tokens.sum() / 8
+    assert co.solve(problem, "nominal").objective * mean == pytest.approx(590 / 3, rel=1e-12)
+    assert co.solve(problem, "eplb").objective * mean == pytest.approx(232)

@@ -24,8 +24,9 @@ _ENOUGH = 0.3
 _BAD = 1e-3
 # At most so often.
 _TRIALS = 40
-# So many replicas are tried as copies of light experts.
-_HELD = 4
+# So many replicas are tried as copies of light experts, in layers of so many experts: in larger
+# ones it never helped.
+_HELD, _SMALL = 4, 64
 # Worse placements that a search goes through, in a row, before it returns.
 _DEPTH = 3
 
@@ -181,7 +182,7 @@ def _place(
     hosted, fullest = climb(count, True)
     # Copies of the heaviest are not always the best use of slots that have to be filled: start
     # with some of them as copies of the lightest instead.
-    replicas = int(count.sum()) - weight.size
+    replicas = int(count.sum()) - weight.size if weight.size <= _SMALL else 0
     for held in range(1, min(replicas, _HELD, weight.size) + 1):
         if fullest <= bound * (1.0 + _BAD):
             break
