@@ -141,6 +141,12 @@ class Problem:
             del kept["replicas"]
         return Problem(**{**kept, **changes})
 
+    def variant(self, **changes: Any) -> Problem:
+        """Replace without the warnings, which were said when this problem was made."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CraftoptWarning)
+            return self.replace(**changes)
+
     @property
     def gpus_per_node(self) -> int:
         """GPUs in every node."""

@@ -6,6 +6,7 @@ from craftopt.bounds.common_copies import common_copies_curve, common_copies_wit
 from craftopt.bounds.copies import max_copy_load, sift_down
 from craftopt.bounds.whole_plan import (
     cost_table,
+    even_costs,
     has_even_slots,
     layer_costs,
     least_cost,
@@ -19,6 +20,7 @@ __all__ = [
     "common_copies_curve",
     "common_copies_witness",
     "cost_table",
+    "even_costs",
     "has_even_slots",
     "layer_costs",
     "least_activated",

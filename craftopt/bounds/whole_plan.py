@@ -48,10 +48,7 @@ def whole_plan_bound(problem: Problem) -> float:
         return float(least_activated(problem).mean())
 
     def sharpen(layers: IntArray, replicas: IntArray) -> FloatArray:
-        chosen = np.ascontiguousarray(problem.loads.tokens[:, layers].transpose(1, 0, 2))
-        return _even_costs(
-            chosen, replicas, problem.gpus, problem.copies_limit, problem.objective == "time"
-        )
+        return even_costs(problem, layers, replicas)
 
     table = shared_cost_table(problem)
     cost = least_cost(problem, table, sharpen if has_even_slots(problem) else None)
@@ -140,6 +137,27 @@ def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> 
         at = picked[dull]
         table[dull, at] = np.maximum(table[dull, at], sharpen(dull, replicas[at]))
         sharp[dull, at] = True
+
+
+def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatArray:
+    """Bound the cost of layers that have even slots and exactly so many replicas.
+
+    By mean load, heaviest copy and cardinality, window by window.
+
+    Parameters
+    ----------
+    problem : Problem
+    layers, replicas : int64 [chosen]
+
+    Returns
+    -------
+    float64 [chosen]
+        In the unit of `layer_costs`.
+    """
+    tokens = np.ascontiguousarray(problem.loads.tokens[:, layers].transpose(1, 0, 2))
+    return _even_costs(
+        tokens, replicas, problem.gpus, problem.copies_limit, problem.objective == "time"
+    )
 
 
 def layer_costs(problem: Problem) -> FloatArray:

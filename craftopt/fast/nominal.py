@@ -8,13 +8,11 @@ relabelling.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 
 from craftopt.bounds import layer_costs
-from craftopt.errors import CraftoptWarning
 from craftopt.evaluation import layer_gpu_loads, objective_value
 from craftopt.fast.allocation import MeasuredAllocation
 from craftopt.fast.parallel import in_threads
@@ -61,11 +59,9 @@ def plan_nominal(
     """
     if problem.max_moves is not None:
         return Outcome(message="nominal plans afresh and cannot keep max_moves")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CraftoptWarning)  # said when the problem was made
-        total = problem.replace(loads=problem.loads.total())
-        if problem.objective == "activated":  # the sum of batches activates everything
-            total = total.replace(objective="time")
+    # The sum of batches activates everything.
+    objective = "time" if problem.objective == "activated" else problem.objective
+    total = problem.variant(loads=problem.loads.total(), objective=objective)
     work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers if work_limit is None else work_limit
     layers = _Layers(total, workers or os.cpu_count() or 1)
     if problem.slots == "uniform":

@@ -6,15 +6,13 @@ A move is a copy hosted where the old plan does not host it: an expert that has 
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.bounds import whole_plan_bound
-from craftopt.errors import CraftoptWarning, InputError
+from craftopt.errors import InputError
 from craftopt.evaluation import objective_value, relative_gap, violations
 from craftopt.fast.previous import group_ids
 from craftopt.fast.windowed import plan_fast
@@ -203,7 +201,7 @@ def rebalance(
     side_by_side = _moves_for("max_seconds", max_seconds, expert_bytes, link_bytes_per_second)
     limits.append(None if side_by_side is None else side_by_side * task.gpus)
     given = [limit for limit in limits if limit is not None]
-    task = _changed(task, max_moves=min(given) if given else None)
+    task = task.variant(max_moves=min(given) if given else None)
     start = valid_start(task)
     every = int(start.sum())
     most = every if task.max_moves is None else min(task.max_moves, every)
@@ -245,7 +243,7 @@ def _best(
     workers: int | None,
 ) -> Copies:
     """Return the best copies with at most so many moves, these priced; of equals, the nearest."""
-    task = _changed(task, max_moves=most)
+    task = task.variant(max_moves=most)
     assert task.previous is not None
     candidates = [fronts.copies(fronts.choose(most, price), task.loads.experts)]
     old = task.previous.copies
@@ -253,7 +251,7 @@ def _best(
     if whole:
         candidates.append(old)
     if not price and most >= AFRESH * candidates[0].sum():
-        anew = _changed(task, max_moves=None, previous=task.previous if whole else None)
+        anew = task.variant(max_moves=None, previous=task.previous if whole else None)
         fresh = plan_fast(anew, seed=seed, work_limit=work_limit, workers=workers).plan
         assert fresh is not None
         candidates.append(relabel_copies(fresh.copies, old, group_ids(task)[1]))
@@ -321,7 +319,7 @@ def _task(problem: Problem, old: Copies, alive: BoolArray) -> Problem:
     """State the problem over the GPUs that are alive."""
     previous = _Hosted(read_only(old))
     if alive.all():
-        return _changed(problem, previous=previous)
+        return problem.variant(previous=previous)
     per_node = alive.reshape(problem.nodes, -1).sum(axis=1)
     level = bool((per_node == per_node[0]).all()) and per_node[0] > 0
     if problem.expert_groups is not None and not level:
@@ -337,19 +335,12 @@ def _task(problem: Problem, old: Copies, alive: BoolArray) -> Problem:
     replicas = problem.replicas
     if room >= experts * layers:
         replicas = min(replicas, room - experts * layers)
-    return _changed(
-        problem,
+    return problem.variant(
         gpus=gpus,
         nodes=problem.nodes if level else 1,
         replicas=replicas,
         previous=previous,
     )
-
-
-def _changed(problem: Problem, **changes: Any) -> Problem:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CraftoptWarning)  # said when the problem was made
-        return problem.replace(**changes)
 
 
 def _moves_for(

@@ -5,11 +5,8 @@ Previous plans may break rules: EPLB hosts experts twice on a GPU, ranks die, bu
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
-from craftopt.errors import CraftoptWarning
 from craftopt.evaluation import violations
 from craftopt.fast.nominal import plan_nominal
 from craftopt.fast.previous import group_ids
@@ -31,9 +28,7 @@ def valid_start(problem: Problem) -> Copies:
     """
     assert problem.previous is not None
     old, most = problem.previous.copies, problem.max_moves
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CraftoptWarning)  # said when the problem was made
-        anew = problem.replace(previous=None, max_moves=None)
+    anew = problem.variant(previous=None, max_moves=None)
     # Budget that the previous plan did not have is used as far as moves are left for it.
     needed = _repair(anew, old, 0)
     left = problem.replicas

@@ -19,7 +19,6 @@ import logging
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,16 +26,14 @@ from functools import cached_property
 import numpy as np
 
 from craftopt.bounds import (
-    cardinality_bound,
+    even_costs,
     has_even_slots,
     layer_costs,
     least_cost,
-    max_copy_load,
     replica_choices,
     shared_cost_table,
     whole_plan_bound,
 )
-from craftopt.errors import CraftoptWarning
 from craftopt.evaluation import violations
 from craftopt.fast.allocation import MeasuredAllocation
 from craftopt.fast.annealing import anneal
@@ -155,9 +152,7 @@ class _Exact:
         """Take the fast plan, and the previous one."""
         problem = self.problem
         plan = plan_nominal if problem.loads.windows == 1 else plan_fast
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CraftoptWarning)  # said when the problem was made
-            afresh = problem.replace(max_moves=None)
+        afresh = problem.variant(max_moves=None)
         outcome = plan(afresh, seed=self.seed, workers=self.workers)
         if outcome.plan is not None:
             self.offer(outcome.plan.copies)
@@ -362,16 +357,7 @@ class _Exact:
         bound = float(self.table[layer, column])
         if not self.level:
             return bound
-        total = 0.0
-        for tokens in problem.loads.tokens[:, layer]:
-            mean = float(tokens.sum()) / problem.gpus
-            load = max(mean, float(max_copy_load(tokens, replicas, problem.copies_limit)[-1]))
-            load, _ = cardinality_bound(tokens, replicas, problem.gpus, problem.copies_limit, load)
-            if problem.objective == "time":
-                total += load
-            else:
-                total -= mean / load if load > 0 else 1.0
-        return max(total, bound)
+        return max(bound, float(even_costs(problem, np.array([layer]), np.array([replicas]))[0]))
 
     def _search(self, layers: IntArray, replicas: IntArray) -> bool:
         """Search layers further; return whether any got better."""
