@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from craftopt.loads import FloatArray, IntArray
+from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 
 # Sums of p-th powers are corrected by differences; they are made anew every so many steps.
@@ -25,6 +25,16 @@ _SAMPLE = 6
 def _root(value: float) -> float:
     """Compute the 8th root."""
     return float(np.sqrt(np.sqrt(np.sqrt(value))))
+
+
+@njit(cache=True, nogil=True)
+def seeded(seed: int) -> npt.NDArray[np.uint64]:
+    """Make the state of the generator, which is never 0."""
+    state = np.empty(1, dtype=np.uint64)
+    state[0] = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x2545F4914F6CDD1D)
+    if state[0] == 0:
+        state[0] = np.uint64(1)
+    return state
 
 
 @njit(cache=True, nogil=True)
@@ -136,6 +146,100 @@ def _set_load(
 
 
 @njit(cache=True, nogil=True)
+def list_replicated(count: IntArray) -> tuple[IntArray, IntArray, int]:
+    """List the experts with several copies, and where each stands in the list (-1: nowhere).
+
+    Returns
+    -------
+    replicated, place : int64 [experts]
+    many : int
+        How much of the list is used.
+    """
+    replicated = np.empty(count.size, dtype=np.int64)
+    place = np.full(count.size, -1, dtype=np.int64)
+    many = 0
+    for expert in range(count.size):
+        if count[expert] > 1:
+            replicated[many] = expert
+            place[expert] = many
+            many += 1
+    return replicated, place, many
+
+
+@njit(cache=True, nogil=True)
+def rows_of_replacement(
+    drop: int,
+    add: int,
+    moved: int,
+    a: int,
+    b: int,
+    first: int,
+    width: int,
+    hosted: BoolArray,
+    count: IntArray,
+    tokens: FloatArray,
+    share: FloatArray,
+    load: FloatArray,
+    mark: IntArray,
+    touched: IntArray,
+    rows: FloatArray,
+) -> int:
+    """Compute the new loads after a copy of ``drop`` left GPU a and one of ``add`` came to b.
+
+    Where ``moved`` is an expert, and not -1, it goes from b to a. Fills ``touched`` with the GPUs
+    that change and ``rows`` with their loads; returns how many.
+    """
+    less, more = count[drop], count[add]
+    many_touched = 0
+    for gpu in range(first, first + width):
+        if hosted[drop, gpu] or hosted[add, gpu] or gpu == b:
+            mark[gpu] = many_touched
+            touched[many_touched] = gpu
+            row = rows[many_touched]
+            row[:] = load[gpu]
+            if hosted[drop, gpu] and gpu != a:
+                row += tokens[drop] * (1.0 / (less - 1) - 1.0 / less)
+            if hosted[add, gpu]:
+                row -= tokens[add] * (1.0 / more - 1.0 / (more + 1))
+            many_touched += 1
+    rows[mark[a]] -= share[drop]
+    rows[mark[b]] += tokens[add] / (more + 1)
+    if moved >= 0:
+        rows[mark[a]] += share[moved]
+        rows[mark[b]] -= share[moved]
+    return many_touched
+
+
+@njit(cache=True, nogil=True)
+def book_replacement(
+    drop: int,
+    add: int,
+    many: int,
+    count: IntArray,
+    replicated: IntArray,
+    place: IntArray,
+    tokens: FloatArray,
+    share: FloatArray,
+) -> int:
+    """Book a copy fewer of ``drop`` and one more of ``add``; return ``many`` as it is then."""
+    count[drop] -= 1
+    count[add] += 1
+    share[drop] = tokens[drop] / count[drop]
+    share[add] = tokens[add] / count[add]
+    if count[drop] == 1:
+        many -= 1
+        last = replicated[many]
+        replicated[place[drop]] = last
+        place[last] = place[drop]
+        place[drop] = -1
+    if count[add] == 2:
+        replicated[many] = add
+        place[add] = many
+        many += 1
+    return many
+
+
+@njit(cache=True, nogil=True)
 def anneal(
     tokens: FloatArray,
     weight: FloatArray,
@@ -190,10 +294,7 @@ def anneal(
     weight = every_weight[:windows].copy()
     gpus = copies.shape[1]
     width = gpus // nodes
-    state = np.empty(1, dtype=np.uint64)
-    state[0] = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x2545F4914F6CDD1D)
-    if state[0] == 0:
-        state[0] = np.uint64(1)
+    state = seeded(seed)
     hosted = np.zeros((experts, gpus), dtype=np.bool_)
     count = np.zeros(experts, dtype=np.int64)
     filled = np.zeros(gpus, dtype=np.int64)
@@ -215,15 +316,7 @@ def anneal(
                 items[gpu, filled[gpu]] = expert
                 filled[gpu] += 1
                 load[gpu] += share[expert]
-    # Replicated experts, and where each stands in the list (-1 = not in it).
-    replicated = np.empty(experts, dtype=np.int64)
-    place = np.full(experts, -1, dtype=np.int64)
-    many = 0
-    for expert in range(experts):
-        if count[expert] > 1:
-            replicated[many] = expert
-            place[expert] = many
-            many += 1
+    replicated, place, many = list_replicated(count)
     power = np.empty((gpus, windows))
     norm = np.empty(windows)
     _norms(load, power, norm)
@@ -339,24 +432,10 @@ def anneal(
                     continue
             if hosted[add, b]:
                 continue
-            less, more = count[drop], count[add]
-            many_touched = 0
-            for gpu in range(first, first + width):
-                if hosted[drop, gpu] or hosted[add, gpu] or gpu == b:
-                    mark[gpu] = many_touched
-                    touched[many_touched] = gpu
-                    row = scratch[many_touched]
-                    row[:] = load[gpu]
-                    if hosted[drop, gpu] and gpu != a:
-                        row += tokens[drop] * (1.0 / (less - 1) - 1.0 / less)
-                    if hosted[add, gpu]:
-                        row -= tokens[add] * (1.0 / more - 1.0 / (more + 1))
-                    many_touched += 1
-            scratch[mark[a]] -= share[drop]
-            scratch[mark[b]] += tokens[add] / (more + 1)
-            if moved >= 0:
-                scratch[mark[a]] += share[moved]
-                scratch[mark[b]] -= share[moved]
+            many_touched = rows_of_replacement(
+                drop, add, moved, a, b, first, width, hosted, count, tokens, share, load, mark,
+                touched, scratch,
+            )  # fmt: skip
             fresh = _cost_of_rows(scratch, touched, many_touched, power, norm, weight, pair)
             if fresh - cost > 0.0 and fresh - cost > -temperature * np.log(_uniform(state)):
                 continue
@@ -374,20 +453,7 @@ def anneal(
                 hosted[moved, a] = True
             else:
                 items[a, slot] = add
-            count[drop] -= 1
-            count[add] += 1
-            share[drop] = tokens[drop] / count[drop]
-            share[add] = tokens[add] / count[add]
-            if count[drop] == 1:
-                many -= 1
-                last = replicated[many]
-                replicated[place[drop]] = last
-                place[last] = place[drop]
-                place[drop] = -1
-            if count[add] == 2:
-                replicated[many] = add
-                place[add] = many
-                many += 1
+            many = book_replacement(drop, add, many, count, replicated, place, tokens, share)
             cost = fresh
         if not sampled and cost < best_cost and 2 * step >= steps:
             best_cost = cost

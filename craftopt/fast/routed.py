@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from craftopt.fast.annealing import _draw, _fullest, _root, _uniform
+from craftopt.fast.annealing import _draw, _fullest, _root, _uniform, seeded
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 
@@ -135,10 +135,7 @@ def anneal_routed(
     windows = active.shape[1]
     gpus = copies.shape[1]
     width = gpus // nodes
-    state = np.empty(1, dtype=np.uint64)
-    state[0] = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x2545F4914F6CDD1D)
-    if state[0] == 0:
-        state[0] = np.uint64(1)
+    state = seeded(seed)
     placed = _place(copies)
     routed, journal = _empty_routing(active, gpus)
     _route(active, placed, routed, journal)

@@ -21,6 +21,10 @@ from craftopt.fast.annealing import (
     _norms,
     _set_load,
     _uniform,
+    book_replacement,
+    list_replicated,
+    rows_of_replacement,
+    seeded,
 )
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
@@ -78,10 +82,7 @@ def trace_front(
     experts, windows = tokens.shape
     gpus = start.shape[1]
     width = gpus // nodes
-    state = np.empty(1, dtype=np.uint64)
-    state[0] = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x2545F4914F6CDD1D)
-    if state[0] == 0:
-        state[0] = np.uint64(1)
+    state = seeded(seed)
     hosted = start > 0
     count = np.zeros(experts, dtype=np.int64)
     filled = np.zeros(gpus, dtype=np.int64)
@@ -102,15 +103,7 @@ def trace_front(
             if hosted[expert, gpu]:
                 items[gpu, filled[gpu]] = expert
                 filled[gpu] += 1
-    # Replicated experts, and where each stands in the list (-1 = not in it).
-    replicated = np.empty(experts, dtype=np.int64)
-    place = np.full(experts, -1, dtype=np.int64)
-    many = 0
-    for expert in range(experts):
-        if count[expert] > 1:
-            replicated[many] = expert
-            place[expert] = many
-            many += 1
+    replicated, place, many = list_replicated(count)
     load = np.zeros((gpus, windows))
     power = np.empty((gpus, windows))
     norm = np.empty(windows)
@@ -256,24 +249,10 @@ def trace_front(
                 more += int(previous[third, b]) - int(previous[third, a])
             if moved + more > most:
                 continue
-            less, plus = count[drop], count[add]
-            many_touched = 0
-            for gpu in range(first, first + width):
-                if hosted[drop, gpu] or hosted[add, gpu] or gpu == b:
-                    mark[gpu] = many_touched
-                    touched[many_touched] = gpu
-                    row = scratch[many_touched]
-                    row[:] = load[gpu]
-                    if hosted[drop, gpu] and gpu != a:
-                        row += tokens[drop] * (1.0 / (less - 1) - 1.0 / less)
-                    if hosted[add, gpu]:
-                        row -= tokens[add] * (1.0 / plus - 1.0 / (plus + 1))
-                    many_touched += 1
-            scratch[mark[a]] -= share[drop]
-            scratch[mark[b]] += tokens[add] / (plus + 1)
-            if third >= 0:
-                scratch[mark[a]] += share[third]
-                scratch[mark[b]] -= share[third]
+            many_touched = rows_of_replacement(
+                drop, add, third, a, b, first, width, hosted, count, tokens, share, load, mark,
+                touched, scratch,
+            )  # fmt: skip
             if sharp:
                 _exchange_rows(load, scratch, touched, many_touched)
                 fresh = _largest(load, weight, unused)
@@ -321,20 +300,7 @@ def trace_front(
                 hosted[third, a] = True
             else:
                 items[a, slot] = add
-            count[drop] -= 1
-            count[add] += 1
-            share[drop] = tokens[drop] / count[drop]
-            share[add] = tokens[add] / count[add]
-            if count[drop] == 1:
-                many -= 1
-                last = replicated[many]
-                replicated[place[drop]] = last
-                place[last] = place[drop]
-                place[drop] = -1
-            if count[add] == 2:
-                replicated[many] = add
-                place[add] = many
-                many += 1
+            many = book_replacement(drop, add, many, count, replicated, place, tokens, share)
         cost = _largest(load, weight, top) if sharp else fresh
         moved += more
         if moved <= most and cost < best[moved]:
