@@ -61,7 +61,6 @@ import numpy as np
 
 from craftopt.loads import FloatArray, read_only
 from craftopt.plan import Copies
-from craftopt_formulations._solvers import new_cp_solver
 
 Cost = tuple[float, float, float, float]
 
@@ -313,6 +312,8 @@ def least_time_milp(
     (20.0, 20.0)
     """
     from ortools.sat.python import cp_model  # noqa: PLC0415
+
+    from craftopt_formulations._solvers import new_cp_solver  # noqa: PLC0415
 
     started = _time(start, cost)
     unit = started / _STEPS
