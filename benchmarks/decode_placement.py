@@ -15,7 +15,7 @@ import numpy as np
 import craftopt as co
 from craftopt.bounds import whole_plan_bound
 from craftopt.evaluation import mean_activated, objective_value
-from craftopt.fast.decode import plan_for_both
+from craftopt.methods.decode import plan_for_both
 
 TRACES = ("deepseek_v2_lite_esft_trace", "gpt_oss_20b_benchmarks_trace")
 PLANNED, SERVED = 1000, 500

@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import craftopt as co
-from craftopt.report.plots import plot_tradeoff
+from craftopt.reporting.plots import plot_tradeoff
 
 METHODS = ("eplb-counts", "craft", "nominal", "fast")
 REPLICAS_PER_LAYER = (0, 2, 4, 8, 16, 32, 64)

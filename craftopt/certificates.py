@@ -19,16 +19,15 @@ from craftopt.bounds import (
     common_copies_curve,
     common_copies_witness,
     cost_table,
-    has_even_slots,
     least_cost,
     max_copy_load,
-    replica_choices,
     shared_cost_table,
 )
+from craftopt.documents import write_atomically
 from craftopt.errors import InputError, VerificationError
 from craftopt.evaluation import violations
 from craftopt.loads import FloatArray, IntArray, Loads
-from craftopt.plan import Plan, write_atomically
+from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.verification import (
     CERTIFICATE_FORMAT,
@@ -228,7 +227,7 @@ def certify(
     >>> certificate.layers[0].kind, certificate.gap < 1e-9
     ('cardinality', True)
     """
-    problem.require_even_dispatch("certify")
+    problem.goal.require_even_dispatch("certify")
     broken = violations(plan, problem)
     if broken:
         raise InputError(f"a plan that breaks rules cannot be certified: {broken[0]}")
@@ -256,7 +255,7 @@ def certify(
         layers.append(entry)
         if progress is not None:
             progress((layer + 1) / loads.layers)
-    if has_even_slots(problem) or evidence:
+    if problem.even_slots or evidence:
         least_cost(problem, prover.table, prover.sharpen)
         if prover.claims:
             least_cost(problem, prover.table, prover.sharpen_with_claims)
@@ -320,7 +319,7 @@ class _Prover:
             key: [witness for witness in witnesses if witness["kind"] != "solver"]
             for key, witnesses in evidence.items()
         }
-        self._even = has_even_slots(problem)
+        self._even = problem.even_slots
         # What holds for any number of replicas: by layer, a witness and what it proves.
         self.credits: dict[int, Witness] = {}
         self.lines: dict[int, list[tuple[Fraction, Fraction]]] = {}
@@ -388,7 +387,7 @@ class _Prover:
     def _share_copies(self) -> None:
         """Bound every layer by the copies that all windows share, for any number of replicas."""
         problem = self.problem
-        choices = replica_choices(problem)
+        choices = problem.replica_choices
         table = shared_cost_table(problem)
         if problem.slots == "uniform":  # so many in every layer
             replicas = int(choices[table.sum(axis=0).argmin()])
@@ -491,7 +490,9 @@ def _problem_document(problem: Problem) -> dict[str, Any]:
         "expert_groups": None if groups is None else groups.tolist(),
         "max_copies": problem.max_copies,
         "max_moves": problem.max_moves,
-        "previous": None if previous is None else json.loads(Plan(previous.copies).to_json()),
+        "previous": None
+        if previous is None
+        else json.loads(Plan(problem.previous_copies).to_json()),
     }
 
 

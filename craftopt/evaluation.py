@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import get_args
 
 import numpy as np
 
-from craftopt.errors import InputError
+from craftopt.errors import InputError, choice
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
 from craftopt.plan import Copies, Plan
-from craftopt.problem import Objective, Problem
+from craftopt.problem import Problem
 from craftopt.routing import RULES, route
 
 DISPATCHES = RULES
@@ -111,8 +110,7 @@ def evaluate(plan: Plan, loads: Loads, dispatch: str = "even") -> Evaluation:
     >>> co.evaluate(plan, co.Loads([[6, 2, 4]]), dispatch="lp").balancedness
     array([[1.]])
     """
-    if dispatch not in DISPATCHES:
-        raise InputError(f"dispatch={dispatch!r} is unknown; pass one of {', '.join(DISPATCHES)}")
+    dispatch = choice("dispatch", dispatch, DISPATCHES)
     _check_match(plan, loads)
     activated = None
     if dispatch != "even":
@@ -172,12 +170,10 @@ def objective_value(plan: Plan, problem: Problem) -> float:
     Relative time or mean balancedness under even dispatch, or the mean of the most activated
     copies on a GPU under exact routing.
     """
-    if problem.objective == "activated":
+    if not problem.goal.even_dispatch:
         return mean_activated(plan, problem.loads)
     scored = evaluate(plan, problem.loads)
-    if problem.objective == "time":
-        return scored.relative_time
-    return scored.mean_balancedness
+    return scored.mean_balancedness if problem.goal.maximised else scored.relative_time
 
 
 def mean_activated(plan: Plan, loads: Loads) -> float:
@@ -195,25 +191,6 @@ def mean_activated(plan: Plan, loads: Loads) -> float:
     activated = evaluate(plan, loads, "exact").max_activated
     assert activated is not None
     return float(activated.mean())
-
-
-def relative_gap(value: float, bound: float, objective: Objective) -> float:
-    """Compute how far a value is from its bound, relative and at least 0.
-
-    ``(value - bound)/bound`` for time and activated, ``(bound - value)/value`` for balancedness.
-
-    Examples
-    --------
-    >>> from craftopt.evaluation import relative_gap
-    >>> relative_gap(1.5, 1.0, "time"), relative_gap(0.5, 1.0, "balancedness")
-    (0.5, 1.0)
-    """
-    if objective not in get_args(Objective):
-        raise InputError(f"objective={objective!r} is unknown")
-    if objective == "balancedness":
-        return max(0.0, (bound - value) / value)
-    # Without tokens both are 0.
-    return (value - bound) / bound if value > bound else 0.0
 
 
 def violations(plan: Plan, problem: Problem) -> tuple[str, ...]:
@@ -323,9 +300,8 @@ def _expert_groups(plan: Plan, problem: Problem) -> str:
     if problem.expert_groups is None:
         return ""
     per_node = plan.copies.reshape(plan.layers, plan.experts, problem.nodes, -1).sum(axis=3)
-    groups = int(problem.expert_groups.max()) + 1
-    present = np.zeros((plan.layers, groups, problem.nodes), dtype=bool)
-    for group in range(groups):
+    present = np.zeros((plan.layers, problem.groups, problem.nodes), dtype=bool)
+    for group in range(problem.groups):
         present[:, group] = (per_node[:, problem.expert_groups == group] > 0).any(axis=1)
     spread = present.sum(axis=2)
     if spread.max() > 1:
@@ -347,7 +323,7 @@ def _expert_groups(plan: Plan, problem: Problem) -> str:
 def _max_moves(plan: Plan, problem: Problem) -> str:
     if problem.previous is None or problem.max_moves is None:
         return ""
-    anew = plan.copies.astype(np.int64) - problem.previous.copies
+    anew = plan.copies.astype(np.int64) - problem.previous_copies
     moves = int(np.maximum(anew, 0).sum())
     if moves <= problem.max_moves:
         return ""

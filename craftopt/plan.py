@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import threading
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.errors import FormatError, InputError
+from craftopt.documents import read_json, write_atomically, write_json
+from craftopt.errors import FormatError, InputError, divide_gpus, whole
 from craftopt.loads import IntArray, as_array, read_only, valid_layer_ids
 
 # How many copies a GPU hosts, by expert and GPU, mostly with layers in front.
@@ -87,8 +84,7 @@ class Plan:
                 f"expert {expert} of layer {layer} is on no GPU; every expert needs at least "
                 f"one copy ({homeless.sum()} expert(s) without)"
             )
-        if not isinstance(nodes, int | np.integer) or nodes < 1 or values.shape[2] % nodes:
-            raise InputError(f"gpus={values.shape[2]} does not divide into nodes={nodes}")
+        divide_gpus(values.shape[2], whole("nodes", nodes, 1))
         object.__setattr__(self, "copies", read_only(values))
         object.__setattr__(self, "layer_ids", valid_layer_ids(layer_ids, values.shape[0]))
         object.__setattr__(self, "nodes", int(nodes))
@@ -121,9 +117,15 @@ class Plan:
         return read_only(self.copies.sum(axis=1, dtype=np.int64))
 
     @property
+    def layer_replicas(self) -> IntArray:
+        """Extra copies ("replicas") of every layer, int64 [layers]."""
+        extra: IntArray = self.replica_counts.sum(axis=1) - self.experts
+        return extra
+
+    @property
     def replicas(self) -> int:
         """Extra copies over all layers."""
-        return int(self.replica_counts.sum()) - self.layers * self.experts
+        return int(self.layer_replicas.sum())
 
     @property
     def duplicates(self) -> int:
@@ -213,19 +215,15 @@ class Plan:
             "loads_digest": self.loads_digest,
         }
         width = self.phy2log().shape[1] // self.gpus
-        rows = self.phy2log().reshape(self.layers, self.gpus, width).tolist()
-        layers = [
-            json.dumps(
-                {
-                    "layer_id": int(layer_id),
-                    "experts_of_gpu": [[expert for expert in gpu if expert >= 0] for gpu in row],
-                }
-            )
-            for layer_id, row in zip(self.layer_ids, rows, strict=True)
-        ]
-        fields = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
-        body = ",\n".join(f"    {layer}" for layer in layers)
-        return "\n".join(["{", *fields, '  "layers": [', body, "  ]", "}"]) + "\n"
+        table = self.phy2log().reshape(self.layers, self.gpus, width).tolist()
+        rows = (
+            {
+                "layer_id": int(layer_id),
+                "experts_of_gpu": [[expert for expert in gpu if expert >= 0] for gpu in row],
+            }
+            for layer_id, row in zip(self.layer_ids, table, strict=True)
+        )
+        return write_json(head, {"layers": rows})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -236,17 +234,7 @@ class Plan:
         FormatError
             Text that is no plan, or a plan of a version that this one cannot read.
         """
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"this is no JSON: {error}") from None
-        if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
-            raise FormatError(f'this is no plan: the key "format" must be "{PLAN_FORMAT}"')
-        if document.get("version") != PLAN_VERSION:
-            raise FormatError(
-                f"the plan has version {document.get('version')!r}; "
-                f"this craftopt reads version {PLAN_VERSION}"
-            )
+        document = read_json(text, "plan", PLAN_FORMAT, PLAN_VERSION)
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -322,28 +310,3 @@ class Plan:
             f"Plan(layers={self.layers}, experts={self.experts}, gpus={self.gpus}, "
             f"replicas={self.replicas})"
         )
-
-
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one; text in UTF-8.
-
-    Raises
-    ------
-    InputError
-        The folder is missing or may not be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from None

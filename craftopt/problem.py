@@ -5,25 +5,24 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.errors import CraftoptWarning, InfeasibleError, InputError
+from craftopt.errors import (
+    CraftoptWarning,
+    InfeasibleError,
+    InputError,
+    choice,
+    divide_gpus,
+    whole,
+)
 from craftopt.loads import IntArray, Loads, as_array, read_only
+from craftopt.objective import OBJECTIVES, Objective, ObjectiveName
+from craftopt.plan import Copies, Plan
 
 SlotRule = Literal["uniform", "even", "free"]
-Objective = Literal["time", "balancedness", "activated"]
-
-
-class HostedCopies(Protocol):
-    """What a problem needs of a previous plan."""
-
-    @property
-    def copies(self) -> npt.NDArray[np.uint8]:
-        """Copies per layer, expert and GPU."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +53,9 @@ class Problem:
         consecutive experts, or the group of every expert.
     max_copies : int, optional
         Most copies of one expert in a layer.
-    previous, max_moves : Plan and int, optional
-        At most that many copies hosted where the previous plan does not host them.
+    previous, max_moves : Plan (or its copies) and int, optional
+        At most that many copies hosted where the previous plan does not host them. Copies alone,
+        [layers, experts, gpus], may lack experts, as after the loss of GPUs.
 
     Raises
     ------
@@ -80,10 +80,10 @@ class Problem:
     nodes: int
     replicas: int
     slots: SlotRule
-    objective: Objective
+    objective: ObjectiveName
     expert_groups: IntArray | None
     max_copies: int | None
-    previous: HostedCopies | None
+    previous: Plan | Copies | None
     max_moves: int | None
 
     def __init__(
@@ -95,10 +95,10 @@ class Problem:
         replicas: int | None = None,
         replicas_per_layer: int | None = None,
         slots: SlotRule = "free",
-        objective: Objective = "time",
+        objective: ObjectiveName = "time",
         expert_groups: int | npt.ArrayLike | None = None,
         max_copies: int | None = None,
-        previous: HostedCopies | None = None,
+        previous: Plan | Copies | None = None,
         max_moves: int | None = None,
     ) -> None:
         if not isinstance(loads, Loads):
@@ -106,18 +106,18 @@ class Problem:
         if replicas is not None and replicas_per_layer is not None:
             raise InputError("replicas and replicas_per_layer are both given; pass one of them")
         if replicas_per_layer is not None:
-            replicas = _whole("replicas_per_layer", replicas_per_layer, 0) * loads.layers
+            replicas = whole("replicas_per_layer", replicas_per_layer, 0) * loads.layers
         values = {
             "loads": loads,
-            "gpus": _whole("gpus", gpus, 1),
-            "nodes": _whole("nodes", nodes, 1),
-            "replicas": _whole("replicas", 0 if replicas is None else replicas, 0),
-            "slots": _choice("slots", slots, get_args(SlotRule)),
-            "objective": _choice("objective", objective, get_args(Objective)),
+            "gpus": whole("gpus", gpus, 1),
+            "nodes": whole("nodes", nodes, 1),
+            "replicas": whole("replicas", 0 if replicas is None else replicas, 0),
+            "slots": choice("slots", slots, get_args(SlotRule)),
+            "objective": choice("objective", objective, OBJECTIVES),
             "expert_groups": _groups(expert_groups, loads.experts),
-            "max_copies": None if max_copies is None else _whole("max_copies", max_copies, 1),
+            "max_copies": None if max_copies is None else whole("max_copies", max_copies, 1),
             "previous": previous,
-            "max_moves": None if max_moves is None else _whole("max_moves", max_moves, 0),
+            "max_moves": None if max_moves is None else whole("max_moves", max_moves, 0),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -186,21 +186,63 @@ class Problem:
         usable = min(self.replicas, self.layer_replicas_limit * self.loads.layers)
         return self.replicas - (usable - usable % self.replica_step)
 
-    def require_even_dispatch(self, what: str) -> None:
-        """Refuse the objective ``activated`` where only those of even dispatch are known.
+    @property
+    def goal(self) -> Objective:
+        """What the name `objective` stands for: sense, costs, gap."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def groups(self) -> int:
+        """Expert groups; 1 without groups."""
+        return 1 if self.expert_groups is None else int(self.expert_groups.max()) + 1
+
+    @property
+    def group_of(self) -> IntArray:
+        """Group of every expert, int64 [experts]; 0 without groups."""
+        if self.expert_groups is None:
+            return np.zeros(self.loads.experts, dtype=np.int64)
+        return self.expert_groups
+
+    @property
+    def group_nodes(self) -> int:
+        """Nodes that share the groups: an expert stays within one of them; 1 without groups."""
+        return 1 if self.expert_groups is None else self.nodes
+
+    @property
+    def even_slots(self) -> bool:
+        """Whether every GPU has floor or ceil of copies / GPUs in every layer, by the rules.
+
+        With one layer, equal totals are even slots.
+        """
+        return self.slots != "free" or self.loads.layers == 1
+
+    @property
+    def replica_choices(self) -> IntArray:
+        """Numbers of replicas that one layer can have, ascending, int64 [choices]."""
+        if self.slots == "uniform":
+            slots = np.arange(-(-self.loads.experts // self.gpus), self.uniform_slots + 1)
+            return slots * self.gpus - self.loads.experts
+        return np.arange(0, self.layer_replicas_limit + 1, self.replica_step)
+
+    @property
+    def previous_copies(self) -> Copies:
+        """Copies that the previous plan hosts, uint8 [layers, experts, gpus].
 
         Raises
         ------
         InputError
-            The objective is ``activated``.
+            There is no previous plan.
         """
-        if self.objective == "activated":
-            raise InputError(
-                f"{what} knows no objective='activated'; pass objective='time' or 'balancedness'"
-            )
+        if self.previous is None:
+            raise InputError("this problem has no previous plan; pass previous=")
+        return self.previous.copies if isinstance(self.previous, Plan) else self.previous
+
+    def plan(self, copies: npt.ArrayLike, method: str) -> Plan:
+        """Make a plan for these layers, nodes and loads, of copies [layers, experts, gpus]."""
+        return Plan(copies, self.loads.layer_ids, self.nodes, method, self.loads.digest)
 
     def __repr__(self) -> str:
-        groups = "" if self.expert_groups is None else f", groups={self.expert_groups.max() + 1}"
+        groups = "" if self.expert_groups is None else f", groups={self.groups}"
         return (
             f"Problem({self.loads!r}, gpus={self.gpus}, nodes={self.nodes}, "
             f"replicas={self.replicas}, slots={self.slots!r}, "
@@ -208,20 +250,11 @@ class Problem:
         )
 
     def _check_cluster(self) -> None:
-        if self.gpus % self.nodes:
-            below = self.gpus - self.gpus % self.nodes
-            fitting = f"{below} or {below + self.nodes}" if below else f"{self.nodes}"
-            raise InputError(
-                f"gpus={self.gpus} does not divide into nodes={self.nodes}; "
-                f"pass nodes=1 or gpus={fitting}"
-            )
-        if self.expert_groups is None:
-            return
-        groups = int(self.expert_groups.max()) + 1
-        if groups % self.nodes:
+        divide_gpus(self.gpus, self.nodes)
+        if self.expert_groups is not None and self.groups % self.nodes:
             raise InfeasibleError(
-                f"expert_groups makes {groups} groups, which nodes={self.nodes} do not divide; "
-                f"pass nodes that divide {groups}, or no groups"
+                f"expert_groups makes {self.groups} groups, which nodes={self.nodes} do not "
+                f"divide; pass nodes that divide {self.groups}, or no groups"
             )
 
     def _check_previous(self) -> None:
@@ -229,12 +262,12 @@ class Problem:
             raise InputError(f"max_moves={self.max_moves} needs the previous plan: pass previous=")
         if self.previous is None:
             return
-        if not hasattr(self.previous, "copies"):
+        if not isinstance(self.previous, Plan | np.ndarray):
             raise InputError(f"previous is a {type(self.previous).__name__}; pass a craftopt.Plan")
         wanted = (self.loads.layers, self.loads.experts, self.gpus)
-        if self.previous.copies.shape != wanted:
+        if self.previous_copies.shape != wanted:
             raise InputError(
-                f"previous plan has shape {self.previous.copies.shape}; "
+                f"previous plan has shape {self.previous_copies.shape}; "
                 f"this problem has [layers, experts, gpus] = {wanted}"
             )
 
@@ -268,25 +301,11 @@ class Problem:
             )
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputError(f"{name}={value!r} is not a whole number; pass an int of at least {least}")
-    if value < least:
-        raise InputError(f"{name}={value} is below {least}; pass at least {least}")
-    return int(value)
-
-
-def _choice(name: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise InputError(f"{name}={value!r} is unknown; pass one of {', '.join(known)}")
-    return value
-
-
 def _groups(groups: int | npt.ArrayLike | None, experts: int) -> IntArray | None:
     if groups is None:
         return None
     if isinstance(groups, int | np.integer) and not isinstance(groups, bool):
-        count = _whole("expert_groups", groups, 1)
+        count = whole("expert_groups", groups, 1)
         if experts % count:
             raise InfeasibleError(
                 f"expert_groups={count} does not divide experts={experts} into equal groups; "

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
-from craftopt.errors import NoPlanError
+from craftopt.errors import NoPlanError, number, whole
+from craftopt.evaluation import objective_value, violations
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 
 Limit = Literal["work", "time"]
+
+# A plan that is this close to its bound, relative, is called optimal: floating-point noise.
+OPTIMAL_GAP = 1e-9
 
 
 class Status(Enum):
@@ -25,6 +33,53 @@ class Status(Enum):
     FEASIBLE = "feasible"
     INFEASIBLE = "infeasible"
     NOT_FOUND = "not found"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Say how a method searches; the plan depends on the seed and the limits alone.
+
+    Parameters
+    ----------
+    seed : int
+    work_limit : int, optional
+        Most work, in the method's own unit; the same plan on any machine.
+    time_limit : float, optional
+        Seconds; a safety stop after which equal plans are not promised.
+    workers : int, optional
+        Threads; all processors by default.
+    progress : callable, optional
+        Called with the share of the work done, 0 to 1.
+
+    Raises
+    ------
+    InputError
+        A value outside its range.
+    """
+
+    seed: int = 0
+    work_limit: int | None = None
+    time_limit: float | None = None
+    workers: int | None = None
+    progress: Callable[[float], None] | None = None
+
+    def __post_init__(self) -> None:
+        whole("seed", self.seed, -(2**63))
+        if self.work_limit is not None:
+            whole("work_limit", self.work_limit, 0)
+        if self.time_limit is not None:
+            number("time_limit", self.time_limit, above=0)
+        if self.workers is not None:
+            whole("workers", self.workers, 1)
+
+    def deadline(self) -> float:
+        """Start the clock: return the moment of `time.monotonic` to stop at."""
+        return math.inf if self.time_limit is None else time.monotonic() + self.time_limit
+
+    @property
+    def threads(self) -> int:
+        """Threads to use."""
+        return self.workers or os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -99,3 +154,32 @@ class Result:
     def has_plan(self) -> bool:
         """Whether `plan` can be read."""
         return self._plan is not None
+
+
+def settle(problem: Problem, plan: Plan | None, bound: float) -> dict[str, Any]:
+    """Recompute what a plan is worth: the fields of `Result` that follow from plan and bound.
+
+    Returns
+    -------
+    dict
+        ``status``, ``objective``, ``bound``, ``gap`` and ``violations``; the status is
+        ``NOT_FOUND`` without a plan.
+    """
+    if plan is None:
+        return {
+            "status": Status.NOT_FOUND,
+            "objective": None,
+            "bound": bound,
+            "gap": None,
+            "violations": (),
+        }
+    objective, broken = objective_value(plan, problem), violations(plan, problem)
+    gap = None if broken else problem.goal.gap(objective, bound)
+    optimal = gap is not None and gap <= OPTIMAL_GAP
+    return {
+        "status": Status.OPTIMAL if optimal else Status.FEASIBLE,
+        "objective": objective,
+        "bound": bound,
+        "gap": gap,
+        "violations": broken,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import time
@@ -10,13 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from craftopt.bounds import whole_plan_bound
-from craftopt.errors import InputError
-from craftopt.evaluation import objective_value, relative_gap, violations
+from craftopt.errors import InputError, choice
 from craftopt.problem import Problem
-from craftopt.result import Outcome, Result, Status
-
-# A plan that is this close to its bound, relative, is called optimal: floating-point noise.
-OPTIMAL_GAP = 1e-9
+from craftopt.result import Options, Outcome, Result, Status, settle
 
 
 @dataclass(frozen=True)
@@ -28,8 +23,7 @@ class Method:
     name, summary : str
     home : str
         ``module:function``; loaded on first use. The function takes the problem (and, where
-        `searches` is true, ``seed``, ``work_limit``, ``time_limit``, ``workers`` and
-        ``progress``) and returns an `Outcome`.
+        `searches` is true, the `Options`) and returns an `Outcome`.
     proves : bool
         Whether it goes on until its plan is proven optimal, which may take minutes: such a
         method runs only where it is asked for.
@@ -74,13 +68,13 @@ METHODS = {
         Method(
             "nominal",
             "near-optimal for the summed load: knapsack, packing, exchanges",
-            "craftopt.fast.nominal:plan_nominal",
+            "craftopt.methods.nominal:plan_nominal",
             searches=True,
         ),
         Method(
             "fast",
             "planned for the windows of traffic: knapsack, annealing",
-            "craftopt.fast.windowed:plan_fast",
+            "craftopt.methods.windowed:plan_fast",
             searches=True,
         ),
         Method(
@@ -115,11 +109,7 @@ def find_method(name: str) -> Method:
     InputError
         A name that no method has, or a method whose packages are not installed.
     """
-    method = METHODS.get(name.lower())
-    if method is None:
-        close = difflib.get_close_matches(name.lower(), METHODS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"method={name!r} is unknown; pass one of {', '.join(METHODS)}{hint}")
+    method = METHODS[choice("method", name, METHODS)]
     missing = _missing(method)
     if missing:
         raise InputError(
@@ -176,41 +166,22 @@ def solve(
     (1.28, 1.0, 'duplicates')
     """
     entry = find_method(method)
-    _check_limits(work_limit, time_limit, workers)
+    options = Options(seed, work_limit, time_limit, workers, progress)
     module, function = entry.home.split(":")
     run = getattr(importlib.import_module(module), function)
-    options = {
-        "seed": seed,
-        "work_limit": work_limit,
-        "time_limit": time_limit,
-        "workers": workers,
-        "progress": progress,
-    }
     start = time.perf_counter()
-    outcome: Outcome = run(problem, **options) if entry.searches else run(problem)
+    outcome: Outcome = run(problem, options) if entry.searches else run(problem)
     runtime = time.perf_counter() - start
     bound = whole_plan_bound(problem)
     if outcome.bound is not None:
-        tighter = min if problem.objective == "balancedness" else max
-        bound = tighter(bound, outcome.bound)
-    objective = gap = None
-    broken: tuple[str, ...] = ()
-    status = Status.INFEASIBLE if outcome.infeasible else Status.NOT_FOUND
-    if outcome.plan is not None:
-        objective = objective_value(outcome.plan, problem)
-        broken = violations(outcome.plan, problem)
-        status = Status.FEASIBLE
-        if not broken:
-            gap = relative_gap(objective, bound, problem.objective)
-            status = Status.OPTIMAL if gap <= OPTIMAL_GAP else Status.FEASIBLE
+        bound = problem.goal.tighter(bound, outcome.bound)
+    settled = settle(problem, outcome.plan, bound)
+    if outcome.infeasible:
+        settled["status"] = Status.INFEASIBLE
     return Result(
         method=entry.name,
         problem=problem,
-        status=status,
-        objective=objective,
-        bound=bound,
-        gap=gap,
-        violations=broken,
+        **settled,
         runtime=runtime,
         limit=outcome.limit,
         message=outcome.message,
@@ -220,12 +191,3 @@ def solve(
 
 def _missing(method: Method) -> list[str]:
     return [module for module in method.needs if importlib.util.find_spec(module) is None]
-
-
-def _check_limits(work_limit: int | None, time_limit: float | None, workers: int | None) -> None:
-    if work_limit is not None and work_limit < 0:
-        raise InputError(f"work_limit={work_limit} is below 0; pass at least 0, or None")
-    if time_limit is not None and not time_limit > 0:
-        raise InputError(f"time_limit={time_limit} is no time; pass seconds above 0, or None")
-    if workers is not None and workers < 1:
-        raise InputError(f"workers={workers} is below 1; pass at least 1, or None")

@@ -407,7 +407,7 @@ def check_rules(problem: Problem, plan: Plan) -> None:
     if problem.expert_groups is not None:
         _check_groups(problem, copies)
     if problem.max_moves is not None and problem.previous is not None:
-        moves = int((copies > problem.previous.copies).sum())
+        moves = int((copies > problem.previous_copies).sum())
         _claim(
             moves <= problem.max_moves,
             f"the plan hosts {moves} copies anew where {problem.max_moves} are allowed",
@@ -446,7 +446,7 @@ class ExactProblem:
     """
 
     def __init__(self, problem: Problem) -> None:
-        problem.require_even_dispatch("verify")
+        problem.goal.require_even_dispatch("verify")
         self.problem = problem
         self.time = problem.objective == "time"
         tokens = problem.loads.tokens

@@ -27,7 +27,7 @@ from tempfile import mkdtemp
 import numpy as np
 
 import craftopt as co
-from craftopt.report.plots import plot_gpu_loads
+from craftopt.reporting.plots import plot_gpu_loads
 
 # %% [markdown]
 # ## Loads

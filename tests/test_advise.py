@@ -14,8 +14,8 @@ from rich.console import Console
 import craftopt as co
 from craftopt import cli
 from craftopt.evaluation import violations
-from craftopt.fast.windowed import plan_allocated
-from craftopt.report.serving import advice_tables, plot_budgets
+from craftopt.methods.windowed import plan_allocated
+from craftopt.reporting.serving import advice_tables, plot_budgets
 from craftopt.serving import (
     Deployment,
     find_gpu,

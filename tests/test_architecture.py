@@ -21,27 +21,42 @@ FORMULATIONS = PACKAGE.parent / "formulations" / "craftopt_formulations"
 RANKING = (
     {"__main__"},
     {"cli"},
-    {"report"},
+    {"diagnosis", "reporting"},
     {"online", "serving", "engines", "certificates", "formats"},
     {"comparison"},
     {"solving"},
     {"rebalancing"},
-    {"baselines", "fast"},
+    {"methods", "baselines"},
+    {"search"},
     {"bounds"},
     {"knapsack"},
     {"result"},
     {"evaluation"},
     {"routing"},
     {"verification"},
+    {"problem"},
+    {"objective"},
     {"plan"},
     {"slot_tables"},
-    {"problem"},
+    {"windows"},
     {"traces", "datasets"},
+    {"coactivation"},
     {"loads"},
+    {"documents"},
     {"errors"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKING) for name in names}
-DATA_TYPES = {"plan", "slot_tables", "problem", "traces", "loads", "errors"}
+DATA_TYPES = {
+    "coactivation",
+    "documents",
+    "errors",
+    "loads",
+    "objective",
+    "plan",
+    "problem",
+    "slot_tables",
+    "traces",
+}
 OPTIONAL = {"ortools", "pulp", "networkx", "torch", "dask"}
 
 
@@ -122,7 +137,7 @@ def test_formulations_need_the_data_types_bounds_and_evaluation_alone(file):
     # Result is a data type, too: exact methods return its Outcome.
     allowed = DATA_TYPES | {"result", "bounds", "evaluation"}
     if file.name in ("exact.py", "_search.py"):  # the method starts from the fast path
-        allowed |= {"fast", "knapsack"}
+        allowed |= {"methods", "search", "knapsack"}
     if file.name == "generate.py":  # a tool that uses the library from outside
         allowed |= {"solving", "certificates", "verification"}
     assert own <= allowed
@@ -130,13 +145,13 @@ def test_formulations_need_the_data_types_bounds_and_evaluation_alone(file):
 
 def test_the_reader_of_imports_sees_every_kind(tmp_path):
     package = tmp_path / "craftopt"
-    (package / "fast").mkdir(parents=True)
-    file = package / "fast" / "swaps.py"
+    (package / "search").mkdir(parents=True)
+    file = package / "search" / "swaps.py"
     file.write_text(
         "import craftopt.solving\n"
         "from . import moves\n"
         "from .. import cli\n"
-        "from ..report import plots\n"
+        "from ..reporting import plots\n"
         "from craftopt import Plan, online\n"
         "def late():\n    import pulp\n    from ortools.sat import cp_model\n"
         "if TYPE_CHECKING:\n    from craftopt.serving import advise\n"
@@ -144,16 +159,24 @@ def test_the_reader_of_imports_sees_every_kind(tmp_path):
     found = imported(file, package)
     assert found == {
         "craftopt.solving",
-        "craftopt.fast.moves",
+        "craftopt.search.moves",
         "craftopt.cli",
-        "craftopt.report.plots",
+        "craftopt.reporting.plots",
         "craftopt.Plan",
         "craftopt.online",
         "pulp",
         "ortools.sat.cp_model",
         "craftopt.serving.advise",
     }
-    assert own_modules(found) >= {"solving", "fast", "cli", "report", "Plan", "online", "serving"}
+    assert own_modules(found) >= {
+        "solving",
+        "search",
+        "cli",
+        "reporting",
+        "Plan",
+        "online",
+        "serving",
+    }
 
 
 # --- importing the package ------------------------------------------------------------------

@@ -13,9 +13,10 @@ from strategies import broken_rules, problems, quiet, rules_named
 
 import craftopt as co
 from craftopt.bounds import least_activated, whole_plan_bound
-from craftopt.evaluation import mean_activated, objective_value, relative_gap, violations
-from craftopt.fast.decode import plan_for_both
-from craftopt.fast.routed import anneal_routed, most_activated
+from craftopt.evaluation import mean_activated, objective_value, violations
+from craftopt.methods.decode import plan_for_both
+from craftopt.objective import OBJECTIVES
+from craftopt.search.routed import anneal_routed, most_activated
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -108,7 +109,7 @@ def test_gap_of_nothing_active_is_none():
     problem = co.Problem(co.Loads([[0, 0, 0]]), gpus=2, objective="activated")
     result = co.solve(problem)
     assert (result.objective, result.bound, result.gap) == (0, 0, 0)
-    assert relative_gap(3.0, 2.0, "activated") == 0.5
+    assert OBJECTIVES["activated"].gap(3.0, 2.0) == 0.5
 
 
 # --- plans ----------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from strategies import (
 )
 
 import craftopt as co
-from craftopt.evaluation import gpu_loads, objective_value, relative_gap, violations
+from craftopt.evaluation import gpu_loads, objective_value, violations
+from craftopt.objective import OBJECTIVES
 
 
 @st.composite
@@ -149,11 +150,9 @@ def test_objective_is_the_problems_own(problem, data):
 
 
 def test_gap_is_relative_to_the_bound_for_time_and_to_the_value_for_balancedness():
-    assert relative_gap(1.5, 1.2, "time") == pytest.approx(0.25)
-    assert relative_gap(0.8, 0.9, "balancedness") == pytest.approx(0.125)
-    assert relative_gap(1.2 - 1e-16, 1.2, "time") == 0
-    with pytest.raises(co.InputError, match="objective"):
-        relative_gap(1, 1, "speed")
+    assert OBJECTIVES["time"].gap(1.5, 1.2) == pytest.approx(0.25)
+    assert OBJECTIVES["balancedness"].gap(0.8, 0.9) == pytest.approx(0.125)
+    assert OBJECTIVES["time"].gap(1.2 - 1e-16, 1.2) == 0
 
 
 # --- rules: one plan that breaks each, and one near it that does not --------------------------

@@ -13,7 +13,7 @@ from strategies import broken_rules, problems, slow_objective
 
 import craftopt as co
 from craftopt.evaluation import objective_value
-from craftopt.fast.windowed import MOST_PULLED, PULL, STEPS_PER_COPY, pull_together
+from craftopt.methods.windowed import MOST_PULLED, PULL, STEPS_PER_COPY, pull_together
 
 RULES = ("uniform", "even", "free")
 OBJECTIVES = ("time", "balancedness")

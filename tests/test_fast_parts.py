@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from strategies import token_arrays
 
 from craftopt.bounds import max_copy_load
-from craftopt.fast.allocation import MeasuredAllocation
-from craftopt.fast.placement import improve, improve_layer, pack, place_layer
-from craftopt.fast.replication import replicate
-from craftopt.fast.symmetry import equalise
 from craftopt.knapsack import allocate
+from craftopt.methods.allocation import MeasuredAllocation
+from craftopt.search.placement import improve, improve_layer, pack, place_layer
+from craftopt.search.replication import replicate
+from craftopt.search.totals import equalise
 
 # --- replication ----------------------------------------------------------------------------
 

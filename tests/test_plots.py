@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 import craftopt as co
-from craftopt.report.plots import plot_gpu_loads, plot_tradeoff
+from craftopt.reporting.plots import plot_gpu_loads, plot_tradeoff
 
 matplotlib = pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
 matplotlib.use("Agg")

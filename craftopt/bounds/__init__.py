@@ -7,10 +7,8 @@ from craftopt.bounds.copies import max_copy_load, sift_down
 from craftopt.bounds.whole_plan import (
     cost_table,
     even_costs,
-    has_even_slots,
     layer_costs,
     least_cost,
-    replica_choices,
     shared_cost_table,
     whole_plan_bound,
 )
@@ -21,12 +19,10 @@ __all__ = [
     "common_copies_witness",
     "cost_table",
     "even_costs",
-    "has_even_slots",
     "layer_costs",
     "least_activated",
     "least_cost",
     "max_copy_load",
-    "replica_choices",
     "shared_cost_table",
     "sift_down",
     "whole_plan_bound",

@@ -25,7 +25,7 @@ def least_activated(problem: Problem) -> IntArray:
     active = problem.loads.tokens > 0
     least: IntArray = -(-active.sum(axis=2) // problem.gpus)
     if problem.expert_groups is not None:
-        for group in range(int(problem.expert_groups.max()) + 1):
+        for group in range(problem.groups):
             inside = active[:, :, problem.expert_groups == group].sum(axis=2)
             np.maximum(least, -(-inside // problem.gpus_per_node), out=least)
     return least

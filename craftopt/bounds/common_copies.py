@@ -29,7 +29,7 @@ from numba import njit
 
 from craftopt.errors import InputError
 from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.problem import Objective
+from craftopt.objective import ObjectiveName
 
 # Costs are counted in whole units of 2^-SCALE_BITS of their size. Floating point finds them to
 # about 2^-53 of it per expert that is summed: for 4096 experts, within half a unit.
@@ -42,7 +42,7 @@ def common_copies_curve(
     gpus: int,
     copies_limit: int,
     choices: IntArray,
-    objective: Objective = "time",
+    objective: ObjectiveName = "time",
 ) -> FloatArray:
     """Bound what one layer costs, for every number of replicas.
 
@@ -86,7 +86,7 @@ def common_copies_curve(
     return curve
 
 
-def _in_time(objective: Objective) -> bool:
+def _in_time(objective: ObjectiveName) -> bool:
     if objective == "activated":
         raise InputError("common copies bound no objective='activated'; see least_activated")
     return objective == "time"
@@ -97,7 +97,7 @@ def common_copies_witness(
     gpus: int,
     copies_limit: int,
     price: float,
-    objective: Objective = "time",
+    objective: ObjectiveName = "time",
 ) -> dict[str, Any]:
     """Prove ``cost(r) >= base + (credits - price * r)`` for every r, in whole numbers.
 

@@ -44,46 +44,28 @@ def whole_plan_bound(problem: Problem) -> float:
     >>> round(whole_plan_bound(co.Problem(loads, gpus=8, replicas=1)), 4)
     3.0897
     """
-    if problem.objective == "activated":
+    if not problem.goal.even_dispatch:
         return float(least_activated(problem).mean())
 
     def sharpen(layers: IntArray, replicas: IntArray) -> FloatArray:
         return even_costs(problem, layers, replicas)
 
     table = shared_cost_table(problem)
-    cost = least_cost(problem, table, sharpen if has_even_slots(problem) else None)
-    if problem.objective == "balancedness":
-        return min(1.0, -cost / (problem.loads.windows * problem.loads.layers))
-    mean = float(problem.loads.tokens.sum()) / problem.gpus
-    return max(1.0, cost / mean) if mean > 0 else 1.0
-
-
-def has_even_slots(problem: Problem) -> bool:
-    """Whether every GPU has floor or ceil of copies / GPUs in every layer, by the rules.
-
-    With one layer, equal totals are even slots.
-    """
-    return problem.slots != "free" or problem.loads.layers == 1
-
-
-def replica_choices(problem: Problem) -> IntArray:
-    """List the numbers of replicas that one layer can have, ascending, int64 [choices]."""
-    if problem.slots == "uniform":
-        experts = problem.loads.experts
-        slots = np.arange(-(-experts // problem.gpus), problem.uniform_slots + 1)
-        return slots * problem.gpus - experts
-    return np.arange(0, problem.layer_replicas_limit + 1, problem.replica_step)
+    cost = least_cost(problem, table, sharpen if problem.even_slots else None)
+    scale = problem.goal.scale(problem.loads, problem.gpus)
+    value = cost / scale if scale else 1.0  # without tokens
+    return min(1.0, value) if problem.goal.maximised else max(1.0, value)
 
 
 def cost_table(problem: Problem) -> FloatArray:
-    """Bound every layer's cost for all `replica_choices`, by mean load and heaviest copy.
+    """Bound every layer's cost for all `Problem.replica_choices`, by mean load and heaviest copy.
 
     Returns
     -------
     float64 [layers, choices]
         In the unit of `layer_costs`.
     """
-    choices = replica_choices(problem)
+    choices = problem.replica_choices
     if problem.slots == "uniform":
         return _cost_curves_of(problem, choices)
     curves = layer_costs(problem)
@@ -94,7 +76,7 @@ def shared_cost_table(problem: Problem) -> FloatArray:
     """Bound as `cost_table` does and, with several windows, by the copies that they share."""
     table = cost_table(problem)
     if problem.loads.windows > 1:
-        choices = replica_choices(problem)
+        choices = problem.replica_choices
         for layer, costs in enumerate(table):
             tokens = np.ascontiguousarray(problem.loads.tokens[:, layer])
             shared = common_copies_curve(
@@ -114,12 +96,12 @@ def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> 
     ----------
     problem : Problem
     table : float64 [layers, choices]
-        Bounds for all `replica_choices`.
+        Bounds for all `Problem.replica_choices`.
     sharpen : callable, optional
         ``sharpen(layers, replicas)`` bounds the cost of some layers with exactly so many
         replicas, in the unit of the table.
     """
-    replicas = replica_choices(problem)
+    replicas = problem.replica_choices
     table = table.copy()
     layers = np.arange(problem.loads.layers)
     sharp = np.zeros(table.shape, dtype=np.bool_)
@@ -156,7 +138,7 @@ def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatA
     """
     tokens = np.ascontiguousarray(problem.loads.tokens[:, layers].transpose(1, 0, 2))
     return _even_costs(
-        tokens, replicas, problem.gpus, problem.copies_limit, problem.objective == "time"
+        tokens, replicas, problem.gpus, problem.copies_limit, not problem.goal.maximised
     )
 
 
@@ -184,10 +166,10 @@ def layer_costs(problem: Problem) -> FloatArray:
 
 
 def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
-    problem.require_even_dispatch("a bound by loads")
+    problem.goal.require_even_dispatch("a bound by loads")
     tokens = np.ascontiguousarray(problem.loads.tokens.transpose(1, 0, 2))
     return _cost_curves(
-        tokens, problem.gpus, problem.copies_limit, choices, problem.objective == "time"
+        tokens, problem.gpus, problem.copies_limit, choices, not problem.goal.maximised
     )
 
 

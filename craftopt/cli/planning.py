@@ -92,7 +92,7 @@ def plan(
         if not result.has_plan:
             raise typer.Exit(1)
         return
-    from craftopt.report.tables import result_table  # noqa: PLC0415
+    from craftopt.reporting.tables import result_table  # noqa: PLC0415
 
     print_rich(result_table(result))
     if output is not None:
@@ -154,14 +154,14 @@ def compare(
         if as_json:
             print_json({domain: result.to_dict() for domain, result in results.items()})
         else:
-            from craftopt.report.tables import domains_table  # noqa: PLC0415
+            from craftopt.reporting.tables import domains_table  # noqa: PLC0415
 
             print_rich(domains_table(results))
         return
     if as_json:
         print_json(result.to_dict())
         return
-    from craftopt.report.tables import comparison_table  # noqa: PLC0415
+    from craftopt.reporting.tables import comparison_table  # noqa: PLC0415
 
     print_rich(comparison_table(result))
 
@@ -187,7 +187,7 @@ def evaluate(
             }
         )
         return
-    from craftopt.report.tables import evaluation_table  # noqa: PLC0415
+    from craftopt.reporting.tables import evaluation_table  # noqa: PLC0415
 
     print_rich(evaluation_table(scored))
 
@@ -207,7 +207,7 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Say what a file is and holds: loads, a token trace or a plan."""
-    from craftopt.report.tables import (  # noqa: PLC0415
+    from craftopt.reporting.tables import (  # noqa: PLC0415
         loads_table,
         plan_table,
         share_error,

@@ -29,9 +29,10 @@ from craftopt.cli.shared import (
     same_layers,
     slots_of,
 )
+from craftopt.documents import write_atomically
 from craftopt.errors import InputError
-from craftopt.plan import write_atomically
-from craftopt.problem import Objective, SlotRule
+from craftopt.objective import ObjectiveName
+from craftopt.problem import SlotRule
 
 # Shares of all copies at which the curve is shown.
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25)
@@ -101,7 +102,7 @@ def rebalance(
             nodes=old.nodes if nodes is None else nodes,
             replicas=old.replicas if replicas is None else replicas,
             slots=slots_of(old) if slots is None else cast(SlotRule, slots.lower()),
-            objective=cast(Objective, objective.lower()),
+            objective=cast(ObjectiveName, objective.lower()),
             expert_groups=groups,
             max_copies=max_copies,
         )

@@ -92,7 +92,7 @@ def advise(
     if as_json:
         print_json(advice.to_dict())
         return
-    from craftopt.report.serving import advice_tables  # noqa: PLC0415
+    from craftopt.reporting.serving import advice_tables  # noqa: PLC0415
 
     print_rich(advice_tables(advice))
     if output is not None:

@@ -18,7 +18,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
 from craftopt.errors import InputError
-from craftopt.problem import Objective, SlotRule
+from craftopt.objective import ObjectiveName
+from craftopt.problem import SlotRule
 
 LoadsArgument = Annotated[
     str, typer.Argument(metavar="LOADS", help="File of loads, - for stdin, or an example's name.")
@@ -132,7 +133,7 @@ def make_problem(
         replicas=replicas,
         replicas_per_layer=replicas_per_layer,
         slots=cast(SlotRule, slots.lower()),
-        objective=cast(Objective, objective.lower()),
+        objective=cast(ObjectiveName, objective.lower()),
         expert_groups=groups,
         max_copies=max_copies,
     )

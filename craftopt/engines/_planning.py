@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from craftopt.errors import InputError
-from craftopt.fast.parallel import in_threads
-from craftopt.fast.placement import place_layer
-from craftopt.fast.windowed import plan_fast
 from craftopt.loads import FloatArray, IntArray, Loads
+from craftopt.methods.parallel import in_threads
+from craftopt.methods.windowed import plan_fast
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing import arrange_slots
 from craftopt.rebalancing.relabelling import relabel_copies
+from craftopt.result import Options
+from craftopt.search.placement import place_layer
 
 # More windows are added up to so many, in the order recorded; work grows with their number.
 WINDOWS = 32
@@ -79,7 +80,7 @@ def plan_slots(
             slots="uniform",
             expert_groups=group_count if together else None,
         )
-        outcome = plan_fast(problem, work_limit=STEPS // layers, workers=_threads())
+        outcome = plan_fast(problem, Options(work_limit=STEPS // layers, workers=_threads()))
         assert outcome.plan is not None
         copies = outcome.plan.copies
         if outcome.plan.replicas < layers * (slots - experts):

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from craftopt.documents import write_atomically
 from craftopt.errors import InputError
 from craftopt.formats import ascend, deepseek, sglang, tensorrt_llm
 from craftopt.loads import IntArray
-from craftopt.plan import Copies, Plan, write_atomically
+from craftopt.plan import Copies, Plan
 
 _MOST_LAYERS = 10_000  # far above any model; SGLang's file has a row for every number below
 

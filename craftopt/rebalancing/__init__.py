@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from craftopt.bounds import whole_plan_bound
 from craftopt.errors import InputError
-from craftopt.evaluation import objective_value, relative_gap, violations
-from craftopt.fast.previous import group_ids
-from craftopt.fast.windowed import plan_fast
+from craftopt.evaluation import objective_value, violations
 from craftopt.loads import BoolArray, as_array, read_only
+from craftopt.methods.windowed import plan_fast
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing.fronts import Fronts, trace_fronts
@@ -29,7 +28,7 @@ from craftopt.rebalancing.relabelling import (
     relabel_copies,
 )
 from craftopt.rebalancing.start import valid_start
-from craftopt.result import Result, Status
+from craftopt.result import Options, Result, settle
 
 __all__ = [
     "Migration",
@@ -42,8 +41,6 @@ __all__ = [
     "relabel",
 ]
 
-# A plan that is this close to its bound, relative, is called optimal: floating-point noise.
-OPTIMAL_GAP = 1e-9
 # From so many of all copies on, planning afresh is tried as well.
 AFRESH = 0.5
 
@@ -184,14 +181,11 @@ def rebalance(
             f"rebalance takes a Problem and a Plan, not {type(problem).__name__} and "
             f"{type(old_plan).__name__}"
         )
-    problem.require_even_dispatch("rebalance")
+    problem.goal.require_even_dispatch("rebalance")
     start_time = time.perf_counter()
     if not 0 <= move_price < np.inf:
         raise InputError(f"move_price={move_price}; pass a finite number of at least 0")
-    if work_limit is not None and work_limit < 0:
-        raise InputError(f"work_limit={work_limit} is below 0; pass at least 0, or None")
-    if workers is not None and workers < 1:
-        raise InputError(f"workers={workers} is below 1; pass at least 1, or None")
+    Options(seed, work_limit, workers=workers)  # checks them
     violations(old_plan, problem)  # it may break rules; another model or other GPUs are refused
     alive = alive_gpus(active, problem.gpus)
     old = _on(old_plan.copies, alive)
@@ -244,21 +238,18 @@ def _best(
 ) -> Copies:
     """Return the best copies with at most so many moves, these priced; of equals, the nearest."""
     task = task.variant(max_moves=most)
-    assert task.previous is not None
     candidates = [fronts.copies(fronts.choose(most, price), task.loads.experts)]
-    old = task.previous.copies
+    old = task.previous_copies
     whole = bool(old.any(axis=2).all())
     if whole:
         candidates.append(old)
     if not price and most >= AFRESH * candidates[0].sum():
         anew = task.variant(max_moves=None, previous=task.previous if whole else None)
-        fresh = plan_fast(anew, seed=seed, work_limit=work_limit, workers=workers).plan
+        fresh = plan_fast(anew, Options(seed, work_limit, workers=workers)).plan
         assert fresh is not None
-        candidates.append(relabel_copies(fresh.copies, old, group_ids(task)[1]))
+        candidates.append(relabel_copies(fresh.copies, old, task.group_nodes))
     # The objective as a sum to be minimised, in the unit of the price.
-    scale = -float(task.loads.windows * task.loads.layers)
-    if task.objective == "time":
-        scale = float(task.loads.tokens.sum()) / task.gpus
+    scale = task.goal.scale(task.loads, task.gpus)
     scored = []
     for copies in candidates:
         plan = _named(copies, task)
@@ -279,25 +270,13 @@ def _measured(
 ) -> Rebalancing:
     """Recompute what the plan is worth, over the GPUs that are alive."""
     bound = whole_plan_bound(task)
-    objective = gap = None
-    broken: tuple[str, ...] = ()
-    status = Status.NOT_FOUND
-    if plan is not None:
-        held = _named(_on(plan.copies, alive), task)
-        objective, broken = objective_value(held, task), violations(held, task)
-        gap = None if broken else relative_gap(objective, bound, task.objective)
-        status = Status.FEASIBLE if gap is None or gap > OPTIMAL_GAP else Status.OPTIMAL
-    assert task.previous is not None
-    lost = not task.previous.copies.any(axis=2).all()
-    before = None if lost else objective_value(_named(task.previous.copies, task), task)
+    held = None if plan is None else _named(_on(plan.copies, alive), task)
+    lost = not task.previous_copies.any(axis=2).all()
+    before = None if lost else objective_value(_named(task.previous_copies, task), task)
     return Rebalancing(
         method="rebalance",
         problem=task,
-        status=status,
-        objective=objective,
-        bound=bound,
-        gap=gap,
-        violations=broken,
+        **settle(task, held, bound),
         runtime=runtime,
         message=message,
         _plan=plan,
@@ -308,16 +287,9 @@ def _measured(
     )
 
 
-@dataclass(frozen=True)
-class _Hosted:
-    """What GPUs that are alive host of an old plan; experts may be lost."""
-
-    copies: Copies
-
-
 def _task(problem: Problem, old: Copies, alive: BoolArray) -> Problem:
     """State the problem over the GPUs that are alive."""
-    previous = _Hosted(read_only(old))
+    previous = read_only(old)
     if alive.all():
         return problem.variant(previous=previous)
     per_node = alive.reshape(problem.nodes, -1).sum(axis=1)

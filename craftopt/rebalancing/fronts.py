@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.fast.parallel import in_threads
-from craftopt.fast.previous import group_ids
-from craftopt.fast.windowed import pull_together
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
+from craftopt.methods.parallel import in_threads
+from craftopt.methods.windowed import pull_together
 from craftopt.plan import Copies
 from craftopt.problem import Problem
-from craftopt.rebalancing.search import measure_front, trace_front
+from craftopt.search.fronts import measure_front, trace_front
 
 # Annealing steps of a layer, and of one with few copies, where more are cheap.
 STEPS, STEPS_SMALL, SMALL = 120_000, 400_000, 100
@@ -91,10 +90,9 @@ def trace_fronts(
     workers : int, optional
         Threads; the fronts do not depend on it.
     """
-    assert problem.previous is not None
-    previous = problem.previous.copies > 0
+    previous = problem.previous_copies > 0
     loads, balancedness = problem.loads, problem.objective == "balancedness"
-    _, nodes = group_ids(problem)
+    nodes = problem.group_nodes
     mean = loads.tokens.sum(axis=2) / problem.gpus
     chosen = np.unique(np.linspace(0, loads.windows - 1, min(loads.windows, MOST_WINDOWS)).round())
     sample = chosen.astype(np.int64)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from craftopt.evaluation import violations
-from craftopt.fast.nominal import plan_nominal
-from craftopt.fast.previous import group_ids
 from craftopt.loads import BoolArray, FloatArray, IntArray
+from craftopt.methods.nominal import plan_nominal
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing.relabelling import moved_copies, relabel_copies
+from craftopt.result import Options
 
 
 def valid_start(problem: Problem) -> Copies:
@@ -26,8 +26,7 @@ def valid_start(problem: Problem) -> Copies:
     uint8 [layers, experts, gpus]
         Keeps every rule but, perhaps, ``max_moves``.
     """
-    assert problem.previous is not None
-    old, most = problem.previous.copies, problem.max_moves
+    old, most = problem.previous_copies, problem.max_moves
     anew = problem.variant(previous=None, max_moves=None)
     # Budget that the previous plan did not have is used as far as moves are left for it.
     needed = _repair(anew, old, 0)
@@ -40,9 +39,9 @@ def valid_start(problem: Problem) -> Copies:
             continue
         if most is None or moved_copies(copies, old) <= most or copies is needed:
             return copies
-    fresh = plan_nominal(anew).plan
+    fresh = plan_nominal(anew, Options()).plan
     assert fresh is not None
-    return relabel_copies(fresh.copies, old, group_ids(problem)[1])
+    return relabel_copies(fresh.copies, old, problem.group_nodes)
 
 
 def _as_plan(copies: Copies, problem: Problem) -> Plan:
@@ -74,7 +73,7 @@ def _slots(problem: Problem, slots: IntArray, added: int) -> IntArray:
         least, most = -(-experts // gpus), problem.uniform_slots
         width = min(max(width, least), most)
         return np.full_like(slots, width + min(most - width, added // (gpus * layers)))
-    _, nodes = group_ids(problem)
+    nodes = problem.group_nodes
     by_node = slots.reshape(layers, nodes, -1)
     step, limit = problem.replica_step, problem.layer_replicas_limit
     replicas = np.clip(slots.sum(axis=1) - experts, 0, limit) // step * step

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from craftopt.fast.placement import improve_layer
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
+from craftopt.search.placement import improve_layer
 
 # GPUs that one kick shuffles copies between, the fullest first.
 _SHUFFLED = 4

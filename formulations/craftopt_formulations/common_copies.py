@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from craftopt.loads import FloatArray, IntArray
-from craftopt.problem import Objective
+from craftopt.objective import ObjectiveName
 from craftopt_formulations._solvers import Model, Run, new_model
 
 # Costs are rounded down to whole parts of the largest one: never more than the truth.
@@ -70,7 +70,7 @@ def build(
     gpus: int,
     replicas: int,
     most_copies: int,
-    objective: Objective = "time",
+    objective: ObjectiveName = "time",
     *,
     solver: str = "cp-sat",
 ) -> CommonCopiesModel:
@@ -125,7 +125,7 @@ def build(
 
 
 def _levels(
-    tokens: FloatArray, gpus: int, copies_limit: int, objective: Objective
+    tokens: FloatArray, gpus: int, copies_limit: int, objective: ObjectiveName
 ) -> tuple[float, list[list[tuple[float, int, int]]]]:
     """List every window's levels, ascending: cost above F_w, the expert and step they need."""
     base = 0.0

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,27 +25,24 @@ import numpy as np
 
 from craftopt.bounds import (
     even_costs,
-    has_even_slots,
     layer_costs,
     least_cost,
-    replica_choices,
     shared_cost_table,
     whole_plan_bound,
 )
 from craftopt.evaluation import violations
-from craftopt.fast.allocation import MeasuredAllocation
-from craftopt.fast.annealing import anneal
-from craftopt.fast.nominal import plan_nominal
-from craftopt.fast.parallel import in_threads
-from craftopt.fast.placement import place_layer
-from craftopt.fast.previous import group_ids
-from craftopt.fast.symmetry import equalise
-from craftopt.fast.windowed import plan_fast
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray, Loads
+from craftopt.methods.allocation import MeasuredAllocation
+from craftopt.methods.nominal import plan_nominal
+from craftopt.methods.parallel import in_threads
+from craftopt.methods.windowed import plan_fast
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.result import Limit, Outcome
+from craftopt.result import Limit, Options, Outcome
+from craftopt.search.annealing import anneal
+from craftopt.search.placement import place_layer
+from craftopt.search.totals import equalise
 from craftopt_formulations._search import kick_layer
 from craftopt_formulations.whole import flags, layer_cost, plan_cost, solve_whole
 
@@ -80,15 +75,7 @@ BEYOND = 8
 _log = logging.getLogger(__name__)
 
 
-def plan_exact(
-    problem: Problem,
-    *,
-    seed: int = 0,
-    work_limit: int | None = None,
-    time_limit: float | None = None,
-    workers: int | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Outcome:
+def plan_exact(problem: Problem, options: Options) -> Outcome:
     """Plan, and prove how far any plan could do better.
 
     Solves the problem that it is given: nominal for one window, windowed for several.
@@ -97,17 +84,15 @@ def plan_exact(
     """
     if problem.objective == "activated":
         return Outcome(message="exact knows no objective='activated'; fast plans for it")
-    limit = WORK if work_limit is None else work_limit
-    deadline = math.inf if time_limit is None else time.monotonic() + time_limit
-    exact = _Exact(problem, seed, limit, workers or os.cpu_count() or 1, deadline)
+    exact = _Exact(problem, options)
     steps = (exact.start, exact.search_layers, exact.prove_layers, exact.prove_whole)
     for number, step in enumerate(steps, start=1):
         if number > 1 and (exact.infeasible or exact.closed or exact.late):
             break
         step()
         exact.log(step.__name__.replace("_", " "))
-        if progress is not None:
-            progress(number / len(steps))
+        if options.progress is not None:
+            options.progress(number / len(steps))
     return exact.outcome()
 
 
@@ -129,19 +114,18 @@ class _Layer:
 class _Exact:
     """The best plan so far, the bound so far, and what is known of the layers."""
 
-    def __init__(
-        self, problem: Problem, seed: int, limit: float, workers: int, deadline: float
-    ) -> None:
-        self.problem, self.seed, self.workers, self.deadline = problem, seed, workers, deadline
-        self.left = float(limit)
-        self.group_of, self.nodes = group_ids(problem)
+    def __init__(self, problem: Problem, options: Options) -> None:
+        self.problem, self.seed, self.workers = problem, options.seed, options.threads
+        self.deadline = options.deadline()
+        self.left = float(WORK if options.work_limit is None else options.work_limit)
+        self.group_of, self.nodes = problem.group_of, problem.group_nodes
         # Whether layers leave each other alone: else their sum is a relaxation, or no bound.
-        self.level = has_even_slots(problem)
+        self.level = problem.even_slots
         self.pinned = problem.max_moves is not None
         self.copies: Copies | None = None
         self.cost = math.inf
         self.bound = self._as_cost(whole_plan_bound(problem))
-        self.choices = replica_choices(problem)
+        self.choices = problem.replica_choices
         self.infeasible = False
         self.layers: dict[tuple[int, int], _Layer] = {}
         self.proofs = 0
@@ -153,11 +137,11 @@ class _Exact:
         problem = self.problem
         plan = plan_nominal if problem.loads.windows == 1 else plan_fast
         afresh = problem.variant(max_moves=None)
-        outcome = plan(afresh, seed=self.seed, workers=self.workers)
+        outcome = plan(afresh, Options(seed=self.seed, workers=self.workers))
         if outcome.plan is not None:
             self.offer(outcome.plan.copies)
         if problem.previous is not None:
-            self.offer(problem.previous.copies)
+            self.offer(problem.previous_copies)
 
     def search_layers(self) -> None:
         """Search every layer further, and allocate the budget by what was found."""

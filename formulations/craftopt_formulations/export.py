@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.bounds import has_even_slots, layer_costs, max_copy_load
+from craftopt.bounds import layer_costs, max_copy_load
+from craftopt.documents import write_atomically
 from craftopt.errors import InputError
-from craftopt.plan import write_atomically
 from craftopt.problem import Problem
 from craftopt_formulations import allocation, joint, placement, rebalancing, replication, windowed
 
@@ -87,7 +87,7 @@ def _build(problem: Problem, name: str, layer: int) -> Any:
     total = loads.total().tokens[0, layer]
     share = min(problem.replicas // loads.layers, problem.layer_replicas_limit)
     replicas = share - share % problem.replica_step
-    spread = 1 if has_even_slots(problem) else None
+    spread = 1 if problem.even_slots else None
     if name == "replication":
         return replication.build(total, replicas, limit, solver=solver)
     if name == "placement":
@@ -100,7 +100,7 @@ def _build(problem: Problem, name: str, layer: int) -> Any:
             raise InputError("rebalancing needs a previous plan and max_moves; pass both")
         return rebalancing.build(
             total,
-            problem.previous.copies[layer],
+            problem.previous_copies[layer],
             replicas,
             problem.max_moves // loads.layers,
             most_copies=limit,

@@ -40,7 +40,6 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.bounds import has_even_slots
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.loads import IntArray
 from craftopt.plan import Copies
@@ -102,7 +101,7 @@ def solve_whole(
     >>> solve_whole(co.Problem(loads, gpus=2, replicas=1)).objective
     6.0
     """
-    problem.require_even_dispatch("solve_whole")
+    problem.goal.require_even_dispatch("solve_whole")
     model = _Whole(problem, exactly, loose)
     if problem.objective == "time":
         model.minimise_time(bound)
@@ -126,7 +125,7 @@ class _Whole:
         self.model = CpModel("whole")
         loads = problem.loads
         self.pinned = problem.max_moves is not None
-        self.level = has_even_slots(problem) and not loose
+        self.level = problem.even_slots and not loose
         self.heaviest: IntArray = loads.tokens.sum(axis=0).argmax(axis=1)
         self.hostings = [
             Hosting(self.model, loads.experts, problem.gpus, problem.copies_limit, f"_l{layer}")
@@ -198,7 +197,7 @@ class _Whole:
         problem = self.problem
         assert problem.previous is not None
         assert problem.max_moves is not None
-        before = problem.previous.copies
+        before = problem.previous_copies
         anew = [
             z
             for layer, hosting in enumerate(self.hostings)

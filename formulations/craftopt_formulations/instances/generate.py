@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.bounds import has_even_slots
 from craftopt.certificates import Certificate, certify
+from craftopt.documents import write_atomically
 from craftopt.loads import Loads
-from craftopt.plan import Copies, write_atomically
-from craftopt.problem import Objective, Problem, SlotRule
+from craftopt.objective import ObjectiveName
+from craftopt.plan import Copies
+from craftopt.problem import Problem, SlotRule
 from craftopt.solving import solve
 from craftopt.verification import ExactProblem, verify
 from craftopt_formulations import joint
@@ -60,7 +61,7 @@ class Spec:
     nodes: int = 1
     groups: int | None = None
     max_copies: int | None = None
-    objective: Objective = "time"
+    objective: ObjectiveName = "time"
 
     @property
     def name(self) -> str:
@@ -217,7 +218,7 @@ def _certified(instance: Instance) -> Instance:
     certificate = certify(instance.problem, instance.plan)
     found = _with_certificate(instance, certificate, boxes, start)
     problem = instance.problem
-    if found.is_open and problem.loads.windows == 1 and has_even_slots(problem):
+    if found.is_open and problem.loads.windows == 1 and problem.even_slots:
         evidence, boxes = branch(instance)
         certificate = certify(problem, instance.plan, evidence=evidence)
         found = _with_certificate(instance, certificate, boxes, start)

@@ -8,7 +8,7 @@ cannot do better, the GPUs that the fullest one reaches are kept as well: a new 
 it leads out of them, so most windows need no look. Windows that could gain are looked at first;
 after them the cost only rises, and a step is given up once it has risen too far.
 
-Optionally the windows of prefill count too, as in `craftopt.fast.annealing`: a p-norm of the GPU
+Optionally the windows of prefill count too, as in `craftopt.search.annealing`: a p-norm of the GPU
 loads under even dispatch.
 """
 
@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from craftopt.fast.annealing import _draw, _fullest, _root, _uniform, seeded
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
+from craftopt.search.annealing import _draw, _fullest, _root, _uniform, seeded
 
 Int16Array = npt.NDArray[np.int16]
 

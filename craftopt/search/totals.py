@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from craftopt.fast.placement import improve_layer
 from craftopt.loads import FloatArray
 from craftopt.plan import Copies
+from craftopt.search.placement import improve_layer
 
 
 def equalise(copies: Copies, weight: FloatArray, nodes: int) -> tuple[Copies, bool]:

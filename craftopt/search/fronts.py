@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from craftopt.fast.annealing import (
+from craftopt.loads import BoolArray, FloatArray, IntArray
+from craftopt.plan import Copies
+from craftopt.search.annealing import (
     _cost,
     _cost_of_rows,
     _cost_of_shift,
@@ -26,8 +28,6 @@ from craftopt.fast.annealing import (
     rows_of_replacement,
     seeded,
 )
-from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.plan import Copies
 
 # Levels of the price; the least first and the last one, relative to the cost of the start.
 LEVELS, DEAR, CHEAP = 16, 0.03, 1e-5

@@ -225,7 +225,7 @@ def share_error(loads: Loads) -> FloatArray:
     Examples
     --------
     >>> import craftopt as co
-    >>> from craftopt.report.tables import share_error
+    >>> from craftopt.reporting.tables import share_error
     >>> share_error(co.Loads([[100, 100, 100, 100]])).round(3)
     array([0.087])
     """
@@ -241,7 +241,7 @@ def sparkline(values: FloatArray | Sequence[float]) -> str:
 
     Examples
     --------
-    >>> from craftopt.report.tables import sparkline
+    >>> from craftopt.reporting.tables import sparkline
     >>> sparkline([0, 1, 2, 3])
     '▁▃▆█ (0 to 3)'
     """
@@ -258,7 +258,7 @@ def gini(values: FloatArray) -> float:
     Examples
     --------
     >>> import numpy as np
-    >>> from craftopt.report.tables import gini
+    >>> from craftopt.reporting.tables import gini
     >>> gini(np.array([1.0, 1.0])), gini(np.array([0.0, 1.0]))
     (0.0, 0.5)
     """

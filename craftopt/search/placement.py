@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 from numba import njit
 
-from craftopt.fast.replication import replicate
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
+from craftopt.search.replication import replicate
 
 # An exchange counts when it lowers the fuller of its two GPUs by this much, relative.
 _PROGRESS = 1e-9

@@ -7,22 +7,19 @@ relabelling.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-
 import numpy as np
 
 from craftopt.bounds import layer_costs
 from craftopt.evaluation import layer_gpu_loads, objective_value
-from craftopt.fast.allocation import MeasuredAllocation
-from craftopt.fast.parallel import in_threads
-from craftopt.fast.placement import improve_layer, place_layer
-from craftopt.fast.previous import group_ids, usable_replicas
-from craftopt.fast.symmetry import equalise
 from craftopt.loads import FloatArray, IntArray
+from craftopt.methods.allocation import MeasuredAllocation
+from craftopt.methods.parallel import in_threads
+from craftopt.methods.previous import usable_replicas
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.result import Outcome
+from craftopt.result import Options, Outcome
+from craftopt.search.placement import improve_layer, place_layer
+from craftopt.search.totals import equalise
 
 # A layer this close to its bound, relative, is done.
 TOLERANCE = 1e-4
@@ -41,15 +38,7 @@ NOISE = 1e-9
 BEYOND = 8
 
 
-def plan_nominal(
-    problem: Problem,
-    *,
-    seed: int = 0,
-    work_limit: int | None = None,
-    time_limit: float | None = None,
-    workers: int | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Outcome:
+def plan_nominal(problem: Problem, options: Options) -> Outcome:
     """Plan for the sum of the windows.
 
     Nothing is drawn at random and all is done in moments: ``seed``, ``time_limit`` and
@@ -62,8 +51,10 @@ def plan_nominal(
     # The sum of batches activates everything.
     objective = "time" if problem.objective == "activated" else problem.objective
     total = problem.variant(loads=problem.loads.total(), objective=objective)
-    work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers if work_limit is None else work_limit
-    layers = _Layers(total, workers or os.cpu_count() or 1)
+    work = options.work_limit
+    if work is None:
+        work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers
+    layers = _Layers(total, options.threads)
     if problem.slots == "uniform":
         copies, stopped = _fill_uniform(layers, work)
     else:
@@ -188,7 +179,7 @@ class _Layers:
     def __init__(self, problem: Problem, workers: int) -> None:
         self.problem = problem
         self.weight: FloatArray = problem.loads.tokens[0]
-        self._group_of, self.nodes = group_ids(problem)
+        self._group_of, self.nodes = problem.group_of, problem.group_nodes
         self.workers = workers
         self._placed: dict[tuple[int, int], Copies] = {}
         self._costs: dict[tuple[int, int], float] = {}
@@ -248,8 +239,7 @@ class _Layers:
 
     def _improve_previous(self, layer: int) -> tuple[Copies, float]:
         """Improve the previous plan's placement of a layer, node by node."""
-        assert self.problem.previous is not None
-        copies = self.problem.previous.copies[layer].copy()
+        copies = self.problem.previous_copies[layer].copy()
         share = self.weight[layer] / copies.sum(axis=1)
         width = self.problem.gpus // self.nodes
         # Stop where a fresh placement stops, so that a plan is kept as it is.
@@ -266,10 +256,9 @@ class _Layers:
 
     def start(self) -> Copies | None:
         """Return the previous plan, improved, where it keeps the rules as it stands."""
-        previous = self.problem.previous
-        if previous is None or (self.previous < 0).any():
+        if self.problem.previous is None or (self.previous < 0).any():
             return None
-        totals = previous.copies.sum(axis=(0, 1), dtype=np.int64)
+        totals = self.problem.previous_copies.sum(axis=(0, 1), dtype=np.int64)
         if self.previous.sum() > self.problem.replicas or np.ptp(totals) > 1:
             return None
         return np.stack([self._improve_previous(layer)[0] for layer in range(self.weight.shape[0])])

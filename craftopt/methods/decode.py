@@ -6,24 +6,22 @@ the budget, and annealing on the routed windows decides where the copies stand a
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 
 from craftopt.errors import InputError
 from craftopt.evaluation import objective_value, violations
-from craftopt.fast.parallel import in_threads
-from craftopt.fast.placement import place_layer
-from craftopt.fast.previous import group_ids, usable_replicas
-from craftopt.fast.routed import anneal_routed, most_activated
-from craftopt.fast.symmetry import equalise
 from craftopt.loads import FloatArray, IntArray
+from craftopt.methods.parallel import in_threads
+from craftopt.methods.previous import usable_replicas
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.result import Limit, Outcome
+from craftopt.result import Limit, Options, Outcome
+from craftopt.search.placement import place_layer
+from craftopt.search.routed import anneal_routed, most_activated
+from craftopt.search.totals import equalise
 
 # First and last temperature, in activated copies per window.
 HOT, COLD = 4e-4, 2e-5
@@ -33,30 +31,14 @@ STEPS_PER_COPY = 50
 STEPS_FOR_BOTH = 200
 
 
-def plan_activated(
-    problem: Problem,
-    *,
-    seed: int = 0,
-    work_limit: int | None = None,
-    time_limit: float | None = None,
-    workers: int | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Outcome:
+def plan_activated(problem: Problem, options: Options) -> Outcome:
     """Plan for decode: objective ``activated``.
 
     ``work_limit`` counts annealing steps of a layer. Where ``time_limit`` strikes, layers not
     yet reached keep their start. A previous plan is a start for the layers that it suits, and
     never better than the result.
     """
-    return _plan(
-        problem,
-        None,
-        seed=seed,
-        work_limit=work_limit,
-        time_limit=time_limit,
-        workers=workers,
-        progress=progress,
-    )
+    return _plan(problem, None, options)
 
 
 def plan_for_both(
@@ -91,7 +73,7 @@ def plan_for_both(
     Examples
     --------
     >>> import craftopt as co
-    >>> from craftopt.fast.decode import plan_for_both
+    >>> from craftopt.methods.decode import plan_for_both
     >>> prefill = co.Problem(co.Loads([[[60, 30, 9, 1]], [[50, 20, 9, 9]]]), gpus=2, replicas=2)
     >>> decode = prefill.replace(
     ...     loads=co.Loads([[[2, 1, 0, 0]], [[1, 1, 0, 1]]]), objective="activated"
@@ -104,13 +86,14 @@ def plan_for_both(
     if not 0 <= weight <= 1:
         raise InputError(f"weight={weight} is no share; pass 0 (prefill) to 1 (decode)")
     _check_pair(prefill, decode)
+    options = Options(seed=seed, work_limit=work_limit, workers=workers)
     if weight == 0:
-        from craftopt.fast.windowed import plan_fast  # noqa: PLC0415 (it loads this module)
+        from craftopt.methods.windowed import plan_fast  # noqa: PLC0415 (it loads this module)
 
-        outcome = plan_fast(prefill, seed=seed, work_limit=work_limit, workers=workers)
+        outcome = plan_fast(prefill, options)
     else:
         shared = None if weight == 1 else (prefill, weight)
-        outcome = _plan(decode, shared, seed=seed, work_limit=work_limit, workers=workers)
+        outcome = _plan(decode, shared, options)
     if outcome.plan is None:
         raise InputError(outcome.message)
     return outcome.plan
@@ -139,20 +122,10 @@ def _check_pair(prefill: Problem, decode: Problem) -> None:
         raise InputError("prefill and decode have other layers or experts; pass one model's")
 
 
-def _plan(
-    problem: Problem,
-    shared: tuple[Problem, float] | None,
-    *,
-    seed: int,
-    work_limit: int | None,
-    time_limit: float | None = None,
-    workers: int | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Outcome:
+def _plan(problem: Problem, shared: tuple[Problem, float] | None, options: Options) -> Outcome:
     if problem.max_moves is not None:
         return Outcome(message="fast plans afresh and cannot keep max_moves")
-    deadline = np.inf if time_limit is None else time.monotonic() + time_limit
-    search = _Search(problem, shared, seed, work_limit, deadline)
+    search = _Search(problem, shared, options)
     replicas = _equal_shares(problem)
     finished = 0
     lock = threading.Lock()
@@ -162,16 +135,16 @@ def _plan(
         found = search.layer(layer, int(replicas[layer]))
         with lock:
             finished += 1
-            if progress is not None:
-                progress(finished / replicas.size)
+            if options.progress is not None:
+                options.progress(finished / replicas.size)
         return found
 
-    copies = np.stack(in_threads(one, replicas.size, workers or os.cpu_count() or 1))
+    copies = np.stack(in_threads(one, replicas.size, options.threads))
     # Counts within a layer differ by at most 1, so relabelling suffices: no copy is moved.
     copies, _ = equalise(copies, search.probability, search.nodes)
     plans = [_named(copies, problem)]
     if problem.previous is not None and shared is None:
-        previous = _named(problem.previous.copies, problem)
+        previous = _named(problem.previous_copies, problem)
         plans += [previous] if not violations(previous, problem) else []
     best = min(plans, key=lambda plan: objective_value(plan, problem)) if plans[1:] else plans[0]
     limit: Limit | None = "time" if search.late else "work" if search.cut_short else None
@@ -195,17 +168,13 @@ class _Search:
     """Anneals layers of a problem, each for itself."""
 
     def __init__(
-        self,
-        problem: Problem,
-        shared: tuple[Problem, float] | None,
-        seed: int,
-        work_limit: int | None,
-        deadline: float,
+        self, problem: Problem, shared: tuple[Problem, float] | None, options: Options
     ) -> None:
         self.problem = problem
-        self.seed, self.work_limit, self.deadline = seed, work_limit, deadline
+        self.seed, self.work_limit = options.seed, options.work_limit
+        self.deadline = options.deadline()
         self.late = self.cut_short = False
-        self.group_of, self.nodes = group_ids(problem)
+        self.group_of, self.nodes = problem.group_of, problem.group_nodes
         self.previous = usable_replicas(problem, spread=1)
         # [layers, experts, windows]
         self.active = np.ascontiguousarray((problem.loads.tokens > 0).transpose(1, 2, 0))
@@ -271,7 +240,7 @@ class _Search:
             1e-3,
         )
         if self.previous[layer] == replicas and problem.previous is not None:
-            kept = np.array(problem.previous.copies[layer])
+            kept = np.array(problem.previous_copies[layer])
             active = self.active[layer]
             if most_activated(active, kept).sum() <= most_activated(active, placed).sum():
                 return kept

@@ -8,28 +8,26 @@ traffic rather than the sample of it.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from craftopt.evaluation import layer_gpu_loads, objective_value, violations
-from craftopt.fast.annealing import anneal
-from craftopt.fast.decode import plan_activated
-from craftopt.fast.nominal import plan_nominal
-from craftopt.fast.parallel import in_threads
-from craftopt.fast.placement import place_layer
-from craftopt.fast.previous import group_ids, usable_replicas
-from craftopt.fast.symmetry import equalise
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray, Loads
+from craftopt.methods.decode import plan_activated
+from craftopt.methods.nominal import plan_nominal
+from craftopt.methods.parallel import in_threads
+from craftopt.methods.previous import usable_replicas
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.result import Limit, Outcome
+from craftopt.result import Limit, Options, Outcome
+from craftopt.search.annealing import anneal
+from craftopt.search.placement import place_layer
+from craftopt.search.totals import equalise
 
 # How far a window is pulled toward what the others predict of it, up to how many windows.
 PULL, MOST_PULLED = 0.3, 512
@@ -49,15 +47,7 @@ CURVE_SHARE = 16
 CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
 
-def plan_fast(
-    problem: Problem,
-    *,
-    seed: int = 0,
-    work_limit: int | None = None,
-    time_limit: float | None = None,
-    workers: int | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Outcome:
+def plan_fast(problem: Problem, options: Options) -> Outcome:
     """Plan for every window.
 
     ``work_limit`` counts annealing steps of a layer. Where ``time_limit`` strikes, layers not
@@ -67,33 +57,17 @@ def plan_fast(
     Annealing minimises the mean over windows of a p-norm of the GPU loads, weighted by tokens for
     the objective time; the objective itself decides between a layer's start and what annealing
     made of it, over the allocation, and between the whole plan, the nominal one and the previous.
-    The objective activated has a search of its own (`craftopt.fast.decode`).
+    The objective activated has a search of its own (`craftopt.methods.decode`).
     """
     if problem.objective == "activated":
-        return plan_activated(
-            problem,
-            seed=seed,
-            work_limit=work_limit,
-            time_limit=time_limit,
-            workers=workers,
-            progress=progress,
-        )
+        return plan_activated(problem, options)
     if problem.max_moves is not None:
         return Outcome(message="fast plans afresh and cannot keep max_moves")
-    workers = workers or os.cpu_count() or 1
     if problem.loads.windows == 1:
-        outcome = plan_nominal(problem, workers=workers)
+        outcome = plan_nominal(problem, Options(workers=options.workers))
         assert outcome.plan is not None
         return replace(outcome, plan=_named(outcome.plan.copies, problem))
-    deadline = np.inf if time_limit is None else time.monotonic() + time_limit
-    search = _Search(
-        problem,
-        seed=seed,
-        work_limit=work_limit,
-        workers=workers,
-        deadline=deadline,
-        progress=progress,
-    )
+    search = _Search(problem, options)
     if problem.slots == "uniform":
         replicas = np.full(problem.loads.layers, problem.layer_replicas_limit)
     else:
@@ -105,8 +79,8 @@ def plan_fast(
     candidates = [_named(copies, problem)]
     # Never worse, on the planned windows, than the previous plan and the nominal one.
     if problem.previous is not None:
-        candidates.append(_named(problem.previous.copies, problem))
-    nominal = plan_nominal(problem, workers=workers).plan
+        candidates.append(_named(problem.previous_copies, problem))
+    nominal = plan_nominal(problem, Options(workers=options.workers)).plan
     if nominal is not None:
         candidates.append(_named(nominal.copies, problem))
     valid = [plan for plan in candidates if not violations(plan, problem)]
@@ -126,14 +100,7 @@ def plan_allocated(
     replicas : int64 [layers]
         Within the problem's budget and rules.
     """
-    search = _Search(
-        problem,
-        seed=seed,
-        work_limit=None,
-        workers=workers or os.cpu_count() or 1,
-        deadline=np.inf,
-        progress=None,
-    )
+    search = _Search(problem, Options(seed=seed, workers=workers))
     copies = search.place(replicas)
     if problem.slots != "uniform":
         copies, _ = equalise(copies, problem.loads.total().tokens[0], search.nodes)
@@ -160,14 +127,7 @@ def measure_curves(
     list of uint8 [layers, experts, gpus]
         One per point of the grid.
     """
-    search = _Search(
-        problem,
-        seed=seed,
-        work_limit=None,
-        workers=workers or os.cpu_count() or 1,
-        deadline=np.inf,
-        progress=None,
-    )
+    search = _Search(problem, Options(seed=seed, workers=workers))
     return search.measure(grid)[0]
 
 
@@ -233,26 +193,17 @@ def _distance(first: FloatArray, second: FloatArray) -> FloatArray:
 class _Search:
     """Anneals layers of a problem, in threads, each for itself."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        *,
-        seed: int,
-        work_limit: int | None,
-        workers: int,
-        deadline: float,
-        progress: Callable[[float], None] | None,
-    ) -> None:
-        problem.require_even_dispatch("the search on loads")
+    def __init__(self, problem: Problem, options: Options) -> None:
+        problem.goal.require_even_dispatch("the search on loads")
         self.problem = problem
-        self.seed = seed
-        self.work_limit = work_limit
-        self.workers = workers
-        self.deadline = deadline
-        self.progress = progress
+        self.seed = options.seed
+        self.work_limit = options.work_limit
+        self.workers = options.threads
+        self.deadline = options.deadline()
+        self.progress = options.progress
         self.late = self.cut_short = False
         loads = problem.loads
-        self.group_of, self.nodes = group_ids(problem)
+        self.group_of, self.nodes = problem.group_of, problem.group_nodes
         # Under free too, every GPU takes floor or ceil of a layer's copies: looser counts were
         # tried and did no better on unseen windows.
         self.previous = usable_replicas(problem, spread=1)
@@ -373,7 +324,7 @@ class _Search:
             1e-3,
         )
         if self.previous[layer] == replicas and problem.previous is not None:
-            kept: Copies = problem.previous.copies[layer]
+            kept: Copies = problem.previous_copies[layer]
             if self._cost(layer, kept) <= self._cost(layer, placed):
                 return kept
         return placed

@@ -8,13 +8,6 @@ from craftopt.loads import BoolArray, IntArray
 from craftopt.problem import Problem
 
 
-def group_ids(problem: Problem) -> tuple[IntArray, int]:
-    """Return the group of every expert and the nodes that groups keep to; one of each without."""
-    if problem.expert_groups is None:
-        return np.zeros(problem.loads.experts, dtype=np.int64), 1
-    return problem.expert_groups, problem.nodes
-
-
 def usable_replicas(problem: Problem, spread: int) -> IntArray:
     """Find the replicas of every layer of the previous plan; -1 where it breaks a rule.
 
@@ -31,8 +24,8 @@ def usable_replicas(problem: Problem, spread: int) -> IntArray:
     layers, experts = problem.loads.layers, problem.loads.experts
     if problem.previous is None:
         return np.full(layers, -1, dtype=np.int64)
-    group_of, nodes = group_ids(problem)
-    copies = problem.previous.copies
+    group_of, nodes = problem.group_of, problem.group_nodes
+    copies = problem.previous_copies
     counts, slots = copies.sum(axis=2, dtype=np.int64), copies.sum(axis=1, dtype=np.int64)
     by_node: IntArray = slots.reshape(layers, nodes, -1)
     replicas = counts.sum(axis=1) - experts
@@ -48,8 +41,9 @@ def usable_replicas(problem: Problem, spread: int) -> IntArray:
         usable &= slots.max(axis=1) == slots.min(axis=1)
     if nodes > 1:
         present: BoolArray = copies.reshape(layers, experts, nodes, -1).max(axis=3) > 0
-        groups = int(group_of.max()) + 1
-        on = np.stack([present[:, group_of == g].any(axis=1) for g in range(groups)], axis=1)
+        on = np.stack(
+            [present[:, group_of == g].any(axis=1) for g in range(problem.groups)], axis=1
+        )
         of_node = on.sum(axis=1)
         usable &= (on.sum(axis=2) == 1).all(axis=1)
         usable &= of_node.max(axis=1) == of_node.min(axis=1)

@@ -1,1 +1,0 @@
-"""The fast path: dynamic programming, greedy replication, packing and local search."""

@@ -1,0 +1,1 @@
+"""Methods: a problem and options in, an outcome out."""

@@ -1,0 +1,1 @@
+"""Kernels that search one layer: arrays in, arrays out."""
