@@ -262,7 +262,8 @@ class Problem:
             raise InputError(f"max_moves={self.max_moves} needs the previous plan: pass previous=")
         if self.previous is None:
             return
-        if not isinstance(self.previous, Plan | np.ndarray):
+        copies = self.previous.copies if isinstance(self.previous, Plan) else self.previous
+        if not isinstance(copies, np.ndarray) or copies.dtype != np.uint8:
             raise InputError(f"previous is a {type(self.previous).__name__}; pass a craftopt.Plan")
         wanted = (self.loads.layers, self.loads.experts, self.gpus)
         if self.previous_copies.shape != wanted:
