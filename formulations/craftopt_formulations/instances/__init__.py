@@ -1,22 +1,20 @@
 """Small and middle problems with the best plan known and a proven bound, to test planners on.
 
 Each instance is one JSON file here. Tokens are whole numbers, values and bounds exact fractions.
-`craftopt_formulations.instances.generate` makes the problems again, byte for byte, and proves
-them anew; ``docs/instances.md`` lists them.
+``tools/generate_instances.py`` draws the problems again, byte for byte, and repeats the proofs;
+``docs/instances.md`` lists them.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import resources
-from typing import Any
 
 import numpy as np
 
-from craftopt.errors import InputError
+from craftopt.documents import check_envelope, read_json, write_json
+from craftopt.errors import unknown
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
@@ -85,9 +83,9 @@ class Instance:
     @property
     def gap(self) -> Fraction:
         """Relative distance of ``best`` and ``bound``, as in `craftopt.Result.gap`."""
-        if self.problem.objective == "time":
-            return (self.best - self.bound) / self.bound
-        return (self.bound - self.best) / self.best
+        if self.problem.goal.maximised:
+            return (self.bound - self.best) / self.best
+        return (self.best - self.bound) / self.bound
 
     @property
     def is_open(self) -> bool:
@@ -96,45 +94,31 @@ class Instance:
 
     def to_json(self) -> str:
         """Write the instance, one layer of a window and one layer of the plan a line."""
-        problem, groups = self.problem, self.problem.expert_groups
-        rules = {
-            "gpus": problem.gpus,
-            "nodes": problem.nodes,
-            "replicas": problem.replicas,
-            "slots": problem.slots,
-            "objective": problem.objective,
-            "expert_groups": None if groups is None else groups.tolist(),
-            "max_copies": problem.max_copies,
-        }
-        tokens = problem.loads.tokens.astype(np.int64).tolist()
-        hosted = [
-            [np.flatnonzero(column).tolist() for column in layer.T] for layer in self.plan.copies
-        ]
-        head = {
+        document = {
             "format": INSTANCE_FORMAT,
             "version": INSTANCE_VERSION,
             "name": self.name,
-            "problem": rules,
-        }
-        known = {
+            "problem": self.problem.rules,
+            "tokens": self.problem.loads.tokens.astype(np.int64).tolist(),
             "best": str(self.best),
             "bound": str(self.bound),
             "proof": vars(self.proof),
             "work_limit": self.work_limit,
+            "experts_of_gpu": [layer["experts_of_gpu"] for layer in self.plan.to_dict()["layers"]],
         }
-        windows = ["[\n      " + _lines(window, 6) + "\n    ]" for window in tokens]
-        parts = [
-            *(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()),
-            '  "tokens": [\n    ' + ",\n    ".join(windows) + "\n  ]",
-            *(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in known.items()),
-            '  "experts_of_gpu": [\n    ' + _lines(hosted, 4) + "\n  ]",
-        ]
-        return "{\n" + ",\n".join(parts) + "\n}\n"
+        return write_json(document, {"tokens": 2, "experts_of_gpu": 1})
 
     @classmethod
     def from_json(cls, text: str) -> Instance:
-        """Read what `to_json` wrote."""
-        document = json.loads(text)
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        FormatError
+            Text that is no instance, or one of a version that this one cannot read.
+        """
+        document = read_json(text)
+        check_envelope(document, "instance", INSTANCE_FORMAT, INSTANCE_VERSION)
         loads = Loads(document["tokens"])
         problem = Problem(loads, **document["problem"])
         copies = np.zeros((loads.layers, loads.experts, problem.gpus), dtype=np.uint8)
@@ -185,14 +169,7 @@ def load_instance(name: str) -> Instance:
     """
     names = list_instances()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(
-            f"instance={name!r} is unknown; list_instances() names all {len(names)}{hint}"
-        )
+        raise unknown("instance", name, names)
     file = resources.files(__package__) / f"{name}.json"
     return Instance.from_json(file.read_text(encoding="utf-8"))
 
-
-def _lines(rows: list[Any], indent: int) -> str:
-    return (",\n" + " " * indent).join(json.dumps(row) for row in rows)
