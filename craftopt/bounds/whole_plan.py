@@ -12,6 +12,7 @@ from craftopt.bounds.activated import least_activated
 from craftopt.bounds.cardinality import cardinality_bound
 from craftopt.bounds.common_copies import common_copies_curve
 from craftopt.bounds.copies import max_copy_load
+from craftopt.bounds.costs import window_cost
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem
@@ -76,14 +77,23 @@ def shared_cost_table(problem: Problem) -> FloatArray:
     """Bound as `cost_table` does and, with several windows, by the copies that they share."""
     table = cost_table(problem)
     if problem.loads.windows > 1:
-        choices = problem.replica_choices
         for layer, costs in enumerate(table):
-            tokens = np.ascontiguousarray(problem.loads.tokens[:, layer])
-            shared = common_copies_curve(
-                tokens, problem.gpus, problem.copies_limit, choices, problem.objective
-            )
-            np.maximum(costs, shared, out=costs)
+            np.maximum(costs, shared_costs(problem, layer, problem.replica_choices), out=costs)
     return table
+
+
+def shared_costs(problem: Problem, layer: int, choices: IntArray) -> FloatArray:
+    """Bound a layer's cost for numbers of replicas, ascending, by the copies that windows share.
+
+    Returns
+    -------
+    float64 [choices]
+        In the unit of `layer_costs`; see `common_copies_curve`.
+    """
+    tokens = problem.loads.tokens[:, layer]
+    return common_copies_curve(
+        tokens, problem.gpus, problem.copies_limit, choices, problem.objective
+    )
 
 
 def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> float:
@@ -185,7 +195,7 @@ def _cost_curves(
             least = max_copy_load(tokens[layer, window], choices[-1], copies_limit, mean)
             for k in range(choices.size):
                 load = max(mean, least[choices[k]])
-                curves[layer, k] += _cost(load, mean, time)
+                curves[layer, k] += window_cost(load, mean, time)
     return curves
 
 
@@ -204,13 +214,5 @@ def _even_costs(
             load, _ = cardinality_bound(
                 weight, replicas[layer], gpus, copies_limit, max(mean, least[-1])
             )
-            costs[layer] += _cost(load, mean, time)
+            costs[layer] += window_cost(load, mean, time)
     return costs
-
-
-@njit(cache=True)
-def _cost(load: float, mean: float, time: bool) -> float:
-    """Compute what a window adds to a layer's cost, from its largest and its mean GPU load."""
-    if time:
-        return load
-    return -mean / load if load > 0 else -1.0
