@@ -16,8 +16,8 @@ from craftopt_formulations.instances import Instance, list_instances, load_insta
 pytest.importorskip("ortools")
 pytest.importorskip("pulp")
 
+import generate_instances as generate
 from craftopt_formulations import joint, whole, windowed
-from craftopt_formulations.instances import generate
 
 NAMES = list_instances()
 # One of every rule and kind, each a second or less.

@@ -172,4 +172,3 @@ def load_instance(name: str) -> Instance:
         raise unknown("instance", name, names)
     file = resources.files(__package__) / f"{name}.json"
     return Instance.from_json(file.read_text(encoding="utf-8"))
-
