@@ -29,7 +29,7 @@ RANKING = (
     {"methods", "baselines"},
     {"search"},
     {"bounds"},
-    {"knapsack"},
+    {"knapsack", "heap"},
     {"result"},
     {"evaluation"},
     {"routing"},
@@ -138,8 +138,6 @@ def test_formulations_need_the_data_types_bounds_and_evaluation_alone(file):
     allowed = DATA_TYPES | {"result", "bounds", "evaluation"}
     if file.name in ("exact.py", "_search.py"):  # the method starts from the fast path
         allowed |= {"methods", "search", "knapsack"}
-    if file.name == "generate.py":  # a tool that uses the library from outside
-        allowed |= {"solving", "certificates", "verification"}
     assert own <= allowed
 
 
