@@ -120,6 +120,12 @@ def test_imports_go_one_way(file):
     assert not wrong, f"{part} may not import {', '.join(sorted(wrong))}"
 
 
+@pytest.mark.parametrize("file", sources(PACKAGE / "verification"), ids=lambda file: file.name)
+def test_verification_shares_no_arithmetic_with_what_it_verifies(file):
+    allowed = {"documents", "errors", "loads", "plan", "problem", "verification"}
+    assert own_modules(imported(file, PACKAGE)) <= allowed
+
+
 @pytest.mark.parametrize("file", sources(PACKAGE / "formats"), ids=lambda file: file.name)
 def test_formats_need_the_data_types_alone(file):
     assert own_modules(imported(file, PACKAGE)) <= DATA_TYPES | {"formats"}

@@ -792,6 +792,22 @@ def test_a_certificate_survives_its_file(problem, plan, tmp_path):
     co.verify(file)
     co.verify(str(file))
     assert co.certify(problem, plan).to_json() == certificate.to_json()
+    read = co.Certificate.load(file)
+    assert read.plan == plan
+    assert read.loads == problem.loads
+    assert (read.problem.rules, read.problem.max_moves) == (problem.rules, None)
+
+
+def test_a_certificate_prints_what_it_proves(problem, plan):
+    certificate = co.certify(problem, plan)
+    figures = json.loads(json.dumps(certificate.to_dict()))
+    assert figures["gap"] == certificate.gap
+    assert sum(figures["proofs"].values()) == figures["layers"] == 3
+    lines = str(certificate).splitlines()
+    assert lines[0].split() == ["among", "plans", "with", "7", "replicas,", "slots", "even"]
+    assert [line.split()[-1] for line in lines if line.startswith("certified gap")] == [
+        f"{certificate.gap:.4%}"
+    ]
 
 
 def test_one_changed_digit_is_found(problem, plan, tmp_path):

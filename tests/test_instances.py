@@ -114,6 +114,15 @@ def test_an_unknown_name_is_answered_with_a_close_one():
         load_instance("flashlp")
 
 
+def test_a_file_of_another_version_is_named():
+    file = resources.files("craftopt_formulations.instances") / "flashlb.json"
+    text = file.read_text(encoding="utf-8")
+    with pytest.raises(co.FormatError, match="the instance has version 7"):
+        Instance.from_json(text.replace('"version": 1', '"version": 7'))
+    with pytest.raises(co.FormatError, match="this is no instance"):
+        Instance.from_json("{}")
+
+
 def test_names_do_not_repeat():
     assert len({spec.name for spec in generate.SPECS.values()}) == len(generate._OWN)
 

@@ -13,7 +13,7 @@ maximum closure:
 
 The minimum cut is found by maximum flow, and the flow is the proof: what flows from window w
 into step k of expert e is its **credit**. No credit of a window is spent beyond the level that
-it stands for, so the credits of the steps that were not bought never exceed what the window
+it is for, so the credits of the steps that were not bought never exceed what the window
 costs above its mean; and no chain of steps takes in more than its price. Hence for every r, not
 only for the one that the price was made for, ``cost(r) >= base + credits - price * r``.
 Prices for all r are found from the cuts, as the convex envelope of cost over r, exactly.

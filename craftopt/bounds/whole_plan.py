@@ -17,7 +17,7 @@ from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem
 
-# Bounds the cost of layers that have exactly so many replicas: float64 of the same shape.
+# Bounds the cost of layers with exactly these numbers of replicas: float64 of the same shape.
 Sharpen = Callable[[IntArray, IntArray], FloatArray]
 
 
@@ -100,7 +100,7 @@ def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> 
     """Bound the summed cost of all layers over all ways to spend the budget.
 
     Sharper bounds are asked for only where the least cost picks a layer's number of replicas,
-    until it picks none that is not sharpened: dearer bounds elsewhere would not change it.
+    until it picks none that is not sharpened: higher bounds elsewhere would not change it.
 
     Parameters
     ----------
@@ -108,8 +108,8 @@ def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> 
     table : float64 [layers, choices]
         Bounds for all `Problem.replica_choices`.
     sharpen : callable, optional
-        ``sharpen(layers, replicas)`` bounds the cost of some layers with exactly so many
-        replicas, in the unit of the table.
+        ``sharpen(layers, replicas)`` bounds the cost of some layers with exactly these numbers
+        of replicas, in the unit of the table.
     """
     replicas = problem.replica_choices
     table = table.copy()
@@ -132,7 +132,7 @@ def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> 
 
 
 def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatArray:
-    """Bound the cost of layers that have even slots and exactly so many replicas.
+    """Bound the cost of layers that have even slots and exactly these numbers of replicas.
 
     By mean load, heaviest copy and cardinality, window by window.
 
@@ -155,8 +155,8 @@ def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatA
 def layer_costs(problem: Problem) -> FloatArray:
     """Bound every layer's part of the objective for every number of replicas, as a cost.
 
-    By mean load and heaviest copy, which take microseconds and hold for *at most* so many
-    replicas, under every slot rule.
+    By mean load and heaviest copy, which take microseconds and hold for *at most* that number
+    of replicas, under every slot rule.
 
     Returns
     -------
@@ -203,7 +203,6 @@ def _cost_curves(
 def _even_costs(
     tokens: FloatArray, replicas: IntArray, gpus: int, copies_limit: int, time: bool
 ) -> FloatArray:
-    """Bound the cost of layers with even slots and exactly so many replicas."""
     layers, windows, _ = tokens.shape
     costs = np.zeros(layers)
     for layer in range(layers):
