@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from craftopt.baselines import eplb
     from craftopt.certificates import Certificate, certify
-    from craftopt.comparison import Comparison, blend, compare, compare_domains, holdout
+    from craftopt.comparison import Comparison, compare, compare_domains
     from craftopt.datasets import example_names, load_example
     from craftopt.errors import (
         CraftoptError,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from craftopt.solving import methods, solve
     from craftopt.traces import Trace
     from craftopt.verification import verify
+    from craftopt.windows import blend, holdout
 
 __version__ = "0.1.0"
 
@@ -66,10 +67,10 @@ _HOMES = {
     "verify": "craftopt.verification",
     "Comparison": "craftopt.comparison",
     "advise": "craftopt.serving",
-    "blend": "craftopt.comparison",
+    "blend": "craftopt.windows",
     "compare": "craftopt.comparison",
     "compare_domains": "craftopt.comparison",
-    "holdout": "craftopt.comparison",
+    "holdout": "craftopt.windows",
     "CraftoptError": "craftopt.errors",
     "CraftoptWarning": "craftopt.errors",
     "Evaluation": "craftopt.evaluation",

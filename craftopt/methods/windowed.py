@@ -28,12 +28,8 @@ from craftopt.result import Limit, Options, Outcome
 from craftopt.search.annealing import anneal
 from craftopt.search.placement import place_layer
 from craftopt.search.totals import equalise
+from craftopt.windows import shrink
 
-# How far a window is pulled toward what the others predict of it, up to how many windows.
-PULL, MOST_PULLED = 0.3, 512
-# Kernel widths to choose from, as quantiles of the distances between windows, and how many
-# columns (layers x experts) are enough to choose by.
-WIDTHS, COLUMNS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4), 4096
 # First and last temperature, in mean GPU loads.
 HOT, COLD = 1e-3, 2e-5
 # Windows that count at a time: few while hot, which is cheap, and more when cold, where the noise
@@ -131,65 +127,6 @@ def measure_curves(
     return search.measure(grid)[0]
 
 
-def pull_together(tokens: FloatArray) -> FloatArray:
-    """Pull every window a little toward what the windows like it predict of it.
-
-    The prediction is the mean of the other windows, weighted by ``exp(-d/width)``, d the squared
-    Hellinger distance between the experts' shares over all layers; the width is the one that
-    predicts best (leave-one-out). A window is pulled by `PULL` times the share of the error that
-    the prediction takes off that of the plain mean: not at all where no other window is like it.
-    So windows of one kind of traffic lend each other strength, and noise in fine windows evens
-    out, without naming kinds. More than `MOST_PULLED` windows are left as they are.
-
-    Parameters
-    ----------
-    tokens : float64 [windows, layers, experts]
-        Each window and layer scaled to the same sum, or 0.
-
-    Returns
-    -------
-    float64 [windows, layers, experts]
-    """
-    windows, layers = tokens.shape[:2]
-    flat = tokens.reshape(windows, -1)
-    if not 1 < windows <= MOST_PULLED or not flat.any():
-        return tokens
-    root = np.sqrt(flat / tokens.sum(axis=2).max() / layers)
-    # einsum, not @: sums in one order, whatever the threads of numpy's libraries.
-    distance = np.maximum(0.0, 1.0 - np.einsum("wc,vc->wv", root, root))
-    widths = np.unique(np.quantile(distance[~np.eye(windows, dtype=bool)], WIDTHS))
-    np.fill_diagonal(distance, np.inf)
-    # Distances count from the nearest, so that no window is left without neighbours.
-    distance -= distance.min(axis=1, keepdims=True)
-    sample = flat[:, :: -(-flat.shape[1] // COLUMNS)]
-    # What a window is to be predicted better than by: the mean of all the others.
-    others = (sample.sum(axis=0) - sample) / (windows - 1)
-    plain = _distance(others, sample)
-    best, errors = np.zeros_like(distance), plain
-    for width in np.maximum(widths, 1e-12):
-        kernel = np.exp(-distance / width)
-        kernel /= kernel.sum(axis=1, keepdims=True)
-        error = _distance(np.einsum("wv,vc->wc", kernel, sample), sample)
-        if error.sum() < errors.sum():
-            best, errors = kernel, error
-    trust = PULL * np.clip(1.0 - errors / np.maximum(plain, 1e-300), 0.0, 1.0)[:, np.newaxis]
-    pulled = ((1.0 - trust) * flat + trust * np.einsum("wv,vc->wc", best, flat)).reshape(
-        tokens.shape
-    )
-    # Neighbours without tokens in a layer must not thin it out, nor fill one that has none.
-    before, after = tokens.sum(axis=2, keepdims=True), pulled.sum(axis=2, keepdims=True)
-    scaled: FloatArray = pulled * np.divide(
-        before, after, out=np.zeros_like(before), where=after > 0
-    )
-    return scaled
-
-
-def _distance(first: FloatArray, second: FloatArray) -> FloatArray:
-    """Compute the squared Hellinger distance of rows, up to a factor."""
-    squared: FloatArray = ((np.sqrt(first) - np.sqrt(second)) ** 2).sum(axis=1)
-    return squared
-
-
 class _Search:
     """Anneals layers of a problem, in threads, each for itself."""
 
@@ -214,7 +151,7 @@ class _Search:
         scale = np.divide(1.0, self.mean, out=np.zeros_like(self.mean), where=used)
         self.scaled = loads.tokens * scale.T[:, :, np.newaxis]
         # [layers, experts, windows]
-        self.pulled = np.ascontiguousarray(pull_together(self.scaled).transpose(1, 2, 0))
+        self.pulled = np.ascontiguousarray(shrink(self.scaled).transpose(1, 2, 0))
 
     def allocate(self) -> IntArray:
         """Choose the replicas of every layer by curves that short annealing measures."""

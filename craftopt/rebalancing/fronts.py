@@ -11,10 +11,10 @@ import numpy.typing as npt
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.methods.parallel import in_threads
-from craftopt.methods.windowed import pull_together
 from craftopt.plan import Copies
 from craftopt.problem import Problem
 from craftopt.search.fronts import measure_front, trace_front
+from craftopt.windows import shrink
 
 # Annealing steps of a layer, and of one with few copies, where more are cheap.
 STEPS, STEPS_SMALL, SMALL = 120_000, 400_000, 100
@@ -99,7 +99,7 @@ def trace_fronts(
     used = mean[sample] > 0
     scale = np.divide(1.0, mean[sample], out=np.zeros_like(mean[sample]), where=used)
     # [layers, experts, windows]
-    searched = pull_together(loads.tokens[sample] * scale[:, :, np.newaxis]).transpose(1, 2, 0)
+    searched = shrink(loads.tokens[sample] * scale[:, :, np.newaxis]).transpose(1, 2, 0)
     counts = used.astype(np.float64) if balancedness else mean[sample]
     moved = ((start > 0) & ~previous).sum(axis=(1, 2))
     spread = MOVES_FACTOR * -(-most // loads.layers) + MOVES_EXTRA
