@@ -16,6 +16,7 @@ from craftopt.bounds import least_activated, whole_plan_bound
 from craftopt.evaluation import mean_activated, objective_value, violations
 from craftopt.methods.decode import plan_for_both
 from craftopt.objective import OBJECTIVES
+from craftopt.search.kernels import Rules, Schedule
 from craftopt.search.routed import anneal_routed, most_activated
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -148,9 +149,14 @@ def test_annealing_returns_the_best_it_met():
         reached = [most_activated(active, start).sum()]
         for steps in (50, 200, 800):
             found = anneal_routed(
-                active, np.zeros((12, 0)), np.zeros(0), start, 1, np.zeros(12, dtype=np.int64),
-                4, 4, 4, steps, 1e-9, 1e-9, seed,
-            )  # fmt: skip
+                active,
+                np.zeros((12, 0)),
+                np.zeros(0),
+                start,
+                Rules(nodes=1, low=4, high=4, copies_limit=4),
+                Schedule(steps, 1e-9, 1e-9),
+                seed,
+            )
             reached.append(most_activated(active, found).sum())
         # At no temperature only gains are taken, and more steps go on from fewer.
         assert reached == sorted(reached, reverse=True)

@@ -17,7 +17,7 @@ from craftopt.problem import Problem
 from craftopt.rebalancing import arrange_slots
 from craftopt.rebalancing.relabelling import relabel_copies
 from craftopt.result import Options
-from craftopt.search.placement import place_layer
+from craftopt.search.placement import Layout, place_layer
 
 # More windows are added up to so many, in the order recorded; work grows with their number.
 WINDOWS = 32
@@ -156,12 +156,10 @@ def _place(weight: FloatArray, slots: int, gpus: int, nodes: int, groups: int) -
     """Place every layer for one window."""
     layers, experts = Loads(weight).tokens.shape[1:]  # checks the values
     group_of = np.repeat(np.arange(groups), experts // groups)
-    limit = gpus // nodes
+    layout = Layout(group_of, nodes, gpus, copies_limit=gpus // nodes)
 
     def one(layer: int) -> Copies:
-        return place_layer(
-            weight[layer], slots - experts, group_of, nodes, gpus, limit, 0, TOLERANCE
-        )[0]
+        return place_layer(weight[layer], slots - experts, layout, TOLERANCE)[0]
 
     return np.stack(in_threads(one, layers, _threads()))
 

@@ -19,7 +19,8 @@ from craftopt.methods.previous import usable_replicas
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
-from craftopt.search.placement import place_layer
+from craftopt.search.kernels import Rules, Schedule
+from craftopt.search.placement import Layout, place_layer
 from craftopt.search.routed import anneal_routed, most_activated
 from craftopt.search.totals import equalise
 
@@ -174,7 +175,8 @@ class _Search:
         self.seed, self.work_limit = options.seed, options.work_limit
         self.deadline = options.deadline()
         self.late = self.cut_short = False
-        self.group_of, self.nodes = problem.group_of, problem.group_nodes
+        self.nodes = problem.group_nodes
+        self.layout = Layout(problem.group_of, self.nodes, problem.gpus, problem.copies_limit)
         self.previous = usable_replicas(problem, spread=1)
         # [layers, experts, windows]
         self.active = np.ascontiguousarray((problem.loads.tokens > 0).transpose(1, 2, 0))
@@ -209,36 +211,21 @@ class _Search:
         if time.monotonic() > self.deadline:
             self.late = True
             return start
-        node_of = start.reshape(start.shape[0], self.nodes, -1).any(axis=2).argmax(axis=1)
+        floor, ceil = copies // problem.gpus, -(-copies // problem.gpus)
         return anneal_routed(
             self.active[layer],
             self.tokens[layer],
             self.weight[layer],
             start,
-            self.nodes,
-            node_of,
-            copies // problem.gpus,
-            -(-copies // problem.gpus),
-            problem.copies_limit,
-            steps,
-            HOT,
-            COLD,
+            Rules(self.nodes, floor, ceil, problem.copies_limit),
+            Schedule(steps, HOT, COLD),
             (self.seed * 1_000_003 + layer * 1009) % 2**31,
         )
 
     def _start(self, layer: int, replicas: int) -> Copies:
         """Place by probability, or take the previous plan's layer where it is better."""
         problem = self.problem
-        placed, _ = place_layer(
-            self.probability[layer],
-            replicas,
-            self.group_of,
-            self.nodes,
-            problem.gpus,
-            problem.copies_limit,
-            0,
-            1e-3,
-        )
+        placed, _ = place_layer(self.probability[layer], replicas, self.layout, 1e-3)
         if self.previous[layer] == replicas and problem.previous is not None:
             kept = np.array(problem.previous_copies[layer])
             active = self.active[layer]

@@ -18,7 +18,7 @@ from craftopt.methods.previous import usable_replicas
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
-from craftopt.search.placement import improve_layer, place_layer
+from craftopt.search.placement import Layout, improve_layer, place_layer
 from craftopt.search.totals import equalise
 
 # A layer this close to its bound, relative, is done.
@@ -179,12 +179,15 @@ class _Layers:
     def __init__(self, problem: Problem, workers: int) -> None:
         self.problem = problem
         self.weight: FloatArray = problem.loads.tokens[0]
-        self._group_of, self.nodes = problem.group_of, problem.group_nodes
+        self.nodes = problem.group_nodes
         self.workers = workers
         self._placed: dict[tuple[int, int], Copies] = {}
         self._costs: dict[tuple[int, int], float] = {}
         # With one layer, equal totals are equal counts.
         self.slack = SLACK if problem.slots == "free" and problem.loads.layers > 1 else 0
+        self._layout = Layout(
+            problem.group_of, self.nodes, problem.gpus, problem.copies_limit, self.slack
+        )
         # The replicas that a layer has in the previous plan; -1 where that is no start.
         self.previous = usable_replicas(problem, problem.gpus if self.slack else 1)
 
@@ -205,14 +208,7 @@ class _Layers:
 
         def place(index: int) -> tuple[Copies, float]:
             return place_layer(
-                self.weight[layers[index]],
-                int(replicas[index]),
-                self._group_of,
-                self.nodes,
-                self.problem.gpus,
-                self.problem.copies_limit,
-                self.slack,
-                TOLERANCE,
+                self.weight[layers[index]], int(replicas[index]), self._layout, TOLERANCE
             )
 
         done = in_threads(place, layers.size, self.workers)

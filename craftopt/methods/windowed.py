@@ -26,7 +26,8 @@ from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
 from craftopt.search.annealing import anneal
-from craftopt.search.placement import place_layer
+from craftopt.search.kernels import Rules, Schedule
+from craftopt.search.placement import Layout, place_layer
 from craftopt.search.totals import equalise
 from craftopt.windows import shrink
 
@@ -140,7 +141,8 @@ class _Search:
         self.progress = options.progress
         self.late = self.cut_short = False
         loads = problem.loads
-        self.group_of, self.nodes = problem.group_of, problem.group_nodes
+        self.nodes = problem.group_nodes
+        self.layout = Layout(problem.group_of, self.nodes, problem.gpus, problem.copies_limit)
         # Under free too, every GPU takes floor or ceil of a layer's copies: looser counts were
         # tried and did no better on unseen windows.
         self.previous = usable_replicas(problem, spread=1)
@@ -215,9 +217,8 @@ class _Search:
         if time.monotonic() > self.deadline:
             self.late = True
             return start, cost
-        node_of = start.reshape(start.shape[0], self.nodes, -1).any(axis=2).argmax(axis=1)
-        per_gpu = copies_now // problem.gpus
-        extra = 1 if copies_now % problem.gpus else 0
+        floor, ceil = copies_now // problem.gpus, -(-copies_now // problem.gpus)
+        rules = Rules(self.nodes, floor, ceil, problem.copies_limit)
         used = np.flatnonzero(self.counts[layer])
         if not used.size:
             return start, cost
@@ -226,21 +227,14 @@ class _Search:
         stages = STAGES if weight.size > STAGES[0][1] else ((1.0, weight.size),)
         found, done = start, 0.0
         for part, in_play in stages:
-            found = anneal(
-                tokens,
-                weight,
-                found,
-                self.nodes,
-                node_of,
-                per_gpu,
-                per_gpu + extra,
-                problem.copies_limit,
+            schedule = Schedule(
                 int(steps // share * part),
                 HOT * (COLD / HOT) ** done,
                 HOT * (COLD / HOT) ** (done + part),
-                (self.seed * 1_000_003 + layer * 1009 + share + round(done * 509)) % 2**31,
                 in_play,
             )
+            seed = (self.seed * 1_000_003 + layer * 1009 + share + round(done * 509)) % 2**31
+            found = anneal(tokens, weight, found, rules, schedule, seed)
             done += part
         reached = self._cost(layer, found)
         return (found, reached) if reached < cost else (start, cost)
@@ -250,16 +244,7 @@ class _Search:
         problem = self.problem
         weight = self.counts[layer]
         mean = (self.pulled[layer] * (weight / max(weight.sum(), 1e-300))).sum(axis=1)
-        placed, _ = place_layer(
-            mean,
-            replicas,
-            self.group_of,
-            self.nodes,
-            problem.gpus,
-            problem.copies_limit,
-            0,
-            1e-3,
-        )
+        placed, _ = place_layer(mean, replicas, self.layout, 1e-3)
         if self.previous[layer] == replicas and problem.previous is not None:
             kept: Copies = problem.previous_copies[layer]
             if self._cost(layer, kept) <= self._cost(layer, placed):

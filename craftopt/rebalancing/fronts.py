@@ -14,6 +14,7 @@ from craftopt.methods.parallel import in_threads
 from craftopt.plan import Copies
 from craftopt.problem import Problem
 from craftopt.search.fronts import measure_front, trace_front
+from craftopt.search.kernels import Rules
 from craftopt.windows import shrink
 
 # Annealing steps of a layer, and of one with few copies, where more are cheap.
@@ -92,7 +93,8 @@ def trace_fronts(
     """
     previous = problem.previous_copies > 0
     loads, balancedness = problem.loads, problem.objective == "balancedness"
-    nodes = problem.group_nodes
+    slots = start.sum(axis=1, dtype=np.int64)
+    rules = Rules(problem.group_nodes, int(slots.min()), int(slots.max()), problem.copies_limit)
     mean = loads.tokens.sum(axis=2) / problem.gpus
     chosen = np.unique(np.linspace(0, loads.windows - 1, min(loads.windows, MOST_WINDOWS)).round())
     sample = chosen.astype(np.int64)
@@ -110,15 +112,12 @@ def trace_fronts(
         small = bool(start[layer].sum() <= SMALL)
         default = STEPS_SMALL if small else STEPS
         steps = default if work_limit is None else work_limit
-        node_of = start[layer].reshape(loads.experts, nodes, -1).any(axis=2).argmax(axis=1)
         met, items = trace_front(
             np.ascontiguousarray(searched[layer][:, on]),
             counts[on, layer] / max(counts[on, layer].sum(), 1e-300),
             previous[layer],
             start[layer],
-            nodes,
-            node_of,
-            problem.copies_limit,
+            rules,
             int(limit[layer]),
             steps if on.size else 0,
             (seed * 1_000_003 + layer * 1009) % 2**31,

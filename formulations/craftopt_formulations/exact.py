@@ -41,7 +41,8 @@ from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
 from craftopt.search.annealing import anneal
-from craftopt.search.placement import place_layer
+from craftopt.search.kernels import Rules, Schedule
+from craftopt.search.placement import Layout, place_layer
 from craftopt.search.totals import equalise
 from craftopt_formulations._search import kick_layer
 from craftopt_formulations.whole import flags, layer_cost, plan_cost, solve_whole
@@ -118,9 +119,13 @@ class _Exact:
         self.problem, self.seed, self.workers = problem, options.seed, options.threads
         self.deadline = options.deadline()
         self.left = float(WORK if options.work_limit is None else options.work_limit)
-        self.group_of, self.nodes = problem.group_of, problem.group_nodes
+        self.nodes = problem.group_nodes
         # Whether layers leave each other alone: else their sum is a relaxation, or no bound.
         self.level = problem.even_slots
+        slack = 0 if self.level else SLACK
+        self.layout = Layout(
+            problem.group_of, self.nodes, problem.gpus, problem.copies_limit, slack
+        )
         self.pinned = problem.max_moves is not None
         self.copies: Copies | None = None
         self.cost = math.inf
@@ -321,16 +326,7 @@ class _Exact:
         """Place a layer for the mean of its windows."""
         problem = self.problem
         tokens = problem.loads.tokens[:, layer]
-        copies, _ = place_layer(
-            tokens.sum(axis=0),
-            replicas,
-            self.group_of,
-            self.nodes,
-            problem.gpus,
-            problem.copies_limit,
-            0 if self.level else SLACK,
-            ENOUGH,
-        )
+        copies, _ = place_layer(tokens.sum(axis=0), replicas, self.layout, ENOUGH)
         cost = layer_cost(problem, layer, copies)
         return _Layer(copies, cost, self._layer_bound(layer, replicas))
 
@@ -366,6 +362,8 @@ class _Exact:
         floor, ceil = total // problem.gpus, -(-total // problem.gpus)
         if not self.level:
             floor, ceil = max(floor - SLACK, 0), min(ceil + SLACK, problem.loads.experts)
+        rules = Rules(self.nodes, floor, ceil, problem.copies_limit)
+        schedule = Schedule(STEPS_PER_COPY * total, HOT, COLD, IN_PLAY)
         for turn in range(SEARCHES):
             gap = (known.cost - known.bound) / max(abs(known.bound), 1e-300)
             if gap <= ENOUGH or self.late:
@@ -374,22 +372,7 @@ class _Exact:
             copies = known.copies
             alone = problem.loads.windows == 1
             if not alone or gap > FAR:
-                node_of = copies.reshape(copies.shape[0], self.nodes, -1).any(axis=2)
-                copies = anneal(
-                    scaled,
-                    weight,
-                    copies,
-                    self.nodes,
-                    node_of.argmax(axis=1),
-                    floor,
-                    ceil,
-                    problem.copies_limit,
-                    STEPS_PER_COPY * total,
-                    HOT,
-                    COLD,
-                    seed,
-                    IN_PLAY,
-                )
+                copies = anneal(scaled, weight, copies, rules, schedule, seed)
             elif turn:
                 break  # kicks alone had their turn
             if alone:
