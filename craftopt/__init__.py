@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from craftopt.formats.plans import read_plan
     from craftopt.formats.traces import read_trace
     from craftopt.loads import Loads
+    from craftopt.methods.both import plan_for_both
     from craftopt.online import Decision, OnlinePlanner, Replay, move_cost, replay
     from craftopt.plan import Plan
     from craftopt.problem import Problem
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "relabel": "craftopt.rebalancing",
     "rebalance": "craftopt.rebalancing",
+    "plan_for_both": "craftopt.methods.both",
     "plan_migration": "craftopt.rebalancing",
     "count_moves": "craftopt.rebalancing",
     "Rebalancing": "craftopt.rebalancing",
@@ -134,6 +136,7 @@ __all__ = [
     "load_example",
     "methods",
     "move_cost",
+    "plan_for_both",
     "plan_migration",
     "read_loads",
     "read_plan",

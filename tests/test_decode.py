@@ -14,7 +14,6 @@ from strategies import broken_rules, problems, quiet, rules_named
 import craftopt as co
 from craftopt.bounds import least_activated, whole_plan_bound
 from craftopt.evaluation import mean_activated, objective_value, violations
-from craftopt.methods.decode import plan_for_both
 from craftopt.objective import OBJECTIVES
 from craftopt.search.kernels import Rules, Schedule
 from craftopt.search.routed import anneal_routed, most_activated
@@ -214,16 +213,16 @@ def pair(seed=0):
 
 def test_weights_trace_a_curve_from_prefill_to_decode():
     prefill, decode = pair()
-    ends = [plan_for_both(prefill, decode, weight=weight) for weight in (0.0, 1.0)]
+    ends = [co.plan_for_both(prefill, decode, weight=weight) for weight in (0.0, 1.0)]
     assert ends[0] == co.solve(prefill).plan
     assert ends[1] == co.solve(decode).plan
-    middle = plan_for_both(prefill, decode, weight=0.5)
+    middle = co.plan_for_both(prefill, decode, weight=0.5)
     assert violations(middle, prefill) == ()
     time = [objective_value(plan, prefill) for plan in (ends[0], middle, ends[1])]
     reads = [objective_value(plan, decode) for plan in (ends[0], middle, ends[1])]
     assert time[0] <= time[1] <= time[2]
     assert reads[2] <= reads[1] <= reads[0]
-    again = plan_for_both(prefill, decode, weight=0.5, workers=1)
+    again = co.plan_for_both(prefill, decode, weight=0.5, workers=1)
     assert again.to_json() == middle.to_json()
 
 
@@ -232,7 +231,7 @@ def test_weights_trace_a_curve_from_prefill_to_decode():
 def test_plans_for_both_keep_every_rule(problem, weight):
     prefill = quiet(lambda: problem.replace(objective="time"))
     decode = quiet(lambda: problem.replace(objective="activated"))
-    plan = plan_for_both(prefill, decode, weight=weight, work_limit=200)
+    plan = co.plan_for_both(prefill, decode, weight=weight, work_limit=200)
     assert broken_rules(plan, decode) == set()
 
 
@@ -242,7 +241,7 @@ def test_plans_for_both_keep_every_rule(problem, weight):
         ({"weight": 1.5}, "weight=1.5"),
         ({"gpus": 8}, "gpus is 4 in prefill and 8 in decode"),
         ({"objective": "time"}, "objectives are"),
-        ({"expert_groups": 2}, "expert_groups differ"),
+        ({"expert_groups": 2}, "differ in their expert_groups"),
         ({"loads": synthetic(0, 2, 16)}, "other layers"),
     ],
 )
@@ -251,7 +250,7 @@ def test_pairs_that_do_not_match_are_refused(change, message):
     weight = change.pop("weight", 0.5) if "weight" in change else 0.5
     decode = quiet(lambda: decode.replace(**change))
     with pytest.raises(co.InputError, match=message):
-        plan_for_both(prefill, decode, weight=weight)
+        co.plan_for_both(prefill, decode, weight=weight)
 
 
 # --- where the objective is not known -------------------------------------------------------

@@ -264,7 +264,7 @@ def test_loads_without_any_token_are_planned(rule):
     assert plan(problem).objective == 1
 
 
-# --- the pull -------------------------------------------------------------------------------
+# --- shrinkage -----------------------------------------------------------------------------
 
 
 @st.composite
@@ -279,27 +279,27 @@ def scaled_windows(draw: st.DrawFn) -> np.ndarray:
 
 
 @given(scaled_windows())
-def test_the_pull_keeps_the_sum_of_every_window_and_layer(tokens):
-    pulled = shrink(tokens)
-    assert pulled.shape == tokens.shape
-    assert (pulled >= 0).all()
-    assert pulled.sum(axis=2) == pytest.approx(tokens.sum(axis=2), rel=1e-9)
+def test_shrinkage_keeps_the_sum_of_every_window_and_layer(tokens):
+    shrunk = shrink(tokens)
+    assert shrunk.shape == tokens.shape
+    assert (shrunk >= 0).all()
+    assert shrunk.sum(axis=2) == pytest.approx(tokens.sum(axis=2), rel=1e-9)
 
 
 @given(scaled_windows(), st.randoms(use_true_random=False))
-def test_the_pull_does_not_depend_on_the_order_of_windows(tokens, random):
+def test_shrinkage_does_not_depend_on_the_order_of_windows(tokens, random):
     order = random.sample(range(len(tokens)), len(tokens))
     assert shrink(tokens[order]) == pytest.approx(shrink(tokens)[order], rel=1e-6)
 
 
 @given(scaled_windows())
-def test_the_pull_leaves_a_lone_window_and_equal_windows_alone(tokens):
+def test_shrinkage_leaves_a_lone_window_and_equal_windows_alone(tokens):
     assert np.array_equal(shrink(tokens[:1]), tokens[:1])
     equal = np.repeat(tokens[:1], 5, axis=0)
     assert shrink(equal) == pytest.approx(equal, rel=1e-9)
 
 
-def test_windows_of_a_kind_are_pulled_toward_each_other_and_not_toward_others():
+def test_windows_of_a_kind_are_shrunk_toward_each_other_and_not_toward_others():
     a, b = [[[9.0, 1, 1, 1]], [[8, 2, 1, 1]]], [[[1, 1, 1, 9]], [[1, 1, 2, 8]]]
     tokens = np.array([*a, *b])
     partner = tokens[[1, 0, 3, 2]]
@@ -314,7 +314,7 @@ def test_windows_without_their_like_are_left_alone():
     assert shrink(tokens) == pytest.approx(tokens, rel=1e-9)
 
 
-def test_the_pull_neither_fills_nor_thins_layers_where_a_window_has_no_tokens():
+def test_shrinkage_neither_fills_nor_thins_layers_where_a_window_has_no_tokens():
     tokens = np.array([[[4.0, 4], [4, 4]], [[4, 4], [0, 0]], [[5, 3], [3, 5]]])
     assert shrink(tokens).sum(axis=2) == pytest.approx(tokens.sum(axis=2), rel=1e-9)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -12,15 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from strategies import broken_rules, problems, quiet, rules_named, slow_objective
 
 import craftopt as co
+from craftopt.cli.planning import plan as plan_command
 from craftopt.evaluation import violations
+from craftopt.objective import OBJECTIVES
 from craftopt.solving import METHODS
 
+METHODS_PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 each_method = pytest.mark.parametrize("method", co.methods())
 
 
 def examples(method: str, most: int) -> int:
     """Fewer problems for methods that search."""
-    return most // 5 if METHODS[method].searches else most
+    return most // 5 if METHODS[method].work else most
 
 
 def assert_result_is_true(problem: co.Problem, method: str) -> None:
@@ -162,6 +168,53 @@ def test_a_plan_that_moves_too_much_is_named_so(method):
         moved = int((result.plan.copies > previous.copies).sum())
         assert any(text.startswith("max moves") for text in result.violations) == (moved > 0)
         assert (result.gap is None) == (moved > 0)
+
+
+# --- what a method can plan ------------------------------------------------------------------
+
+LOADS = co.Loads([[[9, 5, 3, 1]], [[8, 6, 2, 2]]])
+GROUPED = co.Problem(LOADS, 2, nodes=2, expert_groups=2)
+UNGROUPED = co.Problem(LOADS, 2)
+PINNED = UNGROUPED.replace(previous=co.Plan.from_phy2log([[3, 1, 2, 0]], gpus=2), max_moves=0)
+
+
+@each_method
+def test_groups_are_planned_as_the_registry_says(method):
+    groups = METHODS[method].groups
+    assert co.solve(GROUPED, method).has_plan == (groups != "none")
+    assert co.solve(UNGROUPED, method).has_plan == (groups != "needed")
+
+
+@each_method
+def test_max_moves_is_kept_or_refused_as_the_registry_says(method):
+    moves, result = METHODS[method].moves, co.solve(PINNED, method)
+    if moves == "kept":
+        assert result.violations == ()
+    elif moves == "refused":
+        assert not result.has_plan
+
+
+@each_method
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_are_planned_as_the_registry_says(method, objective):
+    problem = GROUPED if METHODS[method].groups == "needed" else UNGROUPED
+    result = co.solve(problem.replace(objective=objective), method)
+    assert result.has_plan == (objective in METHODS[method].objectives)
+
+
+@pytest.mark.parametrize("method", [name for name in co.methods() if METHODS[name].moves != "kept"])
+def test_a_refusal_says_what_to_pass_instead(method):
+    for problem in (GROUPED, UNGROUPED, PINNED):
+        refusal = METHODS[method].refusal(problem)
+        assert not refusal or (refusal.startswith(f"{method} ") and "; pass " in refusal)
+
+
+@pytest.mark.parametrize("method", [name for name in co.methods() if METHODS[name].work])
+def test_help_and_documentation_name_the_unit_of_the_work_limit(method):
+    unit = METHODS[method].work
+    option = get_type_hints(plan_command, include_extras=True)["work_limit"].__metadata__[0]
+    assert f"{unit} ({method})" in option.help
+    assert re.search(rf"^\| `{method}` .*\| {unit}\b", METHODS_PAGE.read_text(), re.MULTILINE)
 
 
 @each_method

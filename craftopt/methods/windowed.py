@@ -1,95 +1,62 @@
-"""The method ``fast``: a plan for the windows of traffic themselves.
+"""The method ``fast`` for several windows: a plan for the windows of traffic themselves.
 
-The frame of ``nominal`` with the windowed objective: benefit curves measured by short
+The steps of ``nominal`` with the windowed objective: benefit curves measured by short
 annealing, the knapsack over layers, long annealing of every layer, equal totals by relabelling.
-Every window is pulled a little toward those most like it, so that the plan fits the kind of
-traffic rather than the sample of it.
+Windows are shrunk toward similar ones, so that the plan fits the traffic rather than the sample.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from craftopt.evaluation import layer_gpu_loads, objective_value, violations
+from craftopt.evaluation import layer_gpu_loads
 from craftopt.knapsack import allocate
-from craftopt.loads import FloatArray, IntArray, Loads
-from craftopt.methods.decode import plan_activated
-from craftopt.methods.nominal import plan_nominal
-from craftopt.methods.parallel import in_threads
-from craftopt.methods.previous import usable_replicas
+from craftopt.loads import IntArray
+from craftopt.methods.layers import Layers
+from craftopt.methods.nominal import nominal_copies
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.result import Limit, Options, Outcome
+from craftopt.result import Options, Outcome
 from craftopt.search.annealing import anneal
-from craftopt.search.kernels import Rules, Schedule
-from craftopt.search.placement import Layout, place_layer
-from craftopt.search.totals import equalise
-from craftopt.windows import shrink
+from craftopt.search.kernels import Schedule
+from craftopt.windows import in_mean_loads, shrink
 
 # First and last temperature, in mean GPU loads.
 HOT, COLD = 1e-3, 2e-5
-# Windows that count at a time: few while hot, which is cheap, and more when cold, where the noise
-# of a small sample would decide; (part of the steps, windows). Fewer windows all count at once.
+# Mini-batch schedule, (share of steps, windows): small batches at high temperature, larger ones at
+# the end, where sampling noise would decide. Fewer windows than a small batch all count at once.
 STAGES = ((0.7, 32), (0.3, 256))
 # Annealing steps per copy in a layer, unless work_limit says otherwise.
 STEPS_PER_COPY = 2000
-# Part of the steps that a point of a benefit curve gets.
+# A point of a benefit curve gets this fraction of the steps: one in ...
 CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
 CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
 
-def plan_fast(problem: Problem, options: Options) -> Outcome:
-    """Plan for every window.
+def plan_windowed(problem: Problem, options: Options) -> Outcome:
+    """Plan for every window; ``work_limit`` counts annealing steps of a layer.
 
-    ``work_limit`` counts annealing steps of a layer. Where ``time_limit`` strikes, layers not
-    yet reached keep their start. A previous plan is a start for the layers that it suits. One
-    window is the nominal problem, and `nominal` solves it better.
-
-    Annealing minimises the mean over windows of a p-norm of the GPU loads, weighted by tokens for
-    the objective time; the objective itself decides between a layer's start and what annealing
-    made of it, over the allocation, and between the whole plan, the nominal one and the previous.
-    The objective activated has a search of its own (`craftopt.methods.decode`).
+    Annealing minimises a smooth surrogate, the mean over windows of a p-norm of the GPU loads,
+    weighted by tokens for the objective time. The objective itself decides between a layer's
+    start and what annealing made of it, over the allocation, and between the whole plan, the
+    previous one and the nominal one: the result is no worse on the planned windows.
     """
-    if problem.objective == "activated":
-        return plan_activated(problem, options)
-    if problem.max_moves is not None:
-        return Outcome(message="fast plans afresh and cannot keep max_moves")
-    if problem.loads.windows == 1:
-        outcome = plan_nominal(problem, Options(workers=options.workers))
-        assert outcome.plan is not None
-        return replace(outcome, plan=_named(outcome.plan.copies, problem))
-    search = _Search(problem, options)
-    if problem.slots == "uniform":
-        replicas = np.full(problem.loads.layers, problem.layer_replicas_limit)
-    else:
-        replicas = search.allocate()
-    copies = search.place(replicas)
-    if problem.slots != "uniform":
-        copies, _ = equalise(copies, problem.loads.total().tokens[0], search.nodes)
-    limit: Limit | None = "time" if search.late else "work" if search.cut_short else None
-    candidates = [_named(copies, problem)]
-    # Never worse, on the planned windows, than the previous plan and the nominal one.
+    search = WindowedSearch(problem, options)
+    candidates = [search.plan(search.allocate())]
     if problem.previous is not None:
-        candidates.append(_named(problem.previous_copies, problem))
-    nominal = plan_nominal(problem, Options(workers=options.workers)).plan
-    if nominal is not None:
-        candidates.append(_named(nominal.copies, problem))
-    valid = [plan for plan in candidates if not violations(plan, problem)]
-    sign = 1.0 if problem.objective == "time" else -1.0
-    best = min(valid, key=lambda plan: sign * objective_value(plan, problem))
-    return Outcome(best, limit=limit)
+        candidates.append(problem.previous_copies)
+    candidates.append(nominal_copies(problem, Options(workers=options.workers))[0])
+    return Outcome(search.best(candidates, "fast"), limit=search.limit)
 
 
 def plan_allocated(
     problem: Problem, replicas: IntArray, *, seed: int = 0, workers: int | None = None
 ) -> Plan:
-    """Plan every window as `plan_fast` does, with the replicas of every layer given.
+    """Plan every window as `plan_windowed` does, with the replicas of every layer given.
 
     Parameters
     ----------
@@ -97,17 +64,14 @@ def plan_allocated(
     replicas : int64 [layers]
         Within the problem's budget and rules.
     """
-    search = _Search(problem, Options(seed=seed, workers=workers))
-    copies = search.place(replicas)
-    if problem.slots != "uniform":
-        copies, _ = equalise(copies, problem.loads.total().tokens[0], search.nodes)
-    return _named(copies, problem)
+    search = WindowedSearch(problem, Options(seed=seed, workers=workers))
+    return problem.plan(search.plan(replicas), "fast")
 
 
 def measure_curves(
     problem: Problem, grid: IntArray, *, seed: int = 0, workers: int | None = None
 ) -> list[Copies]:
-    """Place every layer with each number of replicas, as `plan_fast` does for its benefit curves.
+    """Place every layer with each number of replicas, as for the benefit curves of `fast`.
 
     Placements are brief, a little worse than those of a plan, and alike in that; GPUs may differ
     in their totals.
@@ -124,107 +88,87 @@ def measure_curves(
     list of uint8 [layers, experts, gpus]
         One per point of the grid.
     """
-    search = _Search(problem, Options(seed=seed, workers=workers))
-    return search.measure(grid)[0]
+    search = WindowedSearch(problem, Options(seed=seed, workers=workers))
+    return [np.stack([copies for copies, _ in layers]) for layers in search.measure(grid)]
 
 
-class _Search:
-    """Anneals layers of a problem, in threads, each for itself."""
+class WindowedSearch(Layers):
+    """Anneal layers on all windows.
+
+    Also under ``free`` every GPU takes floor or ceil of a layer's copies: uneven numbers were
+    tried and did no better on unseen windows.
+    """
 
     def __init__(self, problem: Problem, options: Options) -> None:
         problem.goal.require_even_dispatch("the search on loads")
-        self.problem = problem
-        self.seed = options.seed
-        self.work_limit = options.work_limit
-        self.workers = options.threads
-        self.deadline = options.deadline()
-        self.progress = options.progress
-        self.late = self.cut_short = False
-        loads = problem.loads
-        self.nodes = problem.group_nodes
-        self.layout = Layout(problem.group_of, self.nodes, problem.gpus, problem.copies_limit)
-        # Under free too, every GPU takes floor or ceil of a layer's copies: looser counts were
-        # tried and did no better on unseen windows.
-        self.previous = usable_replicas(problem, spread=1)
-        # [layers, windows]: mean GPU load, and what a window counts in its layer.
-        self.mean = loads.tokens.sum(axis=2).T / problem.gpus
-        used = self.mean > 0
-        self.counts = self.mean if problem.objective == "time" else used.astype(np.float64)
-        scale = np.divide(1.0, self.mean, out=np.zeros_like(self.mean), where=used)
-        self.scaled = loads.tokens * scale.T[:, :, np.newaxis]
+        super().__init__(problem, options)
+        self.scaled, mean = in_mean_loads(problem.loads.tokens, problem.gpus)
+        self.mean = mean.T  # [layers, windows]
+        self.counts = problem.goal.window_weights(mean).T
         # [layers, experts, windows]
-        self.pulled = np.ascontiguousarray(shrink(self.scaled).transpose(1, 2, 0))
+        self.shrunk = np.ascontiguousarray(shrink(self.scaled).transpose(1, 2, 0))
 
     def allocate(self) -> IntArray:
         """Choose the replicas of every layer by curves that short annealing measures."""
         problem = self.problem
-        step, most = problem.replica_step, problem.layer_replicas_limit
-        average = problem.replicas / problem.loads.layers
+        layers, step = problem.loads.layers, problem.replica_step
+        most = problem.layer_replicas_limit
+        if problem.slots == "uniform":
+            return np.full(layers, most)
+        average = problem.replicas / layers
         points = {min(round(part * average / step) * step, most) for part in CURVE_POINTS}
         points.add(min(step, most))
         grid = np.array(sorted(points))
         if grid.size == 1:
-            return np.zeros(problem.loads.layers, dtype=np.int64)
-        costs = self.measure(grid)[1]
+            return np.zeros(layers, dtype=np.int64)
+        costs = np.array([[cost for _, cost in point] for point in self.measure(grid)]).T
         costs = np.minimum.accumulate(costs, axis=1)
         every = np.arange(0, grid[-1] + 1, step)
         # Straight lines between the points would make the knapsack pick the points themselves.
         table = PchipInterpolator(grid, costs, axis=1)(every)
         return allocate(table, problem.replicas, step)[0]
 
-    def measure(self, grid: IntArray) -> tuple[list[Copies], FloatArray]:
-        """Anneal all layers briefly, with every number of replicas of the grid."""
-        layers = np.arange(self.problem.loads.layers)
-        measured = [
-            self._anneal(layers, np.full(layers.size, r), CURVE_SHARE, index / grid.size / 3)
-            for index, r in enumerate(grid)
+    def measure(self, grid: IntArray) -> list[list[tuple[Copies, float]]]:
+        """Anneal all layers briefly with every number of replicas: [points][layers]."""
+        part = 1 / 3 / grid.size
+        return [
+            self.each(
+                partial(self._anneal, replicas=replicas, share=CURVE_SHARE),
+                self.problem.loads.layers,
+                done=index * part,
+                part=part,
+            )
+            for index, replicas in enumerate(grid.tolist())
         ]
-        return [copies for copies, _ in measured], np.stack([cost for _, cost in measured], axis=1)
 
-    def place(self, replicas: IntArray) -> Copies:
-        """Anneal all layers at length."""
+    def plan(self, replicas: IntArray) -> Copies:
+        """Anneal all layers at length; return the copies of a whole plan."""
         done = 0.0 if self.problem.slots == "uniform" else 1 / 3
-        return self._anneal(np.arange(replicas.size), replicas, 1, done)[0]
+        found = self.each(
+            lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],
+            replicas.size,
+            done=done,
+            part=1.0 - done,
+        )
+        return self.join(found)[0]
 
-    def _anneal(
-        self, layers: IntArray, replicas: IntArray, share: int, done: float
-    ) -> tuple[Copies, FloatArray]:
-        """Anneal layers with a part of the steps; return copies and planned costs."""
-        part = 1.0 - done if share == 1 else 1 / 3 / (len(CURVE_POINTS) + 1)
-        finished = 0
-        lock = threading.Lock()
-
-        def one(index: int) -> tuple[Copies, float]:
-            nonlocal finished
-            found = self._layer(int(layers[index]), int(replicas[index]), share)
-            with lock:
-                finished += 1
-                if self.progress is not None:
-                    self.progress(done + part * finished / layers.size)
-            return found
-
-        results = in_threads(one, layers.size, self.workers)
-        return np.stack([copies for copies, _ in results]), np.array([cost for _, cost in results])
-
-    def _layer(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
-        problem = self.problem
-        copies_now = problem.loads.experts + replicas
-        start = self._start(layer, replicas)
+    def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
+        """Anneal a layer for one in ``share`` of its steps; return copies and cost."""
+        counts = self.counts[layer]
+        weight = counts / max(counts.sum(), 1e-300)
+        start = self.start(
+            layer,
+            (self.shrunk[layer] * weight).sum(axis=1),
+            replicas,
+            lambda copies: self._cost(layer, copies),
+        )
         cost = self._cost(layer, start)
-        steps = STEPS_PER_COPY * copies_now
-        if self.work_limit is not None and self.work_limit < steps:
-            steps, self.cut_short = self.work_limit, True
-        if time.monotonic() > self.deadline:
-            self.late = True
+        steps = self.steps(STEPS_PER_COPY * (self.problem.loads.experts + replicas))
+        used = np.flatnonzero(counts)
+        if not steps or not used.size:
             return start, cost
-        floor, ceil = copies_now // problem.gpus, -(-copies_now // problem.gpus)
-        rules = Rules(self.nodes, floor, ceil, problem.copies_limit)
-        used = np.flatnonzero(self.counts[layer])
-        if not used.size:
-            return start, cost
-        tokens = np.ascontiguousarray(self.pulled[layer][:, used])
-        weight = self.counts[layer][used] / self.counts[layer].sum()
-        stages = STAGES if weight.size > STAGES[0][1] else ((1.0, weight.size),)
+        tokens = np.ascontiguousarray(self.shrunk[layer][:, used])
+        stages = STAGES if used.size > STAGES[0][1] else ((1.0, used.size),)
         found, done = start, 0.0
         for part, in_play in stages:
             schedule = Schedule(
@@ -233,33 +177,13 @@ class _Search:
                 HOT * (COLD / HOT) ** (done + part),
                 in_play,
             )
-            seed = (self.seed * 1_000_003 + layer * 1009 + share + round(done * 509)) % 2**31
-            found = anneal(tokens, weight, found, rules, schedule, seed)
+            seed = self.seed(layer, share + round(done * 509))
+            found = anneal(tokens, weight[used], found, self.rules(replicas), schedule, seed)
             done += part
         reached = self._cost(layer, found)
         return (found, reached) if reached < cost else (start, cost)
 
-    def _start(self, layer: int, replicas: int) -> Copies:
-        """Place the mean window, or take the previous plan's layer where it is better."""
-        problem = self.problem
-        weight = self.counts[layer]
-        mean = (self.pulled[layer] * (weight / max(weight.sum(), 1e-300))).sum(axis=1)
-        placed, _ = place_layer(mean, replicas, self.layout, 1e-3)
-        if self.previous[layer] == replicas and problem.previous is not None:
-            kept: Copies = problem.previous_copies[layer]
-            if self._cost(layer, kept) <= self._cost(layer, placed):
-                return kept
-        return placed
-
     def _cost(self, layer: int, copies: Copies) -> float:
         """Compute the layer's part of the objective on the windows as they are, as a cost."""
         largest = layer_gpu_loads(self.scaled[:, layer], copies).max(axis=1)
-        if self.problem.objective == "time":
-            return float((largest * self.mean[layer]).sum())
-        used = largest > 0
-        return -float((1.0 / largest[used]).sum())
-
-
-def _named(copies: Copies, problem: Problem) -> Plan:
-    loads: Loads = problem.loads
-    return Plan(copies, loads.layer_ids, problem.nodes, "fast", loads.digest)
+        return self.problem.goal.summed_cost(largest, self.mean[layer])
