@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from craftopt.formats.plans import read_plan
     from craftopt.formats.traces import read_trace
     from craftopt.loads import Loads
-    from craftopt.methods.both import plan_for_both
     from craftopt.online import Decision, OnlinePlanner, Replay, move_cost, replay
     from craftopt.plan import Plan
+    from craftopt.planners.both import plan_for_both
     from craftopt.problem import Problem
     from craftopt.rebalancing import (
         Migration,
@@ -53,7 +53,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "relabel": "craftopt.rebalancing",
     "rebalance": "craftopt.rebalancing",
-    "plan_for_both": "craftopt.methods.both",
+    "plan_for_both": "craftopt.planners.both",
     "plan_migration": "craftopt.rebalancing",
     "count_moves": "craftopt.rebalancing",
     "Rebalancing": "craftopt.rebalancing",

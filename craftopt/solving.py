@@ -118,14 +118,14 @@ METHODS = {
         Method(
             "nominal",
             "near-optimal for the summed load: knapsack, packing, exchanges",
-            "craftopt.methods.nominal:plan_nominal",
+            "craftopt.planners.nominal:plan_nominal",
             work="placements of a layer",
             moves="refused",
         ),
         Method(
             "fast",
             "planned for the windows of traffic: knapsack, annealing",
-            "craftopt.methods.fast:plan_fast",
+            "craftopt.planners.fast:plan_fast",
             work="annealing steps per layer",
             moves="refused",
         ),

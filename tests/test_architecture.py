@@ -26,7 +26,7 @@ RANKING = (
     {"comparison"},
     {"solving"},
     {"rebalancing"},
-    {"methods", "baselines"},
+    {"planners", "baselines"},
     {"search"},
     {"bounds"},
     {"knapsack"},
@@ -137,7 +137,7 @@ def test_formulations_need_the_data_types_bounds_and_evaluation_alone(file):
     # Result is a data type, too: exact methods return its Outcome.
     allowed = DATA_TYPES | {"result", "bounds", "evaluation"}
     if file.name in ("exact.py", "_layers.py", "_search.py"):  # it starts from the fast path
-        allowed |= {"methods", "search", "knapsack"}
+        allowed |= {"planners", "search", "knapsack"}
     if file.name == "generate.py":  # a tool that uses the library from outside
         allowed |= {"solving", "certificates", "verification"}
     assert own <= allowed
@@ -213,3 +213,9 @@ def test_every_public_name_can_be_loaded():
         assert name in dir(craftopt)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = craftopt.nothing
+
+
+def test_no_module_hides_a_public_name():
+    # Importing craftopt.x sets the attribute x of the package.
+    modules = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in sources(PACKAGE)}
+    assert not modules & set(craftopt.__all__)

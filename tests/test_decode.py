@@ -242,7 +242,7 @@ def test_plans_for_both_keep_every_rule(problem, weight):
         ({"gpus": 8}, "gpus is 4 in prefill and 8 in decode"),
         ({"objective": "time"}, "objectives are"),
         ({"expert_groups": 2}, "differ in their expert_groups"),
-        ({"loads": synthetic(0, 2, 16)}, "other layers"),
+        ({"loads": synthetic(0, 2, 16)}, "differ in their layer_ids"),
     ],
 )
 def test_pairs_that_do_not_match_are_refused(change, message):

@@ -13,7 +13,7 @@ from strategies import broken_rules, problems, slow_objective
 
 import craftopt as co
 from craftopt.evaluation import objective_value
-from craftopt.methods.windowed import STEPS_PER_COPY
+from craftopt.planners.windowed import STEPS_PER_COPY
 from craftopt.windows import MOST_SHRUNK, SHRINKAGE, shrink
 
 RULES = ("uniform", "even", "free")

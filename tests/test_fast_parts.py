@@ -10,7 +10,7 @@ from strategies import token_arrays
 
 from craftopt.bounds import max_copy_load
 from craftopt.knapsack import allocate
-from craftopt.methods.allocation import MeasuredAllocation
+from craftopt.planners.allocation import MeasuredAllocation
 from craftopt.search.placement import Layout, improve, improve_layer, pack, place_layer
 from craftopt.search.replication import replicate
 from craftopt.search.totals import equalise

@@ -178,35 +178,43 @@ UNGROUPED = co.Problem(LOADS, 2)
 PINNED = UNGROUPED.replace(previous=co.Plan.from_phy2log([[3, 1, 2, 0]], gpus=2), max_moves=0)
 
 
-@each_method
-def test_groups_are_planned_as_the_registry_says(method):
-    groups = METHODS[method].groups
-    assert co.solve(GROUPED, method).has_plan == (groups != "none")
-    assert co.solve(UNGROUPED, method).has_plan == (groups != "needed")
+KINDS = {
+    "groups": GROUPED,
+    "no groups": UNGROUPED,
+    "max_moves": PINNED,
+    **{objective: UNGROUPED.replace(objective=objective) for objective in OBJECTIVES},
+}
 
 
 @each_method
-def test_max_moves_is_kept_or_refused_as_the_registry_says(method):
-    moves, result = METHODS[method].moves, co.solve(PINNED, method)
-    if moves == "kept":
-        assert result.violations == ()
-    elif moves == "refused":
-        assert not result.has_plan
+@pytest.mark.parametrize("problem", KINDS.values(), ids=KINDS)
+def test_what_a_method_does_not_refuse_it_plans_and_keeps(method, problem):
+    refusal, result = METHODS[method].refusal(problem), co.solve(problem, method)
+    if refusal:
+        assert result.status is co.Status.NOT_FOUND
+        assert result.message == refusal
+        assert refusal.startswith(f"{method} ")
+        assert "; pass " in refusal
+        return
+    broken = rules_named(result.violations)
+    assert "expert groups" not in broken
+    if METHODS[method].moves == "kept":
+        assert "max moves" not in broken
 
 
-@each_method
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_objectives_are_planned_as_the_registry_says(method, objective):
-    problem = GROUPED if METHODS[method].groups == "needed" else UNGROUPED
-    result = co.solve(problem.replace(objective=objective), method)
-    assert result.has_plan == (objective in METHODS[method].objectives)
-
-
-@pytest.mark.parametrize("method", [name for name in co.methods() if METHODS[name].moves != "kept"])
-def test_a_refusal_says_what_to_pass_instead(method):
-    for problem in (GROUPED, UNGROUPED, PINNED):
-        refusal = METHODS[method].refusal(problem)
-        assert not refusal or (refusal.startswith(f"{method} ") and "; pass " in refusal)
+def test_methods_refuse_what_their_algorithm_cannot_plan():
+    refused = {
+        name: {method for method in METHODS if METHODS[method].refusal(problem)}
+        for name, problem in KINDS.items()
+    }
+    assert refused == {
+        "groups": {"eplb", "craft", "craft-artifact"},
+        "no groups": {"eplb-hierarchical"},
+        "max_moves": {"eplb-hierarchical", "nominal", "fast"},
+        "time": {"eplb-hierarchical"},
+        "balancedness": {"eplb-hierarchical"},
+        "activated": {"eplb-hierarchical", "exact"},
+    }
 
 
 @pytest.mark.parametrize("method", [name for name in co.methods() if METHODS[name].work])

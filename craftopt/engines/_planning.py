@@ -10,9 +10,9 @@ import numpy as np
 
 from craftopt.errors import InputError, divide_gpus, whole
 from craftopt.loads import FloatArray, IntArray, Loads
-from craftopt.methods.layers import Layers
-from craftopt.methods.windowed import plan_windowed
 from craftopt.plan import Plan
+from craftopt.planners.layers import Layers
+from craftopt.planners.windowed import plan_windowed
 from craftopt.problem import Problem
 from craftopt.rebalancing import arrange_slots
 from craftopt.rebalancing.relabelling import relabel_copies

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
-from craftopt.methods.layers import Layers
 from craftopt.plan import Copies
+from craftopt.planners.layers import Layers
 from craftopt.problem import Problem
 from craftopt.result import Options
 from craftopt.search.fronts import measure_front, trace_front

@@ -15,8 +15,8 @@ from craftopt.bounds import whole_plan_bound
 from craftopt.errors import InputError, number
 from craftopt.evaluation import objective_value, violations
 from craftopt.loads import BoolArray, as_array, read_only
-from craftopt.methods.fast import plan_fast
 from craftopt.plan import Copies, Plan
+from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
 from craftopt.rebalancing.fronts import Fronts, trace_fronts
 from craftopt.rebalancing.migration import Migration, plan_migration

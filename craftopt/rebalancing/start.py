@@ -9,8 +9,8 @@ import numpy as np
 
 from craftopt.evaluation import violations
 from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.methods.nominal import nominal_copies
 from craftopt.plan import Copies
+from craftopt.planners.nominal import nominal_copies
 from craftopt.problem import Problem
 from craftopt.rebalancing.relabelling import moved_copies, relabel_copies
 from craftopt.result import Options

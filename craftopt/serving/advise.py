@@ -169,7 +169,7 @@ def advise(
     >>> advice.recommended in advice.candidates, advice.served_windows
     (True, 2)
     """
-    from craftopt.methods.windowed import plan_allocated  # noqa: PLC0415 (loads numba)
+    from craftopt.planners.windowed import plan_allocated  # noqa: PLC0415 (loads numba)
 
     if not isinstance(loads, Loads):
         raise InputError(f"loads is a {type(loads).__name__}; pass craftopt.Loads(tokens)")

@@ -10,8 +10,8 @@ import numpy as np
 
 from craftopt.bounds import even_costs, shared_cost_table
 from craftopt.loads import FloatArray, IntArray, Loads
-from craftopt.methods.layers import Layers
 from craftopt.plan import Copies
+from craftopt.planners.layers import Layers
 from craftopt.problem import Problem
 from craftopt.result import Options
 from craftopt.search.annealing import anneal

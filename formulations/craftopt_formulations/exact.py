@@ -25,9 +25,9 @@ from craftopt.bounds import least_cost, whole_plan_bound
 from craftopt.evaluation import violations
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
-from craftopt.methods.allocation import MeasuredAllocation, allocation_bounds
-from craftopt.methods.fast import plan_fast
 from craftopt.plan import Copies
+from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
+from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
 from craftopt_formulations._layers import CLOSED, ENOUGH, KnownLayers

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from craftopt.loads import FloatArray, IntArray
-from craftopt.methods.layers import Layers
 from craftopt.plan import Copies
+from craftopt.planners.layers import Layers
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
 from craftopt.search.kernels import Schedule
@@ -28,21 +28,24 @@ STEPS_FOR_BOTH = 200
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Prefill to be planned with decode, and its weight in the sum of both, below 1."""
+class Prefill:
+    """Prefill to plan for beside decode.
 
-    prefill: Problem
+    ``weight`` is decode's in the sum of both (`plan_for_both`), above 0 and below 1.
+    """
+
+    problem: Problem
     weight: float
 
 
-def plan_decode(problem: Problem, options: Options, beside: Beside | None = None) -> Outcome:
+def plan_decode(problem: Problem, options: Options, prefill: Prefill | None = None) -> Outcome:
     """Plan for the objective ``activated``; ``work_limit`` counts annealing steps of a layer."""
-    search = _Search(problem, options, beside)
+    search = _Search(problem, options, prefill)
     replicas = _equal_shares(problem)
     found = search.each(lambda layer: search.anneal(layer, int(replicas[layer])), replicas.size)
     # Counts within a layer differ by at most 1, so relabelling suffices: no copy is moved.
     candidates = [search.join(found)[0]]
-    if problem.previous is not None and beside is None:
+    if problem.previous is not None and prefill is None:
         candidates.append(problem.previous_copies)
     return Outcome(search.best(candidates, "fast"), limit=search.limit)
 
@@ -63,7 +66,7 @@ def _equal_shares(problem: Problem) -> IntArray:
 class _Search(Layers):
     """Anneal layers on routed batches of decode."""
 
-    def __init__(self, problem: Problem, options: Options, beside: Beside | None) -> None:
+    def __init__(self, problem: Problem, options: Options, prefill: Prefill | None) -> None:
         super().__init__(problem, options)
         # [layers, experts, windows]
         self.active = np.ascontiguousarray((problem.loads.tokens > 0).transpose(1, 2, 0))
@@ -71,16 +74,16 @@ class _Search(Layers):
         # Of prefill, [layers, experts, windows] in mean GPU loads and [layers, windows].
         self.tokens: FloatArray = np.zeros((layers, experts, 0))
         self.weight: FloatArray = np.zeros((layers, 0))
-        if beside is not None:
-            self._add(beside)
+        if prefill is not None:
+            self._add(prefill)
 
-    def _add(self, beside: Beside) -> None:
+    def _add(self, prefill: Prefill) -> None:
         """Price a window's mean GPU load in activated copies of one batch (`plan_for_both`)."""
-        scaled, mean = in_mean_loads(beside.prefill.loads.tokens, beside.prefill.gpus)
+        scaled, mean = in_mean_loads(prefill.problem.loads.tokens, self.problem.gpus)
         self.tokens = np.ascontiguousarray(scaled.transpose(1, 2, 0))
         # The sums over all windows and layers that the two relative figures are divided by.
         activated, total = float(self.active.sum()) / self.problem.gpus, float(mean.sum())
-        price = (1.0 - beside.weight) / beside.weight * activated / total if total > 0 else 0.0
+        price = (1.0 - prefill.weight) / prefill.weight * activated / total if total > 0 else 0.0
         self.weight = np.ascontiguousarray(mean.T * price)
 
     def anneal(self, layer: int, replicas: int) -> Copies:

@@ -15,9 +15,9 @@ from scipy.interpolate import PchipInterpolator
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.knapsack import allocate
 from craftopt.loads import IntArray
-from craftopt.methods.layers import Layers
-from craftopt.methods.nominal import nominal_copies
 from craftopt.plan import Copies, Plan
+from craftopt.planners.layers import Layers
+from craftopt.planners.nominal import nominal_copies
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
 from craftopt.search.annealing import anneal

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from craftopt.methods.decode import plan_decode
-from craftopt.methods.nominal import nominal_copies
-from craftopt.methods.windowed import plan_windowed
+from craftopt.planners.decode import plan_decode
+from craftopt.planners.nominal import nominal_copies
+from craftopt.planners.windowed import plan_windowed
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
 

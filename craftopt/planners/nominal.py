@@ -12,9 +12,9 @@ import numpy as np
 from craftopt.bounds import layer_costs
 from craftopt.evaluation import layer_gpu_loads, objective_value
 from craftopt.loads import FloatArray, IntArray
-from craftopt.methods.allocation import MeasuredAllocation, allocation_bounds
-from craftopt.methods.layers import Layers
 from craftopt.plan import Copies
+from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
+from craftopt.planners.layers import Layers
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
 from craftopt.search.placement import improve_layer

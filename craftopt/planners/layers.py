@@ -13,8 +13,8 @@ import numpy as np
 
 from craftopt.evaluation import objective_value, violations
 from craftopt.loads import FloatArray, IntArray
-from craftopt.methods.previous import usable_replicas
 from craftopt.plan import Copies, Plan
+from craftopt.planners.previous import usable_replicas
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options
 from craftopt.search.kernels import Rules

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from craftopt.errors import InputError, number
-from craftopt.methods.decode import Beside, plan_decode
-from craftopt.methods.fast import plan_fast
 from craftopt.plan import Plan
+from craftopt.planners.decode import Prefill, plan_decode
+from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
 from craftopt.result import Options
 
@@ -64,7 +64,7 @@ def plan_for_both(
     if weight == 0:
         outcome = plan_fast(prefill, options)
     else:
-        outcome = plan_decode(decode, options, None if weight == 1 else Beside(prefill, weight))
+        outcome = plan_decode(decode, options, None if weight == 1 else Prefill(prefill, weight))
     assert outcome.plan is not None
     return outcome.plan
 
