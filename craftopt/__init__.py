@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from craftopt.baselines import eplb
     from craftopt.certificates import certify
-    from craftopt.comparison import Comparison, blend, compare, compare_domains, holdout
+    from craftopt.comparison import Comparison, compare, compare_domains
     from craftopt.datasets import example_names, load_example
     from craftopt.errors import (
         CraftoptError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from craftopt.loads import Loads
     from craftopt.online import Decision, OnlinePlanner, Replay, move_cost, replay
     from craftopt.plan import Plan
+    from craftopt.planners.both import plan_for_both
     from craftopt.problem import Problem
     from craftopt.rebalancing import (
         Migration,
@@ -45,12 +46,14 @@ if TYPE_CHECKING:
     from craftopt.solving import methods, solve
     from craftopt.traces import Trace
     from craftopt.verification import Certificate, verify
+    from craftopt.windows import blend, holdout
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "relabel": "craftopt.rebalancing",
     "rebalance": "craftopt.rebalancing",
+    "plan_for_both": "craftopt.planners.both",
     "plan_migration": "craftopt.rebalancing",
     "count_moves": "craftopt.rebalancing",
     "Rebalancing": "craftopt.rebalancing",
@@ -66,10 +69,10 @@ _HOMES = {
     "verify": "craftopt.verification",
     "Comparison": "craftopt.comparison",
     "advise": "craftopt.serving",
-    "blend": "craftopt.comparison",
+    "blend": "craftopt.windows",
     "compare": "craftopt.comparison",
     "compare_domains": "craftopt.comparison",
-    "holdout": "craftopt.comparison",
+    "holdout": "craftopt.windows",
     "CraftoptError": "craftopt.errors",
     "CraftoptWarning": "craftopt.errors",
     "Evaluation": "craftopt.evaluation",
@@ -133,6 +136,7 @@ __all__ = [
     "load_example",
     "methods",
     "move_cost",
+    "plan_for_both",
     "plan_migration",
     "read_loads",
     "read_plan",

@@ -14,7 +14,7 @@ from rich.console import Console
 import craftopt as co
 from craftopt import cli
 from craftopt.evaluation import violations
-from craftopt.methods.windowed import plan_allocated
+from craftopt.planners.windowed import plan_allocated
 from craftopt.reporting.serving import advice_tables, plot_budgets
 from craftopt.serving import (
     Deployment,

@@ -45,10 +45,6 @@ def plan_craft(problem: Problem) -> Outcome:
     problem's objective is. With a budget of R·G every GPU ends with R extra slots; other
     budgets leave the GPUs equal up to 1.
     """
-    if problem.expert_groups is not None:
-        return Outcome(
-            message="CRAFT knows no expert groups; use eplb-hierarchical, or drop expert_groups"
-        )
     if problem.slots == "uniform" and problem.layer_replicas_limit > 0:
         return Outcome(
             message="CRAFT gives layers different numbers of replicas, which slots='uniform' "
@@ -243,10 +239,6 @@ def plan_craft_artifact(problem: Problem) -> Outcome:
     rule of the problem; only duplicates, which its placement can make, are left to be named.
     """
     loads, gpus, nodes = problem.loads, problem.gpus, problem.nodes
-    if problem.expert_groups is not None:
-        return Outcome(
-            message="CRAFT knows no expert groups; use eplb-hierarchical, or drop expert_groups"
-        )
     if loads.experts % gpus or gpus % 2:
         return Outcome(
             message=f"CRAFT's released code asks for an even number of GPUs that divides the "

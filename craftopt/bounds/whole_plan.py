@@ -53,7 +53,7 @@ def whole_plan_bound(problem: Problem) -> float:
 
     table = shared_cost_table(problem)
     cost = least_cost(problem, table, sharpen if problem.even_slots else None)
-    scale = problem.goal.scale(problem.loads, problem.gpus)
+    scale = problem.goal.cost(1.0, problem.loads, problem.gpus)
     value = cost / scale if scale else 1.0  # without tokens
     return min(1.0, value) if problem.goal.maximised else max(1.0, value)
 

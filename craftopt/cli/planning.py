@@ -50,7 +50,13 @@ def plan(
     max_copies: MaxCopies = None,
     method: Annotated[str, typer.Option(help="How to plan.")] = "fast",
     seed: Seed = 0,
-    work_limit: Annotated[int | None, typer.Option(help="Most iterations.")] = None,
+    work_limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Most work, in the method's unit: annealing steps per layer (fast), placements of "
+            "a layer (nominal), deterministic seconds of CP-SAT (exact)."
+        ),
+    ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; a safety stop.")] = None,
     workers: Workers = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write plan.json.")] = None,

@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from craftopt.comparison import holdout as split_windows
 from craftopt.errors import InfeasibleError, InputError
 from craftopt.loads import Loads
 from craftopt.plan import Plan
@@ -20,6 +19,7 @@ from craftopt.serving.memory import check_shape, memory_of
 from craftopt.serving.sensitivity import Sensitivity, sensitivity
 from craftopt.serving.sweep import Budget, Sweep, finalists, label, none_of
 from craftopt.solving import solve
+from craftopt.windows import holdout as split_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ def advise(
     >>> advice.recommended in advice.candidates, advice.served_windows
     (True, 2)
     """
-    from craftopt.methods.windowed import plan_allocated  # noqa: PLC0415 (loads numba)
+    from craftopt.planners.windowed import plan_allocated  # noqa: PLC0415 (loads numba)
 
     if not isinstance(loads, Loads):
         raise InputError(f"loads is a {type(loads).__name__}; pass craftopt.Loads(tokens)")

@@ -1,7 +1,7 @@
 """Goodput of every budget, predicted from benefit curves that are measured once.
 
 Every layer is placed briefly with 0, 1, 2, 4, ... replicas
-(`craftopt.methods.windowed.measure_curves`). From that the model has the time of every layer with
+(`craftopt.planners.windowed.measure_curves`). From that the model has the time of every layer with
 every number of replicas. A GPU's copies cost memory one by one, and the GPU with the most limits
 the cache of all; so budgets are counted in copies per GPU, and what they leave to the cache says
 how many sequences n can run. For each budget the knapsack picks the replicas of every layer that
@@ -102,7 +102,7 @@ class Sweep:
         """Place every layer with every number of replicas of the grid; tabulate its times."""
         from scipy.interpolate import PchipInterpolator  # noqa: PLC0415 (slow to import)
 
-        from craftopt.methods.windowed import measure_curves  # noqa: PLC0415 (loads numba)
+        from craftopt.planners.windowed import measure_curves  # noqa: PLC0415 (loads numba)
 
         problem, deployment, workload = self.problem, self.deployment, self.workload
         step = problem.replica_step
