@@ -35,7 +35,7 @@ from craftopt.cli.shared import (
     read_source,
 )
 from craftopt.errors import InputError
-from craftopt.formats import read_any
+from craftopt.formats.reading import read_any
 
 
 def plan(
