@@ -216,7 +216,10 @@ def test_hotspots_of_missing_ranks_or_cut_off_blocks(mindie):
     with pytest.warns(co.CraftoptWarning, match="left out what is behind the last block"):
         assert co.read_loads(folder, layers=2).windows == 1
     (folder / "decode" / "decode_0.csv").unlink()
-    with pytest.raises(co.FormatError, match="decode: there is no file of rank 0; pass the files of all ranks, 0 to 1"):
+    with pytest.raises(
+        co.FormatError,
+        match="decode: there is no file of rank 0; pass the files of all ranks, 0 to 1",
+    ):
         co.read_loads(folder, layers=2)
 
 
@@ -426,7 +429,10 @@ def test_yaml_is_what_a_yaml_library_reads(tmp_path):
         ("num_slots: 2\ninitial_global_assignments:\n  1: [0, x]\n", "no list of whole numbers"),
         ("num_slots: 2\ninitial_global_assignments:\n  1: &a [*a, 1]\n", "no list of whole"),
         ("num_slots: 2\ninitial_global_assignments:\n  1: [0, -1]\n", "no list of whole numbers"),
-        ("num_slots: 1\ninitial_global_assignments:\n  1: [0]\n  1: [0]\n", "layer 1 is there twice"),
+        (
+            "num_slots: 1\ninitial_global_assignments:\n  1: [0]\n  1: [0]\n",
+            "layer 1 is there twice",
+        ),
         ("num_slots: 1\ninitial_global_assignments:\n  - 1\n", "belongs to no layer"),
         ("initial_global_assignments:\n<tag>\n", "line 2 is no 'key: value'"),
         ("num_slots: 2\ninitial_global_assignments:\n  1: [0, 9]\n", "2 slots cannot host"),
@@ -508,7 +514,7 @@ def test_unequal_slots_are_refused_or_padded_at_a_stated_cost(engine, tmp_path):
 
 def test_duplicates_break_vllm_ascend_and_are_noted_elsewhere(tmp_path):
     plan = co.Plan.from_phy2log([[0, 0, 1, 2]], gpus=2)
-    with pytest.raises(co.InputError, match=r"1 copies are beside.*such as fast"):
+    with pytest.raises(co.InputError, match=r"1 copies share.*such as fast"):
         co.export(plan, "vllm-ascend", tmp_path / "map")
     assert "1 slots are wasted" in str(co.export(plan, "sglang", tmp_path / "map"))
 

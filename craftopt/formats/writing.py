@@ -119,7 +119,7 @@ def export(
         )
     if plan.duplicates and not found.duplicates:
         raise InputError(
-            f"{plan.duplicates} copies are beside a copy of the same expert on one GPU, and "
+            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
             f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
             "such as fast"
         )
