@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.errors import CraftoptWarning, InfeasibleError, InputError
-from craftopt.evaluation import DISPATCHES, Evaluation, evaluate, mean_activated
+from craftopt.errors import CraftoptWarning, InfeasibleError, InputError, choice
+from craftopt.evaluation import Evaluation, evaluate, mean_activated
 from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Result
+from craftopt.routing import DISPATCHES, Dispatch
 from craftopt.solving import find_method, methods, solve
 
 # Beyond this range a Gamma variable underflows, or all blends are the average.
@@ -77,7 +78,7 @@ class Comparison:
     served: Loads | None
     bound: float
     rows: tuple[Row, ...]
-    dispatch: str = "even"
+    dispatch: Dispatch = "even"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, for JSON."""
@@ -101,7 +102,7 @@ def compare(
     served: Loads | None = None,
     names: Sequence[str] | None = None,
     *,
-    dispatch: str = "even",
+    dispatch: Dispatch = "even",
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -140,8 +141,7 @@ def compare(
         raise InputError("names is empty; pass at least one method, or None")
     for name in chosen:
         find_method(name)
-    if dispatch not in DISPATCHES:
-        raise InputError(f"dispatch={dispatch!r} is unknown; pass one of {', '.join(DISPATCHES)}")
+    dispatch = choice("dispatch", dispatch, DISPATCHES)
     rows, bound = [], float("nan")
     for label, variant, name in _runs(problem, chosen):
         if progress is not None:
@@ -158,7 +158,7 @@ def compare_domains(
     problem: Problem,
     names: Sequence[str] | None = None,
     *,
-    dispatch: str = "even",
+    dispatch: Dispatch = "even",
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -368,7 +368,7 @@ def _warm_up(problem: Problem, name: str) -> None:
 
 
 def _row(
-    label: str, result: Result, served: Loads | None, dispatch: str, *, over_budget: bool
+    label: str, result: Result, served: Loads | None, dispatch: Dispatch, *, over_budget: bool
 ) -> Row:
     note = "over the budget: what engines spend by default" if over_budget else result.message
     if not result.has_plan:
@@ -393,6 +393,6 @@ def _row(
     )
 
 
-def _scores(plan: Plan, loads: Loads, dispatch: str, decode: bool) -> Scores:
+def _scores(plan: Plan, loads: Loads, dispatch: Dispatch, decode: bool) -> Scores:
     activated = mean_activated(plan, loads) if decode else None
     return Scores.of(evaluate(plan, loads, dispatch), activated)

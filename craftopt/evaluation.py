@@ -11,9 +11,7 @@ from craftopt.errors import InputError, choice
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.routing import RULES, route
-
-DISPATCHES = RULES
+from craftopt.routing import DISPATCHES, Dispatch, route
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +76,7 @@ class Evaluation:
         )
 
 
-def evaluate(plan: Plan, loads: Loads, dispatch: str = "even") -> Evaluation:
+def evaluate(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> Evaluation:
     """Score a plan on loads, whether it was planned on them or not.
 
     Parameters

@@ -15,7 +15,8 @@ import craftopt as co
 from craftopt import cli
 from craftopt.evaluation import violations
 from craftopt.methods.windowed import plan_allocated
-from craftopt.reporting.serving import advice_tables, plot_budgets
+from craftopt.reporting.plots import plot_budgets
+from craftopt.reporting.serving import advice_tables
 from craftopt.serving import (
     Deployment,
     find_gpu,

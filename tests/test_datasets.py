@@ -196,9 +196,7 @@ def test_names_are_matched_without_regard_to_case() -> None:
         ("", "is unknown"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest_and_all_names(
-    wrong: str, hint: str
-) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest_and_all_names(wrong: str, hint: str) -> None:
     with pytest.raises(co.InputError, match=hint) as caught:
         co.load_example(wrong)
     assert repr(wrong) in str(caught.value)

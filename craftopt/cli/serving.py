@@ -79,7 +79,7 @@ def advise(
             find_gpu(gpu, devices),
             gpus,
             nodes,
-            slots=[cast(SlotRule, rule.strip().lower()) for rule in slots.split(",")],
+            slots=[cast(SlotRule, rule.strip()) for rule in slots.split(",")],
             holdout=holdout,
             expert_groups=groups,
             seed=seed,

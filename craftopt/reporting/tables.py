@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
+from craftopt.certificates import Certificate
 from craftopt.comparison import Comparison, Scores
 from craftopt.evaluation import Evaluation
 from craftopt.loads import FloatArray, Loads
+from craftopt.objective import OBJECTIVES
 from craftopt.plan import Plan
 from craftopt.result import Result
+from craftopt.routing import Dispatch
+from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
 
 # Loads are enough for planning where the hottest experts' shares are known this well, relative.
 STABLE = 0.05
 
-# What the figures of the objectives are called, and what bounds say of them.
-OBJECTIVES = {
-    "time": "relative time",
-    "balancedness": "mean balancedness",
-    "activated": "activated copies",
-}
+# Layers with a gap of that or less are counted in the summary of a certificate.
+CLOSE = 0.001
+
+# What bounds say of the objectives.
 _BOUNDS = {
     "time": "a planned relative time below",
     "balancedness": "a planned balancedness above",
@@ -112,14 +117,14 @@ def result_table(result: Result) -> Table:
     """Lay out one plan: how good it is, how far from the bound, what it costs."""
     plan, problem = result.plan, result.problem
     totals = plan.slots.sum(axis=0)
-    name = OBJECTIVES[problem.objective]
+    name = problem.goal.label
     rows = [
         ("status", result.status.value + (f" (stopped by {result.limit})" if result.limit else "")),
         (name, f"{result.objective:.4f}"),
         ("bound", f"{result.bound:.4f}"),
         ("gap", "-" if result.gap is None else f"{result.gap:.3%}"),
         ("replicas", f"{plan.replicas} of {problem.replicas}"),
-        ("per layer", f"{sparkline(plan.replica_counts.sum(axis=1) - plan.experts)}"),
+        ("per layer", sparkline(plan.layer_replicas)),
         ("slots per GPU", f"{totals.min()}-{totals.max()} over all layers"),
         ("time", f"{result.runtime * 1e3:.1f} ms"),
     ]
@@ -201,12 +206,92 @@ def plan_table(plan: Plan, name: str) -> Table:
         ("experts", str(plan.experts)),
         ("GPUs", f"{plan.gpus} in {plan.nodes} node(s)"),
         ("replicas", str(plan.replicas)),
-        ("per layer", sparkline(plan.replica_counts.sum(axis=1) - plan.experts)),
+        ("per layer", sparkline(plan.layer_replicas)),
         ("slots per GPU and layer", str(least) if least == most else f"{least}-{most}"),
         ("slots per GPU", f"{totals.min()}-{totals.max()} over all layers"),
         ("duplicates", str(plan.duplicates)),
     ]
     return _pairs("plan", rows)
+
+
+def certificate_summary(certificate: Certificate) -> dict[str, Any]:
+    """Sum a certificate up, in plain values for JSON."""
+    gaps = [layer.gap for layer in certificate.layers]
+    return {
+        "value": certificate.value,
+        "bound": certificate.bound,
+        "gap": certificate.gap,
+        "solver_bound": certificate.solver_bound,
+        "solver_gap": certificate.solver_gap,
+        "solvers": certificate.solvers,
+        "layers": len(gaps),
+        "layers_within_0.1%": sum(gap <= CLOSE for gap in gaps),
+        "worst_layer_gap": max(gaps),
+        "proofs": dict(Counter(layer.kind for layer in certificate.layers)),
+    }
+
+
+def certificate_table(certificate: Certificate) -> Table:
+    """Lay out what a certificate proves."""
+    summary = certificate_summary(certificate)
+    rules = certificate.document["problem"]
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("among plans with", f"{rules['replicas']} replicas, slots {rules['slots']}")
+    table.add_row(OBJECTIVES[rules["objective"]].label, f"{summary['value']:.6f}")
+    table.add_row("no plan is better than", f"{summary['bound']:.6f}")
+    table.add_row("certified gap", f"{summary['gap']:.4%}")
+    if summary["solver_gap"] is not None:
+        table.add_row(f"gap by {', '.join(summary['solvers'])}", f"{summary['solver_gap']:.4%}")
+    within = f"{summary['layers_within_0.1%']} of {summary['layers']}"
+    table.add_row(f"layers within {CLOSE:.1%}", within)
+    table.add_row("worst layer", f"{summary['worst_layer_gap']:.4%}")
+    proofs = sorted(summary["proofs"].items(), key=lambda item: (-item[1], item[0]))
+    table.add_row("layers proven by", ", ".join(f"{kind} {count}" for kind, count in proofs))
+    return table
+
+
+def rebalancing_table(facts: Mapping[str, Any], curve: Sequence[tuple[int, float]]) -> Table:
+    """Lay out what a rebalancing moves and gains, and what fewer moves would reach."""
+    table = _table("rebalance")
+    table.pad_edge = True
+    table.show_header = False
+    for key, value in facts.items():
+        if isinstance(value, list):
+            for text in value:
+                table.add_row(key, text)
+        elif key.startswith("share"):
+            table.add_row(key, f"{value:.1%}")
+        elif value is not None:
+            table.add_row(key, f"{value:,}" if value == int(value) else f"{value:.4f}")
+    for most, reached in curve:
+        table.add_row(f"with {most:,} moves", f"{reached:.4f}")
+    return table
+
+
+def dispatch_table(batches: Loads, found: Mapping[Dispatch, DispatchFigures]) -> Table:
+    """Lay out the figures of dispatch rules side by side, layer by layer."""
+    table = Table(
+        title=f"{batches.windows} batches of {batches.tokens[0, 0].sum():.0f} token assignments: "
+        "means of the fullest GPU, and microseconds per batch",
+        box=None,
+    )
+    table.add_column("layer", justify="right")
+    names = {"max_activated": "copies", "max_tokens": "tokens", "microseconds": "µs"}
+    for rule in found:
+        for name in names.values():
+            table.add_column(f"{rule}\n{name}", justify="right", overflow="fold")
+    rows = [*map(str, batches.layer_ids.tolist()), "mean"]
+    for position, row in enumerate(rows):
+        cells = [row]
+        for figures in found.values():
+            for key, decimals in zip(names, (2, 1, 1), strict=True):
+                values = getattr(figures, key)
+                mean = values.mean() if row == "mean" else values[position]
+                cells.append(f"{mean:.{decimals}f}")
+        table.add_row(*cells, end_section=position == len(rows) - 2)
+    return table
 
 
 def share_error(loads: Loads) -> FloatArray:
@@ -236,7 +321,7 @@ def share_error(loads: Loads) -> FloatArray:
     return error
 
 
-def sparkline(values: FloatArray | Sequence[float]) -> str:
+def sparkline(values: npt.ArrayLike) -> str:
     """Draw one bar per value, from the least to the most.
 
     Examples

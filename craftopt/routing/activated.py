@@ -21,39 +21,29 @@ import numpy as np
 from numba import njit
 
 from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.routing.hosts import Int32Array
+from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 
 
 @njit(cache=True, nogil=True)
 def serve_by_one_copy(
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    order: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
-    tokens: FloatArray,
-    exact: bool,
-    share: FloatArray,
-    activated: IntArray,
-    loads: FloatArray,
-    witness: BoolArray,
+    hosts: Hosts, tokens: FloatArray, exact: bool, served: Served, witness: BoolArray
 ) -> None:
     """Give each expert to its least activated host, by id, as METRO does.
 
     Where ``exact``, in ``order`` instead, and then improve to the optimum and fill ``witness``
     [layers, gpus].
     """
+    first, gpu = hosts.first, hosts.gpu
     layers, experts = tokens.shape
-    gpus = activated.shape[1]
+    gpus = served.activated.shape[1]
     chosen = np.empty(experts, dtype=np.int32)
     queue = np.empty(gpus, dtype=np.int32)
     way = np.empty(gpus, dtype=np.int32)
     for layer in range(layers):
-        count = activated[layer]
+        count = served.activated[layer]
         active = 0
         for i in range(experts):
-            e = order[layer, i] if exact else i
+            e = hosts.order[layer, i] if exact else i
             if tokens[layer, e] <= 0.0:
                 chosen[e] = -1
                 continue
@@ -68,24 +58,19 @@ def serve_by_one_copy(
             chosen[e] = best
             count[gpu[best]] += 1
         if exact:
-            _improve(
-                first[layer * experts : (layer + 1) * experts + 1], gpu, expert,
-                of_gpu_first[layer * gpus : (layer + 1) * gpus + 1], of_gpu,
-                -(-active // gpus), chosen, count, witness[layer], queue, way,
-            )  # fmt: skip
+            cells = first[layer * experts : (layer + 1) * experts + 1]
+            of_first = hosts.of_gpu_first[layer * gpus : (layer + 1) * gpus + 1]
+            here = LayerHosts(cells, gpu, hosts.expert, of_first, hosts.of_gpu)
+            _improve(here, -(-active // gpus), chosen, count, witness[layer], queue, way)
         for e in range(experts):
             if chosen[e] >= 0:
-                share[chosen[e]] = tokens[layer, e]
-                loads[layer, gpu[chosen[e]]] += tokens[layer, e]
+                served.share[chosen[e]] = tokens[layer, e]
+                served.loads[layer, gpu[chosen[e]]] += tokens[layer, e]
 
 
 @njit(cache=True, nogil=True)
 def _improve(
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
+    hosts: LayerHosts,
     least_possible: int,
     chosen: Int32Array,
     count: IntArray,
@@ -94,6 +79,7 @@ def _improve(
     way: Int32Array,
 ) -> None:
     """Shift experts along paths until the fullest GPU reaches no GPU with two fewer."""
+    first, gpu, expert, of_gpu_first, of_gpu = hosts
     while True:
         start = np.argmax(count)
         most = count[start]
