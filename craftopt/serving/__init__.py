@@ -1,18 +1,16 @@
 """What a replica costs and brings: memory, time, goodput, and the right budget."""
 
-from craftopt.serving.advise import Advice, advise
+from craftopt.serving.advice import Advice, advise
 from craftopt.serving.candidates import Candidate
-from craftopt.serving.deployment import Deployment, Workload
-from craftopt.serving.facts import (
-    Attention,
-    Gpu,
-    Model,
+from craftopt.serving.catalogue import (
     find_gpu,
     find_model,
     known_gpus,
     known_models,
     read_facts,
 )
+from craftopt.serving.deployment import Deployment, Workload
+from craftopt.serving.facts import Attention, Gpu, Model
 from craftopt.serving.goodput import Engine, Service, Simulated, engine_of, service_of, simulate
 from craftopt.serving.memory import Memory, memory_for_copies, memory_of
 from craftopt.serving.sensitivity import Sensitivity

@@ -96,11 +96,11 @@ class Engine:
         return float(np.interp(running, self.sequences, self.decode_seconds))
 
     def tpot(self, running: float) -> float:
-        """Compute the seconds between two tokens of a sequence, with so many running."""
+        """Compute the seconds between two tokens of a sequence, with ``running`` sequences."""
         return self.decode(running) + self.prompt_seconds * running / self.decode_steps
 
     def rate(self, running: float) -> float:
-        """Compute the requests per second that keep so many running."""
+        """Compute the requests per second that keep ``running`` sequences going."""
         return running / (self.decode_steps * self.tpot(running))
 
     @cached_property
@@ -150,10 +150,10 @@ class Engine:
 
     def _busy(self, rate: float) -> float:
         """Compute how likely it is that the cache is full when a request comes."""
-        weights = np.arange(self._log_rates.size) * np.log(rate) - self._log_rates
-        weights = np.exp(weights - weights.max())
-        full = weights[-1] / (1 - rate / self.rate(float(int(self.limit))))
-        return float(full / (weights[:-1].sum() + full))
+        logs = np.arange(self._log_rates.size) * np.log(rate) - self._log_rates
+        odds = np.exp(logs - logs.max())  # of 0, 1, 2, ... running sequences
+        full = odds[-1] / (1 - rate / self.rate(float(int(self.limit))))
+        return float(full / (odds[:-1].sum() + full))
 
     def goodput(self, ttft: float | None = None, tpot: float | None = None) -> tuple[float, str]:
         """Compute the most requests per second within the limits, and what sets them.

@@ -57,7 +57,7 @@ class Sensitivity:
     flips: tuple[tuple[str, str], ...]
 
 
-def sensitivity(
+def sensitivities(
     deployment: Deployment, workload: Workload, candidates: Sequence[Candidate], best: Candidate
 ) -> tuple[Sensitivity, ...]:
     """Find, constant by constant, where another candidate is recommended.

@@ -95,7 +95,7 @@ class Sweep:
         self.most = fits[-1]
 
     def memory(self, extra: int) -> Memory:
-        """Account for a GPU with so many copies beyond the least."""
+        """Account for a GPU with ``extra`` copies beyond the least."""
         return memory_for_copies(self.deployment, self.least + extra)
 
     def measure(self, seed: int, workers: int | None) -> None:

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from craftopt.errors import InputError
+from craftopt.errors import InputError, choice
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.loads import FloatArray, Loads, read_only
 from craftopt.plan import Copies, Plan
@@ -179,8 +179,7 @@ def step_time(
     True
     """
     check_shape(deployment, profile.fullest.shape[1], deployment.model.experts)
-    if phase not in get_args(Phase):
-        raise InputError(f"phase={phase!r} is unknown; pass one of {', '.join(get_args(Phase))}")
+    phase = choice("phase", phase, get_args(Phase))
     if not (tokens > 0 and context >= 0):
         raise InputError(f"tokens={tokens}, context={context}; pass above 0 and at least 0")
     by_layer = layer_times(deployment, profile, phase, tokens)
@@ -261,8 +260,7 @@ def _link(deployment: Deployment, name: str) -> float:
 def _attention(deployment: Deployment, phase: Phase, tokens: float, context: float) -> float:
     """Compute seconds of attention in all layers: projections, then cache."""
     model, gpu, group = deployment.model, deployment.gpu, deployment.attention_gpus
-    weights = model.attention_weights(group)
-    seconds = _product(deployment, weights, tokens)
+    seconds = _product(deployment, model.attention_weights(group), tokens)
     # A step reads the cache of every decoding sequence; of a prompt, once per step.
     reads = tokens if phase == "decode" else 1.0
     kv = model.kv_bytes(deployment.kv_dtype)
@@ -283,8 +281,8 @@ def _attention(deployment: Deployment, phase: Phase, tokens: float, context: flo
 def _dense(deployment: Deployment, phase: Phase, local: float) -> float:
     """Compute seconds of what every GPU does for its own tokens in all layers."""
     model = deployment.model
-    weights = model.shared_expert_parameters + model.dense_parameters + model.router_parameters
-    seconds = _product(deployment, weights, local)
+    held = model.shared_expert_parameters + model.dense_parameters + model.router_parameters
+    seconds = _product(deployment, held, local)
     if phase == "decode":  # a prompt needs the output head for its last token only
         group = deployment.attention_gpus
         head = model.embedding_parameters / 2 / group
@@ -292,11 +290,12 @@ def _dense(deployment: Deployment, phase: Phase, local: float) -> float:
     return seconds
 
 
-def _product(deployment: Deployment, weights: float, tokens: float) -> float:
-    """Compute seconds to read weights once and to multiply tokens with them."""
+def _product(deployment: Deployment, parameters: float, tokens: float) -> float:
+    """Compute seconds to read parameters once and to multiply tokens with them."""
     kind = deployment.weight_kind
-    reading = weights * bytes_of(kind) / deployment.gpu.bandwidth / deployment.bandwidth_efficiency
-    computing = 2.0 * weights * tokens / deployment.gpu.peak(kind) / deployment.compute_efficiency
+    gpu = deployment.gpu
+    reading = parameters * bytes_of(kind) / gpu.bandwidth / deployment.bandwidth_efficiency
+    computing = 2.0 * parameters * tokens / gpu.peak(kind) / deployment.compute_efficiency
     return max(reading, computing)
 
 
