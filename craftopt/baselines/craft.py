@@ -255,7 +255,7 @@ def copy_loads(share: FloatArray, copies: Copies) -> FloatArray:
 def replicate(
     load: npt.NDArray[np.floating], replicas: int, limit: int, at_limit: float
 ) -> IntArray:
-    """Copy the expert with the heaviest copies, again and again; count [experts].
+    """Give one copy at a time to the expert with the heaviest copies (greedy); count [experts].
 
     An expert with ``limit`` copies counts as ``at_limit``: -1 keeps it from being copied, 0 as
     in the artifact lets it be copied on where all others are idle.

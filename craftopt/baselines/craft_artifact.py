@@ -181,7 +181,7 @@ def artifact_benefits(scores: Float32Array) -> tuple[Float32Array, float]:
 def pick_size(benefits: Float32Array, average: float) -> int:
     """Pick one layer's replicas by the released thresholds, sizes in rising order.
 
-    A size with at least the average benefit is taken, and ends the look at modest ones. Until
+    A size with at least the average benefit is taken, and modest ones are no longer tried. Until
     then sizes up to 16 are taken if they have half the average, or beat every size that had
     less than half: a size that has half is not remembered as the best, so that a later, weaker
     one replaces it.
@@ -215,7 +215,7 @@ def pick_size(benefits: Float32Array, average: float) -> int:
 
 
 def pad_replicas(replicas: IntArray, gpus: int) -> IntArray:
-    """Raise the sum to the next multiple of the GPUs, doubling the smallest count again and again.
+    """Raise the sum to the next multiple of the GPUs by repeatedly doubling the smallest count.
 
     0 becomes 1; the first of equals is doubled; the last step only adds what is missing.
 

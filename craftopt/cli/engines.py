@@ -9,7 +9,7 @@ import typer
 
 import craftopt as co
 from craftopt.cli.shared import AsJson, MapGpus, print_json, read_plan
-from craftopt.formats.writing import EngineName
+from craftopt.formats import EngineName
 
 
 def export(

@@ -77,7 +77,8 @@ def read_source(source: str) -> co.Loads:
         return co.read_loads(source)
     if source.casefold() in co.example_names():
         return co.load_example(source)
-    raise InputError(f"there is no file {source}; {unknown('example', source, co.example_names())}")
+    wrong = unknown("example", source, co.example_names())
+    raise InputError(f"there is no file {source}, and {wrong}")
 
 
 def read_both(plan: str, loads: str, gpus: int | None) -> tuple[co.Plan, co.Loads]:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from craftopt.reporting.tables import plain_table
 from craftopt.serving import Advice, Candidate
 from craftopt.serving.deployment import GIB
 
@@ -47,16 +48,12 @@ def advice_tables(advice: Advice) -> Group:
     return Group(*parts)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-
-
 def _all(advice: Advice) -> list[Candidate]:
     return [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
 
 
 def _candidates(advice: Advice) -> Table:
-    table = _table(
+    table = plain_table(
         f"full plans, made on {advice.planned_windows} windows and served "
         f"{advice.served_windows} others"
     )
@@ -86,7 +83,7 @@ def _candidates(advice: Advice) -> Table:
 
 
 def _seconds(advice: Advice) -> Table:
-    table = _table("where the time goes, ms per step on the windows served")
+    table = plain_table("where the time goes, ms per step on the windows served")
     table.add_column("plan")
     table.add_column("step")
     names = ("experts", "exchange", "attention", "dense", "overhead", "total")
@@ -103,7 +100,7 @@ def _seconds(advice: Advice) -> Table:
 
 
 def _sensitivity(advice: Advice) -> Table:
-    table = _table("what would change the answer, all else kept")
+    table = plain_table("what would change the answer, all else kept")
     table.add_column("constant")
     table.add_column("now", justify="right")
     table.add_column("then")

@@ -15,7 +15,7 @@ from craftopt.certificates import Certificate
 from craftopt.comparison import Comparison, Scores
 from craftopt.evaluation import Evaluation
 from craftopt.loads import FloatArray, Loads
-from craftopt.objective import OBJECTIVES
+from craftopt.objective import OBJECTIVES, ObjectiveName
 from craftopt.plan import Plan
 from craftopt.result import Result
 from craftopt.routing import Dispatch
@@ -28,8 +28,8 @@ STABLE = 0.05
 # Layers with a gap of that or less are counted in the summary of a certificate.
 CLOSE = 0.001
 
-# What bounds say of the objectives.
-_BOUNDS = {
+# What a bound rules out, by objective.
+_BOUNDS: dict[ObjectiveName, str] = {
     "time": "a planned relative time below",
     "balancedness": "a planned balancedness above",
     "activated": "fewer planned activated copies than",
@@ -46,17 +46,16 @@ def comparison_table(comparison: Comparison) -> Table:
         f"{problem.loads.layers} layers x {problem.loads.experts} experts on {problem.gpus} GPUs, "
         f"{problem.nodes} node(s), {problem.replicas} replicas, slots {problem.slots}"
     )
+    decode = not problem.goal.even_dispatch
     if comparison.dispatch != "even":
-        exact = problem.objective == "activated"
-        title += f", dispatch {comparison.dispatch} (gaps: {'exact' if exact else 'even'})"
+        title += f", dispatch {comparison.dispatch} (gaps: {'exact' if decode else 'even'})"
     if comparison.served is not None:
         title += f"\nplanned on {problem.loads.windows} windows, "
         title += f"served {comparison.served.windows} that no plan has seen"
-    table = _table(title)
+    table = plain_table(title)
     table.add_column("method")
     for name in ("replicas", "slots/GPU"):
         table.add_column(name, justify="right")
-    decode = problem.objective == "activated"
     for name in ("balanced", "worst layer", "time", *(["activated"] if decode else [])):
         if both:
             table.add_column(f"{name}\nplanned", justify="right")
@@ -93,8 +92,8 @@ def domains_table(results: Mapping[str, Comparison]) -> Table:
     """
     first = next(iter(results.values()))
     problem = first.problem
-    name = "activated" if problem.objective == "activated" else "balancedness"
-    table = _table(
+    name = "balancedness" if problem.goal.even_dispatch else "activated"
+    table = plain_table(
         f"{name} of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
         f"replicas, slots {problem.slots}, objective {problem.objective}, "
         f"dispatch {first.dispatch}"
@@ -254,7 +253,7 @@ def certificate_table(certificate: Certificate) -> Table:
 
 def rebalancing_table(facts: Mapping[str, Any], curve: Sequence[tuple[int, float]]) -> Table:
     """Lay out what a rebalancing moves and gains, and what fewer moves would reach."""
-    table = _table("rebalance")
+    table = plain_table("rebalance")
     table.pad_edge = True
     table.show_header = False
     for key, value in facts.items():
@@ -362,12 +361,13 @@ def _cells(scores: Scores | None, decode: bool) -> list[str]:
     return [f"{getattr(scores, name):.3f}" for name in names]
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """Make an empty table in the style of this package."""
     return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
 
 
 def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Table:
-    table = _table(title)
+    table = plain_table(title)
     table.show_header = False
     table.add_column(style="dim")
     table.add_column(overflow="fold")

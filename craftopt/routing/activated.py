@@ -1,8 +1,9 @@
-"""As few activated copies on the fullest GPU as can be: METRO's greedy, and the optimum.
+"""The fewest activated copies on the fullest GPU: METRO's greedy, and the optimum.
 
 In decode a GPU's time is that of reading the weights of the copies that it activates, not that of
 the tokens. One copy may serve all tokens of an expert, and a second one only adds to the count, so
-a routing is a choice of one host for every expert that has tokens.
+a routing is a choice of one host for every expert that has tokens: an optimal semi-matching
+(Harvey, Ladner, Lovász and Tamir, J. Algorithms 59 (2006) 53-78), found by cost-reducing paths.
 
 **Theorem.** Let some GPU serve ``most`` experts, none more. From it, GPU u leads to v where an
 expert served on u has another host v. If no GPU with ``most - 2`` or fewer can be reached, then
@@ -26,11 +27,11 @@ from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 
 @njit(cache=True, nogil=True)
 def serve_by_one_copy(
-    hosts: Hosts, tokens: FloatArray, exact: bool, served: Served, witness: BoolArray
+    hosts: Hosts, tokens: FloatArray, optimal: bool, served: Served, witness: BoolArray
 ) -> None:
     """Give each expert to its least activated host, by id, as METRO does.
 
-    Where ``exact``, in ``order`` instead, and then improve to the optimum and fill ``witness``
+    Where ``optimal``, in ``order`` instead, and then improve to the optimum and fill ``witness``
     [layers, gpus].
     """
     first, gpu = hosts.first, hosts.gpu
@@ -43,7 +44,7 @@ def serve_by_one_copy(
         count = served.activated[layer]
         active = 0
         for i in range(experts):
-            e = hosts.order[layer, i] if exact else i
+            e = hosts.order[layer, i] if optimal else i
             if tokens[layer, e] <= 0.0:
                 chosen[e] = -1
                 continue
@@ -57,7 +58,7 @@ def serve_by_one_copy(
                     least = count[gpu[place]]
             chosen[e] = best
             count[gpu[best]] += 1
-        if exact:
+        if optimal:
             cells = first[layer * experts : (layer + 1) * experts + 1]
             of_first = hosts.of_gpu_first[layer * gpus : (layer + 1) * gpus + 1]
             here = LayerHosts(cells, gpu, hosts.expert, of_first, hosts.of_gpu)

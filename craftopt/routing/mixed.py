@@ -1,4 +1,4 @@
-"""As short a time of the slowest GPU as can be, where both reading and computing count.
+"""The least time of the slowest GPU, where both reading and computing count: a local search.
 
 A GPU that activates n copies and serves m tokens takes max(a + b n, c + d m): TEMPO's model of one
 layer, from decode (reading weights) to prefill (computing). An expert's tokens may be split, and
@@ -7,7 +7,7 @@ iterated local search between two relaxations: the fewest copies (``exact``) and
 (``lp``) are optima of theirs, and their larger time is the lower bound. For every limit on the
 copies of a GPU whose time could still win, from the lowest up, the descent moves, exchanges or
 splits experts of the GPU with most tokens, whichever leaves the least, until nothing helps; then
-the tokens are split again at best over the copies in use. A perturbation moves some experts at
+the tokens are split again, optimally, over the copies in use. A perturbation moves some experts at
 random, and the descent runs again, within a limit on the work. The limits on copies are few: a
 vertex of the token split uses at most one copy per expert and GPU, together, so GPUs need hardly
 more than their share of that.
@@ -29,7 +29,7 @@ _STEPS_PER_GPU = 30  # of a descent, before the tokens are split again
 _ROUNDS = 40  # descents, for a limit on the copies
 _KICKS = 150  # experts that a perturbation may move
 _LINKS = 5  # moves in a chain
-# Work is counted in transfers that are looked at, so that it is the same on any machine.
+# Work is counted in transfers that are evaluated, so that it is the same on any machine.
 _MOST_LOOKS_OF_A_CHAIN = 2_000
 _MOST_LOOKS = 40_000
 
@@ -360,7 +360,7 @@ def _pass_on(source: int, target: int, part: float, gpu: Int32Array, state: _Sta
 
 @njit(cache=True, nogil=True)
 def _split_again(hosts: LayerHosts, tokens: FloatArray, state: _State) -> None:
-    """Split the tokens at best over the copies in use."""
+    """Split the tokens optimally over the copies in use."""
     first, gpu = hosts.first, hosts.gpu
     share, count, load, _ = state
     experts = tokens.size

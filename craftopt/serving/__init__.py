@@ -9,7 +9,7 @@ from craftopt.serving.catalogue import (
     known_models,
     read_facts,
 )
-from craftopt.serving.deployment import Deployment, Workload
+from craftopt.serving.deployment import Deployment, Exchange, Workload
 from craftopt.serving.facts import Attention, Gpu, Model
 from craftopt.serving.goodput import Engine, Service, Simulated, engine_of, service_of, simulate
 from craftopt.serving.memory import Memory, memory_for_copies, memory_of
@@ -17,6 +17,7 @@ from craftopt.serving.sensitivity import Sensitivity
 from craftopt.serving.sweep import Budget
 from craftopt.serving.timing import (
     Measured,
+    Phase,
     Profile,
     StepTime,
     calibrate,
@@ -31,10 +32,12 @@ __all__ = [
     "Candidate",
     "Deployment",
     "Engine",
+    "Exchange",
     "Gpu",
     "Measured",
     "Memory",
     "Model",
+    "Phase",
     "Profile",
     "Sensitivity",
     "Service",

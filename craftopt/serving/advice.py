@@ -67,7 +67,7 @@ class Advice:
         return self.recommended.goodput / self.eplb.goodput
 
     def flags(self) -> dict[str, str]:
-        """Say how engines are told, by engine; of `loadable`, the one that they can load."""
+        """Return the options that load `loadable`, by engine."""
         if self.loadable is None:
             return {}
         plan = self.loadable.plan
@@ -133,7 +133,7 @@ def advise(
         Names of packaged facts, or facts of one's own.
     gpus, nodes : int
     slots : sequence of str
-        Memory layouts to look at. ``free`` plans differ from ``even`` ones in little.
+        Memory layouts to consider. ``free`` plans differ little from ``even`` ones.
     holdout : str
         Which windows to score on and not to plan on, as in `craftopt.holdout`.
     expert_groups : int, optional
@@ -259,7 +259,7 @@ def _reasons(
     candidates: Sequence[Candidate],
     eplb: Candidate | None,
 ) -> tuple[str, ...]:
-    """Say in words and numbers why, each checkable by hand."""
+    """Give the reasons in numbers that can be checked by hand."""
     lines = []
     none = candidates[0]
     for candidate in [none] if best is none else [none, best]:

@@ -1,4 +1,4 @@
-"""What is served on what, for which requests: every constant of the model in two places."""
+"""Deployment and workload: every constant of the serving model."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Workload:
-    """Say what requests look like, and what they may wait.
+    """Describe requests, and how long they may wait.
 
     Parameters
     ----------

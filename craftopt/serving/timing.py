@@ -6,7 +6,7 @@ groups, k experts per token, and the traffic of one window, expert layer l takes
     max over GPUs g of max(a_g * bytes / bandwidth, t_g * flops / peak)
 
 a_g being the copies on g that get a token, each read once, and t_g = n k * (g's share of the
-load) the tokens that g computes. Both maxima may be taken apart: it is the larger of the most
+load) the tokens that g computes. The two maxima separate: it is the larger of the most
 copies read anywhere and the most tokens computed anywhere. A copy of an expert with the share p
 of the choices, one of c, gets a token with probability 1 - exp(-n k p / c).
 
@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from craftopt.errors import InputError, choice
+from craftopt.errors import InputError, choice, number
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.loads import FloatArray, Loads, read_only
 from craftopt.plan import Copies, Plan
@@ -35,15 +35,14 @@ from craftopt.serving.memory import check_shape
 
 Phase = Literal["prefill", "decode"]
 
-# Token assignments of a layer and step at which activated copies are counted, each twice the
-# last; between them on straight lines, so that a larger step never costs more per token. Below
-# them as many are read as at the first, beyond them as at the last.
+# Token assignments of a layer and step at which activated copies are counted. Linear interpolation
+# between them, so that a larger step never costs more per token; constant outside.
 ASSIGNMENTS = 2.0 ** np.arange(2, 23)
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Say how a plan spreads traffic: all that the time of its expert layers depends on.
+    """Summarise how a plan spreads traffic: all that the time of its expert layers depends on.
 
     Parameters
     ----------
@@ -60,7 +59,7 @@ class Profile:
     activated: FloatArray
 
     def activated_at(self, assignments: float) -> FloatArray:
-        """Look the copies read up for a number of assignments, float64 [windows, layers]."""
+        """Interpolate the copies read for a number of assignments, float64 [windows, layers]."""
         high = int(np.clip(np.searchsorted(ASSIGNMENTS, assignments), 1, ASSIGNMENTS.size - 1))
         low = high - 1
         share = (assignments - ASSIGNMENTS[low]) / (ASSIGNMENTS[high] - ASSIGNMENTS[low])
@@ -119,7 +118,7 @@ def profile_of_copies(copies: Copies, tokens: FloatArray) -> Profile:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Break a step's seconds down.
+    """Break down the seconds of a step.
 
     Parameters
     ----------
@@ -180,8 +179,8 @@ def step_time(
     """
     check_shape(deployment, profile.fullest.shape[1], deployment.model.experts)
     phase = choice("phase", phase, get_args(Phase))
-    if not (tokens > 0 and context >= 0):
-        raise InputError(f"tokens={tokens}, context={context}; pass above 0 and at least 0")
+    number("tokens", tokens, above=0)
+    number("context", context, least=0)
     by_layer = layer_times(deployment, profile, phase, tokens)
     local = tokens / deployment.attention_gpus
     return StepTime(
@@ -196,7 +195,7 @@ def step_time(
 def layer_times(
     deployment: Deployment, profile: Profile, phase: Phase, tokens: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Compute what depends on the plan: seconds of experts and of exchange, per window and layer.
+    """Compute the seconds of experts and of exchange per window and layer, which the plan decides.
 
     Returns
     -------
