@@ -23,10 +23,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from craftopt.evaluation import Evaluation, evaluate
-    from craftopt.formats import read_loads
-    from craftopt.formats.export import export
-    from craftopt.formats.plans import read_plan
-    from craftopt.formats.traces import read_trace
+    from craftopt.formats import export, read_loads, read_plan, read_trace
     from craftopt.loads import Loads
     from craftopt.online import Decision, OnlinePlanner, Replay, move_cost, replay
     from craftopt.plan import Plan
@@ -89,12 +86,12 @@ _HOMES = {
     "Trace": "craftopt.traces",
     "evaluate": "craftopt.evaluation",
     "example_names": "craftopt.datasets",
-    "export": "craftopt.formats.export",
+    "export": "craftopt.formats",
     "load_example": "craftopt.datasets",
     "methods": "craftopt.solving",
     "read_loads": "craftopt.formats",
-    "read_plan": "craftopt.formats.plans",
-    "read_trace": "craftopt.formats.traces",
+    "read_plan": "craftopt.formats",
+    "read_trace": "craftopt.formats",
     "route": "craftopt.routing",
     "solve": "craftopt.solving",
 }

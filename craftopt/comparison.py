@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from craftopt.errors import CraftoptWarning, InfeasibleError, InputError, choice
-from craftopt.evaluation import DISPATCHES, Evaluation, evaluate, mean_activated
+from craftopt.evaluation import Evaluation, evaluate, mean_activated
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Result
+from craftopt.routing import DISPATCHES, Dispatch
 from craftopt.solving import find_method, methods, solve
 from craftopt.windows import domains, holdout
 
@@ -71,7 +72,7 @@ class Comparison:
     served: Loads | None
     bound: float
     rows: tuple[Row, ...]
-    dispatch: str = "even"
+    dispatch: Dispatch = "even"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, for JSON."""
@@ -95,7 +96,7 @@ def compare(
     served: Loads | None = None,
     names: Sequence[str] | None = None,
     *,
-    dispatch: str = "even",
+    dispatch: Dispatch = "even",
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -151,7 +152,7 @@ def compare_domains(
     problem: Problem,
     names: Sequence[str] | None = None,
     *,
-    dispatch: str = "even",
+    dispatch: Dispatch = "even",
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -221,7 +222,7 @@ def _warm_up(problem: Problem, name: str) -> None:
 
 
 def _row(
-    label: str, result: Result, served: Loads | None, dispatch: str, *, over_budget: bool
+    label: str, result: Result, served: Loads | None, dispatch: Dispatch, *, over_budget: bool
 ) -> Row:
     note = "over the budget: what engines spend by default" if over_budget else result.message
     if not result.has_plan:
@@ -246,6 +247,6 @@ def _row(
     )
 
 
-def _scores(plan: Plan, loads: Loads, dispatch: str, decode: bool) -> Scores:
+def _scores(plan: Plan, loads: Loads, dispatch: Dispatch, decode: bool) -> Scores:
     activated = mean_activated(plan, loads) if decode else None
     return Scores.of(evaluate(plan, loads, dispatch), activated)

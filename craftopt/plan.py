@@ -33,7 +33,7 @@ class Plan:
     layer_ids : sequence of int, shape [layers], optional
         The model's own numbers of the layers; 0, 1, ... by default.
     nodes : int
-        Nodes that the GPUs stand in, in equal and consecutive shares.
+        Nodes of the cluster; they hold equal, consecutive shares of the GPUs.
     method : str
         What made the plan; for the reader only.
     loads_digest : str
@@ -129,7 +129,7 @@ class Plan:
 
     @property
     def duplicates(self) -> int:
-        """Copies that stand beside another copy of the same expert: wasted slots."""
+        """Copies that share a GPU with a copy of the same expert: wasted slots."""
         return int(np.maximum(self.copies.astype(np.int64) - 1, 0).sum())
 
     def phy2log(self) -> IntArray:
@@ -303,7 +303,7 @@ class Plan:
         write_atomically(path, self.to_json())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copies and pickles are made anew, so that they are read-only too.
+        # Copies and pickles go through the constructor, so that they are read-only too.
         return Plan, (self.copies, self.layer_ids, self.nodes, self.method, self.loads_digest)
 
     def __eq__(self, other: object) -> bool:

@@ -112,7 +112,7 @@ METHODS = {
         Method(
             "craft-artifact",
             "CRAFT as its authors released it",
-            "craftopt.baselines.craft:plan_craft_artifact",
+            "craftopt.baselines.craft_artifact:plan_craft_artifact",
             groups="none",
         ),
         Method(

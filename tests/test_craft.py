@@ -14,20 +14,22 @@ from strategies import broken_rules, problems, quiet
 
 import craftopt as co
 from craftopt.baselines.craft import (
+    capacity_aware_slots,
+    choose_budget,
+    choose_replicas,
+    plan_craft,
+    replay_benefits,
+    replica_choices,
+)
+from craftopt.baselines.craft_artifact import (
     ARTIFACT_SIZES,
     artifact_balancedness,
     artifact_benefits,
     artifact_replicas,
-    capacity_aware_slots,
-    choose_budget,
-    choose_replicas,
     interleaved_slots,
     pad_replicas,
     pick_size,
-    plan_craft,
     plan_craft_artifact,
-    replay_benefits,
-    replica_choices,
 )
 
 PRINTED = 1.01e-6  # the golden table has six digits

@@ -134,9 +134,11 @@ def test_a_map_without_an_expert_or_with_an_empty_slot_is_refused():
 
 
 def test_a_missing_rank_and_a_dump_twice_are_refused(folder):
-    with pytest.raises(co.FormatError, match="no file of rank 1, though of rank 2"):
+    with pytest.raises(
+        co.FormatError, match="no file of rank 1; pass the files of all ranks, 0 to 2"
+    ):
         co.read_loads(folder(per_pass(0), per_pass(2)))
-    with pytest.raises(co.FormatError, match="forward pass 7 of rank 0 stands there twice"):
+    with pytest.raises(co.FormatError, match="forward pass 7 of rank 0 is there twice"):
         co.read_loads(folder(per_pass(0), per_pass(0)))
 
 

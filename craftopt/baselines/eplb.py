@@ -141,8 +141,8 @@ def even_slots(copies: IntArray, gpus: int, nodes: int = 1) -> IntArray:
     """Share out every layer's copies, floor or ceil to each GPU, with equal totals.
 
     Each node takes the same share of a layer. Within a node the extra slots go to consecutive
-    GPUs, each layer going on where the last one stopped, round and round: so the totals over
-    the layers differ by at most 1.
+    GPUs, cyclically: each layer starts where the last one stopped, so that the totals over the
+    layers differ by at most 1.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -50,6 +50,8 @@ def certify(
     as_json: AsJson = False,
 ) -> None:
     """Prove how far a plan is from the best one; the budget is the plan's, if none is given."""
+    from craftopt.reporting.tables import certificate_table  # noqa: PLC0415
+
     held, traffic = read_both(plan, loads, gpus)
     if replicas is None and replicas_per_layer is None:
         replicas = held.replicas
@@ -66,7 +68,7 @@ def certify(
     if as_json:
         print_json({**certificate.to_dict(), "output": None if output is None else str(output)})
         return
-    print_rich(_table(certificate))
+    print_rich(certificate_table(certificate))
     if output is not None:
         print_rich(f"wrote {output}")
 
@@ -78,22 +80,13 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every claim of a certificate in exact arithmetic."""
+    from craftopt.reporting.tables import certificate_table  # noqa: PLC0415
+
     held = co.Certificate.load(certificate)
     with progress("verifying"):
         co.verify(held)
     if as_json:
         print_json({"verified": True, **held.to_dict()})
         return
-    print_rich(_table(held))
+    print_rich(certificate_table(held))
     print_rich("verified: every claim holds")
-
-
-def _table(certificate: co.Certificate) -> Any:
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, text in certificate.summary().items():
-        table.add_row(name, text)
-    return table

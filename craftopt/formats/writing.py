@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from craftopt.documents import write_atomically
-from craftopt.errors import InputError
+from craftopt.errors import InputError, choice
 from craftopt.formats import ascend, deepseek, sglang, tensorrt_llm
 from craftopt.loads import IntArray
 from craftopt.plan import Copies, Plan
+
+EngineName = Literal["sglang", "tensorrt-llm", "vllm-ascend", "deepseek"]
 
 _MOST_LAYERS = 10_000  # far above any model; SGLang's file has a row for every number below
 
@@ -58,7 +59,9 @@ class _Engine:
     notes: tuple[str, ...] = ()
 
 
-def export(plan: Plan, engine: str, path: str | os.PathLike[str], pad: bool = False) -> Exported:
+def export(
+    plan: Plan, engine: EngineName, path: str | os.PathLike[str], pad: bool = False
+) -> Exported:
     """Write a plan as a serving engine loads it: whole or not at all.
 
     - ``sglang``: JSON for ``--init-expert-location``. Layers that the plan does not hold, such
@@ -73,8 +76,8 @@ def export(plan: Plan, engine: str, path: str | os.PathLike[str], pad: bool = Fa
     Parameters
     ----------
     plan : Plan
-    engine : str
-        One of the above, in any case.
+    engine : {"sglang", "tensorrt-llm", "vllm-ascend", "deepseek"}
+        In any case.
     path : str or os.PathLike
         File to write.
     pad : bool
@@ -105,7 +108,8 @@ def export(plan: Plan, engine: str, path: str | os.PathLike[str], pad: bool = Fa
     """
     if not isinstance(plan, Plan):
         raise InputError(f"export takes a Plan, not {type(plan).__name__}; co.read_plan reads one")
-    found = _find(engine)
+    engine = choice("engine", engine, _ENGINES)
+    found = _ENGINES[engine]
     least, most = int(plan.slots.min()), int(plan.slots.max())
     if least != most and not pad:
         raise InputError(
@@ -115,7 +119,7 @@ def export(plan: Plan, engine: str, path: str | os.PathLike[str], pad: bool = Fa
         )
     if plan.duplicates and not found.duplicates:
         raise InputError(
-            f"{plan.duplicates} copies stand beside a copy of the same expert on one GPU, and "
+            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
             f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
             "such as fast"
         )
@@ -131,7 +135,7 @@ def export(plan: Plan, engine: str, path: str | os.PathLike[str], pad: bool = Fa
     name = os.fsdecode(path)
     write_atomically(path, found.write(full.phy2log(), full))
     flags = found.flags(name, full, most)
-    return Exported(str(engine).lower(), name, flags, full.replicas - plan.replicas, tuple(notes))
+    return Exported(engine, name, flags, full.replicas - plan.replicas, tuple(notes))
 
 
 def padded(copies: Copies, slots: int) -> Copies:
@@ -176,16 +180,6 @@ def _cost_of_padding(plan: Plan, slots: int) -> str:
         f"{after} in all, where the plan needs at most {before}; the memory of "
         f"{after - before} experts per GPU ({(after - before) / before:.1%}) is lost"
     )
-
-
-def _find(engine: str) -> _Engine:
-    name = str(engine).lower()
-    found = _ENGINES.get(name)
-    if found is None:
-        close = difflib.get_close_matches(name, _ENGINES, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"engine={engine!r} is unknown; pass one of {', '.join(_ENGINES)}{hint}")
-    return found
 
 
 def _replicas(plan: Plan, slots: int) -> int:
@@ -233,7 +227,7 @@ def _deepseek_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
     return (f"numpy.load({path!r}): phy2log, log2phy, logcnt",)
 
 
-_ENGINES = {
+_ENGINES: dict[EngineName, _Engine] = {
     "sglang": _Engine("SGLang", _write_sglang, _sglang_flags),
     "tensorrt-llm": _Engine(
         "TensorRT-LLM",

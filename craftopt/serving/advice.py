@@ -8,15 +8,16 @@ from typing import Any, get_args
 
 import numpy as np
 
-from craftopt.errors import InfeasibleError, InputError
+from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem, SlotRule
 from craftopt.serving.candidates import Candidate, score, winner
-from craftopt.serving.deployment import TIE, Deployment, Workload, with_constants
-from craftopt.serving.facts import Gpu, Model, find_gpu, find_model
+from craftopt.serving.catalogue import find_gpu, find_model
+from craftopt.serving.deployment import GIB, TIE, Deployment, Workload, with_constants
+from craftopt.serving.facts import Gpu, Model
 from craftopt.serving.memory import check_shape, memory_of
-from craftopt.serving.sensitivity import Sensitivity, sensitivity
+from craftopt.serving.sensitivity import Sensitivity, sensitivities
 from craftopt.serving.sweep import Budget, Sweep, finalists, label, none_of
 from craftopt.solving import solve
 from craftopt.windows import holdout as split_windows
@@ -66,7 +67,7 @@ class Advice:
         return self.recommended.goodput / self.eplb.goodput
 
     def flags(self) -> dict[str, str]:
-        """Say how engines are told, by engine; of `loadable`, the one that they can load."""
+        """Return the options that load `loadable`, by engine."""
         if self.loadable is None:
             return {}
         plan = self.loadable.plan
@@ -132,7 +133,7 @@ def advise(
         Names of packaged facts, or facts of one's own.
     gpus, nodes : int
     slots : sequence of str
-        Memory layouts to look at. ``free`` plans differ from ``even`` ones in little.
+        Memory layouts to consider. ``free`` plans differ little from ``even`` ones.
     holdout : str
         Which windows to score on and not to plan on, as in `craftopt.holdout`.
     expert_groups : int, optional
@@ -148,8 +149,8 @@ def advise(
     Returns
     -------
     Advice
-        A model's word, not a measurement: its constants are guesses until calibrated. What would
-        change the answer stands in ``sensitivity``.
+        A model's word, not a measurement: its constants are guesses until calibrated.
+        ``sensitivity`` says what would change the answer.
 
     Raises
     ------
@@ -179,11 +180,11 @@ def advise(
         Deployment(found, device, gpus, nodes), Workload(), constants
     )
     check_shape(deployment, loads.layers, loads.experts)
-    rules = () if isinstance(slots, str) else tuple(dict.fromkeys(slots))
-    if not rules or not set(rules) <= set(get_args(SlotRule)):
+    if isinstance(slots, str) or not slots:
         raise InputError(
             f"slots={slots!r}; pass a list of one or more of {', '.join(get_args(SlotRule))}"
         )
+    rules = tuple(dict.fromkeys(choice("slots", rule, get_args(SlotRule)) for rule in slots))
     planned, served = split_windows(loads, holdout)
     say = progress or (lambda _: None)
     problem = Problem(planned, gpus, nodes=nodes, slots="even", expert_groups=expert_groups)
@@ -235,7 +236,7 @@ def advise(
         else None,
         eplb=eplb,
         reasons=_reasons(deployment, workload, best, candidates, eplb),
-        sensitivity=sensitivity(deployment, workload, candidates, best),
+        sensitivity=sensitivities(deployment, workload, candidates, best),
     )
 
 
@@ -258,13 +259,13 @@ def _reasons(
     candidates: Sequence[Candidate],
     eplb: Candidate | None,
 ) -> tuple[str, ...]:
-    """Say in words and numbers why, each checkable by hand."""
+    """Give the reasons in numbers that can be checked by hand."""
     lines = []
     none = candidates[0]
     for candidate in [none] if best is none else [none, best]:
         service, memory = candidate.served, candidate.memory
         lines.append(
-            f"{candidate.name}: {memory.kv / 2**30:.2f} GiB of cache per GPU hold "
+            f"{candidate.name}: {memory.kv / GIB:.2f} GiB of cache per GPU hold "
             f"{memory.kv_tokens:,} tokens = {service.concurrency} sequences of "
             f"{workload.context:,}; the fullest GPU computes {candidate.relative_time_served:.2f} "
             f"times the mean; a round takes {service.tpot * 1e3:.1f} ms with "
@@ -276,7 +277,7 @@ def _reasons(
         copies = (best.memory.replicas - none.memory.replicas) / deployment.expert_bytes
         lines.append(
             f"the price: {copies:.0f} copies x {deployment.expert_bytes / 2**20:.1f} MiB = "
-            f"{copies * deployment.expert_bytes / 2**30:.2f} GiB per GPU, "
+            f"{copies * deployment.expert_bytes / GIB:.2f} GiB per GPU, "
             f"{1 - best.memory.kv_tokens / none.memory.kv_tokens:.1%} of the cache; what it buys: "
             f"a prefill step's experts take {best.served.prefill.experts * 1e3:.0f} instead of "
             f"{none.served.prefill.experts * 1e3:.0f} ms, {_gain(best, none)} goodput"
@@ -292,7 +293,7 @@ def _reasons(
     if eplb is not None:
         lines.append(
             f"EPLB's default gives {eplb.goodput:.2f} requests/s with "
-            f"{eplb.memory.replicas / 2**30:.2f} GiB of replicas per GPU and a fullest GPU of "
+            f"{eplb.memory.replicas / GIB:.2f} GiB of replicas per GPU and a fullest GPU of "
             f"{eplb.relative_time_served:.2f} times the mean"
         )
     if not best.loadable:
