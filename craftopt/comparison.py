@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from craftopt.errors import CraftoptWarning, InfeasibleError, InputError, choice
+from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.evaluation import Evaluation, evaluate, mean_activated
 from craftopt.loads import Loads
 from craftopt.plan import Plan
@@ -215,10 +214,8 @@ def _warm_up(problem: Problem, name: str) -> None:
     # Two windows: one alone is another problem.
     layer = Loads(loads.tokens[:2, :1], loads.layer_ids[:1], loads.window_names[:2])
     share = -(-problem.replicas // loads.layers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CraftoptWarning)
-        small = problem.replace(loads=layer, replicas=share, previous=None, max_moves=None)
-        solve(small, name)
+    small = problem.variant(loads=layer, replicas=share, previous=None, max_moves=None)
+    solve(small, name)
 
 
 def _row(

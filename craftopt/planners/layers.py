@@ -21,12 +21,18 @@ from craftopt.search.kernels import Rules
 from craftopt.search.placement import Layout, place_layer
 from craftopt.search.totals import equalise
 
-# Where GPUs may host uneven numbers of a layer's copies: so far from floor and ceil.
+# How far uneven numbers of a layer's copies may be from floor and ceil of their mean over GPUs.
 SLACK = 2
 # A start this close to its layer's bound, relative, is good enough.
 TOLERANCE = 1e-3
 
 Found = TypeVar("Found")
+Key = tuple[int, int]  # layer and replicas
+
+
+def layer_keys(layers: IntArray, replicas: IntArray) -> list[Key]:
+    """Pair layers with their replicas, to remember placements by."""
+    return list(zip(layers.tolist(), replicas.tolist(), strict=True))
 
 
 class Layers:

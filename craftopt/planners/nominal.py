@@ -14,7 +14,7 @@ from craftopt.evaluation import layer_gpu_loads, objective_value
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
-from craftopt.planners.layers import Layers
+from craftopt.planners.layers import Key, Layers, layer_keys
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
 from craftopt.search.placement import improve_layer
@@ -167,8 +167,8 @@ class _Placements(Layers):
 
     def __init__(self, problem: Problem, options: Options) -> None:
         super().__init__(problem, options, uneven=True)
-        self._placed: dict[tuple[int, int], Copies] = {}
-        self._costs: dict[tuple[int, int], float] = {}
+        self._placed: dict[Key, Copies] = {}
+        self._costs: dict[Key, float] = {}
 
     def copies(self, replicas: IntArray) -> tuple[Copies, bool]:
         """Make a plan of the placements of all layers; see `Layers.join`."""
@@ -182,7 +182,7 @@ class _Placements(Layers):
 
     def measure(self, layers: IntArray, choices: IntArray) -> FloatArray:
         """Place layers with ``choices * replica_step`` replicas; return their costs."""
-        keys = self._keys(layers, choices * self.problem.replica_step)
+        keys = layer_keys(layers, choices * self.problem.replica_step)
         placed = self.each(lambda index: self._place(*keys[index]), len(keys))
         mean = self.total[layers].sum(axis=1) / self.problem.gpus
         largest = np.array([value for _, value in placed])
@@ -193,7 +193,7 @@ class _Placements(Layers):
 
     def costs(self, layers: IntArray, replicas: IntArray) -> FloatArray:
         """Look up what `measure` returned."""
-        return np.array([self._costs[key] for key in self._keys(layers, replicas)])
+        return np.array([self._costs[key] for key in layer_keys(layers, replicas)])
 
     def improved_previous(self) -> Copies | None:
         """Return the previous plan, improved, where it keeps the rules as it is."""
@@ -204,9 +204,6 @@ class _Placements(Layers):
             return None
         layers = range(self.problem.loads.layers)
         return np.stack([self._improve_previous(layer)[0] for layer in layers])
-
-    def _keys(self, layers: IntArray, replicas: IntArray) -> list[tuple[int, int]]:
-        return list(zip(layers.tolist(), replicas.tolist(), strict=True))
 
     def _place(self, layer: int, replicas: int) -> tuple[Copies, float]:
         """Place a layer, or improve the previous plan's where that is no worse."""

@@ -142,7 +142,7 @@ class WindowedSearch(Layers):
         ]
 
     def plan(self, replicas: IntArray) -> Copies:
-        """Anneal all layers at length; return the copies of a whole plan."""
+        """Anneal all layers for all their steps; return the copies of a whole plan."""
         done = 0.0 if self.problem.slots == "uniform" else 1 / 3
         found = self.each(
             lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],

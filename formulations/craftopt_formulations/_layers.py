@@ -11,7 +11,7 @@ import numpy as np
 from craftopt.bounds import even_costs, shared_cost_table
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Copies
-from craftopt.planners.layers import Layers
+from craftopt.planners.layers import Key, Layers, layer_keys
 from craftopt.problem import Problem
 from craftopt.result import Options
 from craftopt.search.annealing import anneal
@@ -30,8 +30,6 @@ KICKS = 1000
 SEARCHES, STEPS_PER_COPY = 3, 1000
 # First and last temperature, in mean GPU loads, and the windows of a mini-batch.
 HOT, COLD, IN_PLAY = 1e-3, 1e-5, 256
-
-Key = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +74,13 @@ class KnownLayers(Layers):
     def take(self, copies: Copies) -> IntArray:
         """Know the layers of a plan; return their replicas."""
         replicas: IntArray = copies.sum(axis=(1, 2), dtype=np.int64) - self.problem.loads.experts
-        for key in _keys(np.arange(replicas.size), replicas):
+        for key in layer_keys(np.arange(replicas.size), replicas):
             self._known[key] = self._judge(key, copies[key[0]])
         return replicas
 
     def measure(self, layers: IntArray, choices: IntArray) -> FloatArray:
         """Place layers that are not known, by the sum of their windows; return the costs of all."""
-        keys = _keys(layers, choices * self.problem.replica_step)
+        keys = layer_keys(layers, choices * self.problem.replica_step)
         unknown = [key for key in keys if key not in self._known]
         found = self.each(lambda index: self._place(unknown[index]), len(unknown))
         self._known.update(zip(unknown, found, strict=True))
@@ -90,7 +88,7 @@ class KnownLayers(Layers):
 
     def search(self, layers: IntArray, replicas: IntArray) -> bool:
         """Search layers further; return whether any got better."""
-        keys = _keys(layers, replicas)
+        keys = layer_keys(layers, replicas)
         found = self.each(lambda index: self._search(keys[index]), len(keys))
         better = any(new.cost < self[key].cost for key, new in zip(keys, found, strict=True))
         self._known.update(zip(keys, found, strict=True))
@@ -98,7 +96,7 @@ class KnownLayers(Layers):
 
     def open(self, layers: IntArray, replicas: IntArray, work: float) -> list[Key]:
         """List the layers that are not proven and had less work."""
-        keys = _keys(layers, replicas)
+        keys = layer_keys(layers, replicas)
         return [key for key in keys if not self[key].closed and self[key].work < work]
 
     def prove(self, keys: list[Key], work: float) -> list[float]:
@@ -109,7 +107,7 @@ class KnownLayers(Layers):
 
     def bounds(self, layers: IntArray, replicas: IntArray) -> FloatArray:
         """Return what is proven of layers."""
-        return np.array([self[key].bound for key in _keys(layers, replicas)])
+        return np.array([self[key].bound for key in layer_keys(layers, replicas)])
 
     def costs(self) -> FloatArray:
         """Tabulate the costs by layer and choice of replicas; ``inf`` where none is known."""
@@ -201,7 +199,3 @@ class KnownLayers(Layers):
                 copies, cost = found.copies[0], reached
         done = math.inf if found.status == "optimal" else work
         return Known(copies, cost, bound, done), found.work
-
-
-def _keys(layers: IntArray, replicas: IntArray) -> list[Key]:
-    return list(zip(layers.tolist(), replicas.tolist(), strict=True))
