@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from craftopt.baselines import eplb
-    from craftopt.certificates import Certificate, certify
+    from craftopt.certificates import certify
     from craftopt.comparison import Comparison, blend, compare, compare_domains, holdout
     from craftopt.datasets import example_names, load_example
     from craftopt.errors import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from craftopt.serving import advise
     from craftopt.solving import methods, solve
     from craftopt.traces import Trace
-    from craftopt.verification import verify
+    from craftopt.verification import Certificate, verify
 
 __version__ = "0.1.0"
 
@@ -57,7 +57,7 @@ _HOMES = {
     "Replay": "craftopt.online",
     "OnlinePlanner": "craftopt.online",
     "Decision": "craftopt.online",
-    "Certificate": "craftopt.certificates",
+    "Certificate": "craftopt.verification",
     "certify": "craftopt.certificates",
     "VerificationError": "craftopt.errors",
     "verify": "craftopt.verification",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import GOLDEN, measured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import broken_rules, problems, quiet
@@ -32,13 +32,6 @@ from craftopt.baselines.craft_artifact import (
     plan_craft_artifact,
 )
 
-SHARED = Path(__file__).parents[2] / "shared"
-GOLDEN = SHARED / "golden" / "craft_artifact.json"
-GLM = SHARED / "data" / "glm52_five_domains.npz"
-needs_golden = pytest.mark.skipif(
-    not (GOLDEN.is_file() and GLM.is_file()),
-    reason="the released CRAFT's output and its input (shared/) are absent",
-)
 PRINTED = 1.01e-6  # the golden table has six digits
 
 
@@ -47,12 +40,12 @@ PRINTED = 1.01e-6  # the golden table has six digits
 
 @pytest.fixture(scope="module")
 def glm():
-    return co.read_loads(GLM)
+    return co.read_loads(measured("glm52_five_domains"))
 
 
 @pytest.fixture(scope="module", params=[4, 8], ids=["4 nodes", "8 nodes"])
 def run(request):
-    runs = json.loads(GOLDEN.read_text())["runs"]
+    runs = json.loads((GOLDEN / "craft_artifact.json").read_text())["runs"]
     return next(run for run in runs if run["nodes"] == request.param)
 
 
@@ -84,7 +77,6 @@ def relabellings(groups, experts):
     return ways
 
 
-@needs_golden
 def test_released_rule_picks_the_released_replicas_from_the_released_figures(run):
     scores = golden_scores(run)
     benefits, average = artifact_benefits(np.stack([scores[size] for size in ARTIFACT_SIZES]))
@@ -95,7 +87,6 @@ def test_released_rule_picks_the_released_replicas_from_the_released_figures(run
     assert padded.sum() == run["total_replicas"] == run["R"] * run["gpus"]
 
 
-@needs_golden
 def test_released_replicas_from_the_loads(glm, run):
     replicas = artifact_replicas(glm, run["gpus"], run["nodes"])
     differing = np.flatnonzero(replicas != run["replicas_per_layer"])
@@ -105,7 +96,6 @@ def test_released_replicas_from_the_loads(glm, run):
     assert replicas.sum() == run["total_replicas"]
 
 
-@needs_golden
 def test_released_figures_to_the_digits_printed(glm, run):
     gpus, nodes = run["gpus"], run["nodes"]
     replicas = np.array(run["replicas_per_layer"])
@@ -118,7 +108,6 @@ def test_released_figures_to_the_digits_printed(glm, run):
     assert printed == run["balancedness"]
 
 
-@needs_golden
 def test_released_table_cell_by_cell_up_to_the_order_of_equal_loads(glm, run):
     weight = glm.total().tokens[0].astype(np.float32)
     cells = unmatched = 0

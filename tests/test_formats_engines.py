@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_files import COUNTS, PHY2LOG, safetensors, stat, statistics, torch_file
+from files import SAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import copies_arrays, quiet
 
 import craftopt as co
 
-SAMPLES = Path(__file__).parents[2] / "shared" / "formats"
 UNIFORM = co.Plan.from_phy2log(PHY2LOG[1:], gpus=2, layer_ids=[1, 2])
 RAGGED = co.Plan([[[1, 0], [0, 1], [1, 1]], [[1, 0], [0, 1], [1, 0]]], [3, 4])
 ENGINES = ("sglang", "tensorrt-llm", "vllm-ascend", "deepseek")
@@ -631,14 +631,7 @@ def test_enough_tokens_are_not_called_too_few(run, tmp_path):
     assert "too few" not in run("info", file)[1]
 
 
-# --- the shared samples --------------------------------------------------------------------------
-
-
-def sample(name: str) -> Path:
-    path = SAMPLES / name
-    if not path.exists():
-        pytest.skip(f"needs shared/formats/{name}")
-    return path
+# --- the samples --------------------------------------------------------------------------
 
 
 SUM = [[40, 20, 6, 4], [18, 5, 37, 10]]  # what the toy recordings hold, as init_logical_count says
@@ -658,7 +651,7 @@ SUM = [[40, 20, 6, 4], [18, 5, 37, 10]]  # what the toy recordings hold, as init
     ],
 )
 def test_sample_recordings_are_read(name, layers, total):
-    path = sample(name)
+    path = SAMPLES / name
     loads = quiet(lambda: co.read_loads(path, layers))
     assert loads.layers == 2
     if total is not None:
@@ -677,19 +670,19 @@ def test_sample_recordings_are_read(name, layers, total):
     ],
 )
 def test_sample_maps_are_read_written_and_read_again(name, engine, tmp_path):
-    path = sample(name)
+    path = SAMPLES / name
     plan = quiet(lambda: co.read_plan(path, gpus=2))
     co.export(plan, engine, tmp_path / "map")
     assert co.read_plan(tmp_path / "map", gpus=2) == plan
 
 
 def test_sample_traces_are_read():
-    path = sample("vllm/routed_experts_seq5_layers2_topk2.npy")
+    path = SAMPLES / "vllm/routed_experts_seq5_layers2_topk2.npy"
     assert co.read_trace(path).topk_ids.shape == (5, 2, 2)
-    token = sample("sglang/per_token")
+    token = SAMPLES / "sglang/per_token"
     assert quiet(lambda: co.read_trace(token)).topk_ids.shape == (3, 2, 2)
 
 
 def test_sample_folders_may_lie_anywhere(tmp_path):
-    shutil.copytree(sample("trtllm/expert_statistic"), tmp_path / "elsewhere")
+    shutil.copytree(SAMPLES / "trtllm/expert_statistic", tmp_path / "elsewhere")
     assert co.read_loads(tmp_path / "elsewhere").windows == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import time
 import tracemalloc
 import warnings
 import zipfile
@@ -302,12 +301,10 @@ def test_the_same_bytes_cannot_be_claimed_again_and_again():
     refused(torch_zip(data, text.storages), "claim more bytes than the")
 
 
-def test_pickles_of_millions_of_values_end_soon():
-    start = time.perf_counter()
+def test_pickles_of_millions_of_values_are_refused_by_their_number():
     refused(torch_of(b"N" * 3_100_000), "over 3000000 values")
     refused(torch_of(b"]" * 2_000_000), "over 1048576 containers")
     refused(torch_of(b"N" * (2**25 + 1)), "bytes; at most 33554432")
-    assert time.perf_counter() - start < 30, "about 2 s on an idle machine"
 
 
 def test_damaged_archives_are_refused():

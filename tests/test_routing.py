@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -408,20 +407,6 @@ def test_mixed_is_within_half_a_percent_of_cp_sat_on_average():
 @pytest.mark.slow
 def test_mixed_is_within_half_a_percent_of_cp_sat_on_200_cases():
     assert distances_to_cp_sat(range(200)).mean() < 0.005
-
-
-# --- speed -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("rule", "gpus", "milliseconds"), [("exact", 64, 0.5), ("lp", 64, 50)])
-def test_all_layers_of_a_batch_take_no_longer_than_a_serving_loop_allows(rule, gpus, milliseconds):
-    plan, tokens = served_batch(gpus=gpus)
-    times = []
-    for _ in range(30):
-        start = time.perf_counter()
-        co.route(plan, tokens, rule)
-        times.append(time.perf_counter() - start)
-    assert min(times) * 1e3 < milliseconds
 
 
 def test_the_old_names_of_dispatch_still_work_and_say_the_new_ones():

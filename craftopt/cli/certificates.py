@@ -26,7 +26,6 @@ from craftopt.cli.shared import (
     read_both,
     slots_of,
 )
-from craftopt.errors import InputError
 
 
 def certify(
@@ -51,10 +50,7 @@ def certify(
     as_json: AsJson = False,
 ) -> None:
     """Prove how far a plan is from the best one; the budget is the plan's, if none is given."""
-    from craftopt.reporting.tables import (  # noqa: PLC0415
-        certificate_summary,
-        certificate_table,
-    )
+    from craftopt.reporting.tables import certificate_table  # noqa: PLC0415
 
     held, traffic = read_both(plan, loads, gpus)
     if replicas is None and replicas_per_layer is None:
@@ -70,8 +66,7 @@ def certify(
     if output is not None:
         certificate.save(output)
     if as_json:
-        path = None if output is None else str(output)
-        print_json({**certificate_summary(certificate), "output": path})
+        print_json({**certificate.to_dict(), "output": None if output is None else str(output)})
         return
     print_rich(certificate_table(certificate))
     if output is not None:
@@ -85,20 +80,13 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every claim of a certificate in exact arithmetic."""
-    from craftopt.reporting.tables import (  # noqa: PLC0415
-        certificate_summary,
-        certificate_table,
-    )
+    from craftopt.reporting.tables import certificate_table  # noqa: PLC0415
 
-    try:
-        text = Path(certificate).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {certificate}: {error}") from None
-    held = co.Certificate.from_json(text)
+    held = co.Certificate.load(certificate)
     with progress("verifying"):
         co.verify(held)
     if as_json:
-        print_json({"verified": True, **certificate_summary(held)})
+        print_json({"verified": True, **held.to_dict()})
         return
     print_rich(certificate_table(held))
     print_rich("verified: every claim holds")

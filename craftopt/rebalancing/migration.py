@@ -13,13 +13,13 @@ carried out in one round with one staging slot on every GPU of it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.documents import write_json
 from craftopt.errors import InfeasibleError, InputError
 from craftopt.loads import BoolArray, IntArray, as_array
 from craftopt.plan import Plan
@@ -108,22 +108,19 @@ class Migration:
 
     def to_json(self) -> str:
         """Write the steps as JSON, one a line."""
-        rows = [
-            json.dumps(
-                {
-                    "round": step.round,
-                    "action": step.action,
-                    "layer": step.layer,
-                    "expert": step.expert,
-                    "gpu": step.gpu,
-                    **({"source": step.source} if step.action == "receive" else {}),
-                }
-            )
+        steps = [
+            {
+                "round": step.round,
+                "action": step.action,
+                "layer": step.layer,
+                "expert": step.expert,
+                "gpu": step.gpu,
+                **({"source": step.source} if step.action == "receive" else {}),
+            }
             for step in self.steps
         ]
-        head = json.dumps({"gpus": self.gpus, "staging": self.staging, "rounds": self.rounds})
-        body = ",\n".join(f"    {row}" for row in rows)
-        return f'{head[:-1]}, "steps": [\n{body}\n]}}\n'
+        head = {"gpus": self.gpus, "staging": self.staging, "rounds": self.rounds}
+        return write_json({**head, "steps": steps}, {"steps": 1})
 
     def __repr__(self) -> str:
         return f"Migration(moves={self.moves}, rounds={self.rounds}, staging={self.staging})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,22 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from craftopt.certificates import Certificate
 from craftopt.comparison import Comparison, Scores
 from craftopt.evaluation import Evaluation
 from craftopt.loads import FloatArray, Loads
-from craftopt.objective import OBJECTIVES, ObjectiveName
+from craftopt.objective import ObjectiveName
 from craftopt.plan import Plan
 from craftopt.result import Result
 from craftopt.routing import Dispatch
 from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
+from craftopt.verification import Certificate
 
 # Loads are enough for planning where the hottest experts' shares are known this well, relative.
 STABLE = 0.05
-
-# Layers with a gap of that or less are counted in the summary of a certificate.
-CLOSE = 0.001
 
 # What a bound rules out, by objective.
 _BOUNDS: dict[ObjectiveName, str] = {
@@ -213,41 +209,13 @@ def plan_table(plan: Plan, name: str) -> Table:
     return _pairs("plan", rows)
 
 
-def certificate_summary(certificate: Certificate) -> dict[str, Any]:
-    """Sum a certificate up, in plain values for JSON."""
-    gaps = [layer.gap for layer in certificate.layers]
-    return {
-        "value": certificate.value,
-        "bound": certificate.bound,
-        "gap": certificate.gap,
-        "solver_bound": certificate.solver_bound,
-        "solver_gap": certificate.solver_gap,
-        "solvers": certificate.solvers,
-        "layers": len(gaps),
-        "layers_within_0.1%": sum(gap <= CLOSE for gap in gaps),
-        "worst_layer_gap": max(gaps),
-        "proofs": dict(Counter(layer.kind for layer in certificate.layers)),
-    }
-
-
 def certificate_table(certificate: Certificate) -> Table:
     """Lay out what a certificate proves."""
-    summary = certificate_summary(certificate)
-    rules = certificate.document["problem"]
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("among plans with", f"{rules['replicas']} replicas, slots {rules['slots']}")
-    table.add_row(OBJECTIVES[rules["objective"]].label, f"{summary['value']:.6f}")
-    table.add_row("no plan is better than", f"{summary['bound']:.6f}")
-    table.add_row("certified gap", f"{summary['gap']:.4%}")
-    if summary["solver_gap"] is not None:
-        table.add_row(f"gap by {', '.join(summary['solvers'])}", f"{summary['solver_gap']:.4%}")
-    within = f"{summary['layers_within_0.1%']} of {summary['layers']}"
-    table.add_row(f"layers within {CLOSE:.1%}", within)
-    table.add_row("worst layer", f"{summary['worst_layer_gap']:.4%}")
-    proofs = sorted(summary["proofs"].items(), key=lambda item: (-item[1], item[0]))
-    table.add_row("layers proven by", ", ".join(f"{kind} {count}" for kind, count in proofs))
+    for name, text in certificate.summary().items():
+        table.add_row(name, text)
     return table
 
 

@@ -1,6 +1,6 @@
 """Make the instances: draw the problems, plan, prove, and write the files.
 
-    python -m craftopt_formulations.instances.generate [NAME ...]
+    python tools/generate_instances.py [NAME ...]
 
 Without names, all; it takes about half an hour. Problems are drawn by Python's own generator
 from a seed in their name, so that they are the same byte for byte; only ``seconds`` of the proofs
@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.certificates import Certificate, certify
+from craftopt.certificates import certify
 from craftopt.documents import write_atomically
 from craftopt.loads import Loads
 from craftopt.objective import ObjectiveName
 from craftopt.plan import Copies
 from craftopt.problem import Problem, SlotRule
 from craftopt.solving import solve
-from craftopt.verification import ExactProblem, verify
-from craftopt_formulations import joint
+from craftopt.verification import Certificate, ExactProblem, verify
+from craftopt_formulations import instances, joint
 from craftopt_formulations.branching import prove_load
 from craftopt_formulations.configuration_lp import Layer
 from craftopt_formulations.instances import Instance, Proof, list_instances, load_instance
@@ -174,7 +174,7 @@ def make_problem(name: str) -> Problem:
     Examples
     --------
     >>> from craftopt_formulations.instances import load_instance
-    >>> from craftopt_formulations.instances.generate import make_problem
+    >>> from generate_instances import make_problem
     >>> make_problem("flashlb").loads == load_instance("flashlb").problem.loads
     True
     """
@@ -284,9 +284,9 @@ def _largest_load(tokens: Any, copies: Copies) -> Fraction:
 def _lowered(problem: Problem, bound: float) -> Fraction:
     """Give a bound in floating point room for its rounding; few digits."""
     digits = 10**12
-    if problem.objective == "time":
-        return Fraction(math.floor(Fraction(bound) * (1 - _ROUNDING) * digits), digits)
-    return Fraction(math.ceil(Fraction(bound) * (1 + _ROUNDING) * digits), digits)
+    if problem.goal.maximised:
+        return Fraction(math.ceil(Fraction(bound) * (1 + _ROUNDING) * digits), digits)
+    return Fraction(math.floor(Fraction(bound) * (1 - _ROUNDING) * digits), digits)
 
 
 def attainable(problem: Problem, bound: Fraction) -> Fraction:
@@ -295,7 +295,7 @@ def attainable(problem: Problem, bound: Fraction) -> Fraction:
     A largest load is a sum of whole tokens over 1, 2, ... copies: a multiple of 1 over their
     least common multiple.
     """
-    if problem.objective == "balancedness":
+    if problem.goal.maximised:
         return min(bound, Fraction(1))
     most = min(problem.copies_limit, 1 + problem.layer_replicas_limit)
     steps = math.lcm(*range(1, most + 1))
@@ -336,7 +336,7 @@ def main() -> None:
             known = load_instance(name)
             if known.problem.loads == made.problem.loads and known.gap < made.gap:
                 made = known
-        write_atomically(Path(__file__).with_name(f"{name}.json"), made.to_json())
+        write_atomically(Path(instances.__file__).with_name(f"{name}.json"), made.to_json())
         state = f"open {float(made.gap):.2e}" if made.is_open else "proven"
         print(f"{name:40} {float(made.best):.6f} {state:14} {made.proof}", flush=True)
 
