@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from craftopt.baselines import eplb
     from craftopt.certificates import certify
+    from craftopt.coactivation import Coactivation
     from craftopt.comparison import Comparison, compare, compare_domains
     from craftopt.datasets import example_names, load_example
     from craftopt.errors import (
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from craftopt.evaluation import Evaluation, evaluate
-    from craftopt.formats import export, read_loads, read_plan, read_trace
+    from craftopt.formats import export, read_coactivation, read_loads, read_plan, read_trace
     from craftopt.loads import Loads
     from craftopt.online import Decision, OnlinePlanner, Replay, move_cost, replay
     from craftopt.plan import Plan
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from craftopt.serving import advise
     from craftopt.solving import methods, solve
     from craftopt.traces import Trace
+    from craftopt.traffic import Traffic
     from craftopt.verification import Certificate, verify
     from craftopt.windows import blend, holdout
 
@@ -64,6 +66,7 @@ _HOMES = {
     "certify": "craftopt.certificates",
     "VerificationError": "craftopt.errors",
     "verify": "craftopt.verification",
+    "Coactivation": "craftopt.coactivation",
     "Comparison": "craftopt.comparison",
     "advise": "craftopt.serving",
     "blend": "craftopt.windows",
@@ -84,11 +87,13 @@ _HOMES = {
     "Routing": "craftopt.routing",
     "Status": "craftopt.result",
     "Trace": "craftopt.traces",
+    "Traffic": "craftopt.traffic",
     "evaluate": "craftopt.evaluation",
     "example_names": "craftopt.datasets",
     "export": "craftopt.formats",
     "load_example": "craftopt.datasets",
     "methods": "craftopt.solving",
+    "read_coactivation": "craftopt.formats",
     "read_loads": "craftopt.formats",
     "read_plan": "craftopt.formats",
     "read_trace": "craftopt.formats",
@@ -98,6 +103,7 @@ _HOMES = {
 
 __all__ = [
     "Certificate",
+    "Coactivation",
     "Comparison",
     "CraftoptError",
     "CraftoptWarning",
@@ -118,6 +124,7 @@ __all__ = [
     "Routing",
     "Status",
     "Trace",
+    "Traffic",
     "VerificationError",
     "advise",
     "blend",
@@ -135,6 +142,7 @@ __all__ = [
     "move_cost",
     "plan_for_both",
     "plan_migration",
+    "read_coactivation",
     "read_loads",
     "read_plan",
     "read_trace",

@@ -30,6 +30,7 @@ RANKING = (
     {"knapsack", "heap"},
     {"result"},
     {"evaluation"},
+    {"traffic"},
     {"routing"},
     {"verification"},
     {"problem"},

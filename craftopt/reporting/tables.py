@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from craftopt.comparison import Comparison, Scores
+from craftopt.coactivation import Coactivation, standard_error
+from craftopt.comparison import Comparison
 from craftopt.evaluation import Evaluation
 from craftopt.loads import FloatArray, Loads
 from craftopt.objective import ObjectiveName
@@ -19,6 +20,7 @@ from craftopt.result import Result
 from craftopt.routing import Dispatch
 from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
+from craftopt.traffic import Traffic
 from craftopt.verification import Certificate
 
 # Loads are enough for planning where the hottest experts' shares are known this well, relative.
@@ -30,6 +32,8 @@ _BOUNDS: dict[ObjectiveName, str] = {
     "balancedness": "a planned balancedness above",
     "activated": "fewer planned activated copies than",
 }
+
+_NOT_MEASURED = "Traffic between nodes is not measured: pass --trace or --coactivation."
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -52,7 +56,12 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("method")
     for name in ("replicas", "slots/GPU"):
         table.add_column(name, justify="right")
-    for name in ("balanced", "worst layer", "time", *(["activated"] if decode else [])):
+    columns = {"balanced": "balancedness", "worst layer": "worst_layer", "time": "relative_time"}
+    if decode:
+        columns["activated"] = "activated"
+    if comparison.traffic is not None:
+        columns |= {"nodes": "nodes_per_token", "critical": "critical_nodes"}
+    for name in columns:
         if both:
             table.add_column(f"{name}\nplanned", justify="right")
             table.add_column("\nserved", justify="right", style="bold")
@@ -65,9 +74,11 @@ def comparison_table(comparison: Comparison) -> Table:
             continue
         few, most = row.slots_per_gpu
         cells = [row.method, str(row.replicas), str(few) if few == most else f"{few}-{most}"]
-        pairs = zip(_cells(row.planned, decode), _cells(row.served, decode), strict=True)
-        for first, second in pairs:
-            cells += [first, second] if both else [first]
+        cells += [
+            "" if scores is None else f"{getattr(scores, figure):.3f}"
+            for figure in columns.values()
+            for scores in ((row.planned, row.served) if both else (row.planned,))
+        ]
         cells += [
             "-" if row.gap is None else f"{row.gap:.1%}",
             str(row.duplicates),
@@ -76,7 +87,12 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_row(*cells)
     notes = [f"{row.method}: {row.note}" for row in comparison.rows if row.note]
     bound = f"No plan has {_BOUNDS[problem.objective]} {comparison.bound:.4f}"
-    table.caption = "\n".join([f"{bound}: gaps are to that bound.", *notes])
+    lines = [f"{bound}: gaps are to that bound."]
+    if comparison.traffic is not None:
+        lines.append(f"Nodes per token, and those of the busiest node, from {comparison.traffic}.")
+    elif problem.nodes > 1:
+        lines.append(_NOT_MEASURED)
+    table.caption = "\n".join([*lines, *notes])
     table.caption_justify = "left"
     return table
 
@@ -142,6 +158,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     rows += [
         (f"{name} figure", f"{value:.4f}") for name, value in evaluation.engine_metrics.items()
     ]
+    rows += _traffic_rows(evaluation.traffic)
     return _pairs(f"{windows} windows x {count} layers", rows)
 
 
@@ -187,12 +204,28 @@ def trace_table(trace: Trace, name: str) -> Table:
         ("experts", str(trace.experts)),
         ("domains", ", ".join(trace.domain_names) or "-"),
         ("sequences", "yes" if trace.sequence is not None else "-"),
+        _error_row(standard_error(trace.tokens)),
     ]
     return _pairs("token trace", rows)
 
 
-def plan_table(plan: Plan, name: str) -> Table:
-    """Lay out what a plan holds."""
+def pairs_table(pairs: Coactivation, name: str) -> Table:
+    """Lay out what pair counts hold."""
+    least, most = int(pairs.tokens.min()), int(pairs.tokens.max())
+    rows = [
+        ("format", name),
+        ("layers", f"{pairs.layers} (model's {pairs.layer_ids.min()}..{pairs.layer_ids.max()})"),
+        ("experts per token", str(pairs.top_k)),
+        ("experts", str(pairs.experts)),
+        ("tokens per layer", f"{least:,}" if least == most else f"{least:,} to {most:,}"),
+        _error_row(pairs.standard_error),
+        ("digest", pairs.digest[:16]),
+    ]
+    return _pairs("pair counts", rows)
+
+
+def plan_table(plan: Plan, name: str, traffic: Traffic | None = None) -> Table:
+    """Lay out what a plan holds, and what its GPUs send."""
     least, most = plan.slots.min(), plan.slots.max()
     totals = plan.slots.sum(axis=0)
     rows = [
@@ -206,6 +239,7 @@ def plan_table(plan: Plan, name: str) -> Table:
         ("slots per GPU", f"{totals.min()}-{totals.max()} over all layers"),
         ("duplicates", str(plan.duplicates)),
     ]
+    rows += _traffic_rows(traffic)
     return _pairs("plan", rows)
 
 
@@ -322,11 +356,23 @@ def gini(values: FloatArray) -> float:
     return float((2 * ranks - ordered.size - 1) @ ordered / (ordered.size * total))
 
 
-def _cells(scores: Scores | None, decode: bool) -> list[str]:
-    names = ["balancedness", "worst_layer", "relative_time", *(["activated"] if decode else [])]
-    if scores is None:
-        return [""] * len(names)
-    return [f"{getattr(scores, name):.3f}" for name in names]
+def _traffic_rows(traffic: Traffic | None) -> list[tuple[str, str]]:
+    if traffic is None:
+        return [("traffic", "not measured: pass --trace or --coactivation")]
+    kind = "estimated from pair counts" if traffic.estimated else "exact for the trace"
+    return [
+        ("nodes per token", f"{traffic.nodes_per_token:.4f}"),
+        ("remote nodes", f"{traffic.remote_nodes:.4f}"),
+        ("critical nodes", f"{traffic.critical_nodes:.4f} (the busiest of each window)"),
+        ("GPUs per token", f"{traffic.gpus_per_token:.4f}"),
+        ("critical GPUs", f"{traffic.critical_gpus:.4f}"),
+        ("traffic", f"{kind}; windows: {traffic.windows}"),
+        _error_row(traffic.standard_error),
+    ]
+
+
+def _error_row(error: float) -> tuple[str, str]:
+    return ("standard error", f"{error:.3f} nodes per token, in one layer")
 
 
 def plain_table(title: str) -> Table:
