@@ -1,6 +1,16 @@
 """Lower bounds on the nodes that tokens visit, whatever the placement."""
 
 from craftopt.bounds.traffic.columns import ColumnBound, column_bound
+from craftopt.bounds.traffic.companions import CompanionBound, companion_bound
 from craftopt.bounds.traffic.tokens import TokenSets, count_visits, node_sizes, token_sets
 
-__all__ = ["ColumnBound", "TokenSets", "column_bound", "count_visits", "node_sizes", "token_sets"]
+__all__ = [
+    "ColumnBound",
+    "CompanionBound",
+    "TokenSets",
+    "column_bound",
+    "companion_bound",
+    "count_visits",
+    "node_sizes",
+    "token_sets",
+]

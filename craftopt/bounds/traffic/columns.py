@@ -16,31 +16,27 @@ partition is a small integer program. It proves the optimum of the layer.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from craftopt.bounds.traffic.tokens import TokenSets, count_visits
 from craftopt.errors import InputError
 from craftopt.loads import BoolArray, FloatArray, IntArray
+from craftopt.verification_traffic import MOST_COLUMNS, MOST_SETS, count_touched, sets_at
 
-Int32Array = npt.NDArray[np.int32]
-
-# Sets that are counted one by one: 4 bytes and some 300 ns each.
-MOST_SETS = 20_000_000
 # Prices are whole multiples of that part of a token.
 _SCALE = 1000
 # Weight of the new duals in the prices, which are smoothed, and most rounds of pricing.
 _NEW, _ROUNDS = 0.6, 200
-# Most sets in the integer program.
-_MOST_COLUMNS = 20_000
-# Above what any set costs.
-_NONE = 1 << 62
+# A round adds every expert's best set, of those that are cheap: cheaper than the 64th cheapest of
+# a sample.
+_SAMPLE, _CHEAP = 1 << 16, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +47,11 @@ class ColumnBound:
     ----------
     visits : int
         In no placement do the tokens visit fewer nodes, all together.
+    least : int
+        What a set costs at least at the prices.
     prices : int64 [experts]
-        The proof, in units of 1/scale tokens.
     scale : int
+        Costs and prices are in units of 1/scale tokens.
     node_of : int64 [experts]
         The node of every expert in the best placement found.
     found : int
@@ -61,6 +59,7 @@ class ColumnBound:
     """
 
     visits: int
+    least: int
     prices: IntArray
     scale: int
     node_of: IntArray
@@ -74,7 +73,13 @@ class ColumnBound:
     @property
     def witness(self) -> dict[str, object]:
         """The proof, as `craftopt.verification_traffic` reads it."""
-        return {"kind": "columns", "scale": self.scale, "prices": self.prices.tolist()}
+        return {
+            "kind": "columns",
+            "scale": self.scale,
+            "prices": self.prices.tolist(),
+            "least": self.least,
+            "visits": self.visits,
+        }
 
 
 def column_bound(
@@ -113,83 +118,81 @@ def column_bound(
         start = np.arange(sets.experts) * nodes // sets.experts
     node_of = np.array(start, dtype=np.int64)
     found = count_visits(sets, node_of)
-    prices, proven = program.price(node_of)
-    if (better := program.partition(program.pool))[1] < found:
-        node_of, found = better
+    prices, least = program.price(node_of)
+    proven = int(prices.sum()) + nodes * least
+    best, value = program.partition(program.pool)
+    if value < found:
+        node_of, found = best, value
     visits = -(-proven // _SCALE)
     while visits < found:
         slack = (found - 1) * _SCALE - proven
-        pool, excess = program.near(prices, slack)
-        better = program.partition(pool)
+        pool, excess = program.near(prices, least, slack)
+        best, value = program.partition(pool)
         # A partition with a set that is not in the pool costs more than proven + excess.
-        visits = min(better[1], found, (proven + excess) // _SCALE + 1)
-        if better[1] < found:
-            node_of, found = better
+        visits = min(value, found, (proven + excess) // _SCALE + 1)
+        if value < found:
+            node_of, found = best, value
         elif excess < slack:
             break
-    return ColumnBound(visits, prices, _SCALE, node_of, found)
+    return ColumnBound(visits, least, prices, _SCALE, node_of, found)
 
 
 class _Program:
-    """The sets that a node may hold, what they cost, and the programs over them."""
+    """The sets that a node may hold, how many tokens touch them, and the programs over them."""
 
     def __init__(self, sets: TokenSets, nodes: int, sizes: tuple[int, int]) -> None:
-        self.experts, self.nodes = sets.experts, nodes
+        self.experts, self.nodes, self.most = sets.experts, nodes, sizes[1]
         self.sizes = range(sizes[0], sizes[1] + 1)
-        count = sum(math.comb(sets.experts, size) for size in self.sizes)
-        if count > MOST_SETS:
+        count = sum(comb(sets.experts, size) for size in self.sizes)
+        if count > MOST_SETS or sizes[0] < 1:
             raise InputError(
                 f"a node can hold {count} sets of {sizes[0]}..{sizes[1]} of {sets.experts} "
-                f"experts, and the column bound counts at most {MOST_SETS}; use companion_bound"
+                f"experts; the column bound takes up to {MOST_SETS} sets, none of them empty; "
+                "use companion_bound"
             )
         self._counts = sets.counts
-        self._has = np.zeros((len(sets.counts), sets.experts + 1), dtype=np.bool_)
-        np.put_along_axis(self._has, sets.members, True, axis=1)
-        self._has = self._has[:, :-1]  # without the column of -1
-        self._touched = []
-        for size in self.sizes:
-            touched = np.empty(math.comb(sets.experts, size), dtype=np.int32)
-            _count_touched(self._has, sets.members, sets.counts, size, touched)
-            self._touched.append(touched)
+        self._has = sets.has()
+        tokens = dict(zip(sets.as_tuples(), sets.counts.tolist(), strict=True))
+        touched = count_touched(tokens, self.experts, self.most)
+        self._touched = {size: touched[size] for size in self.sizes}
         self.pool: BoolArray = np.empty((0, sets.experts), dtype=np.bool_)
 
     def price(self, node_of: IntArray) -> tuple[IntArray, int]:
-        """Generate columns; return the best prices and what they prove, in units of 1/scale."""
+        """Generate columns; return the best prices, and what a set costs at least at these."""
         self.pool = node_of == np.arange(self.nodes)[:, np.newaxis]
-        best, proven = np.zeros(self.experts, dtype=np.int64), 0
+        best, least, proven = np.zeros(self.experts, dtype=np.int64), 0, 0
         smooth: FloatArray | None = None
         for _ in range(_ROUNDS):
-            value, duals = self._solve(self.pool)
+            value, duals = self._relax()
             smooth = duals if smooth is None else _NEW * duals + (1 - _NEW) * smooth
             prices = np.rint(smooth * _SCALE).astype(np.int64)
-            least, cheapest = self._cheapest(prices)
-            bound = int(prices.sum()) + self.nodes * least
-            if bound > proven:
-                best, proven = prices, bound
+            cost, cheapest = self._cheapest(prices)
+            if (bound := int(prices.sum()) + self.nodes * cost) > proven:
+                best, least, proven = prices, cost, bound
             pool = np.unique(np.concatenate((self.pool, cheapest)), axis=0)
-            if len(pool) == len(self.pool) or proven > (math.ceil(value - 1e-6) - 1) * _SCALE:
+            if len(pool) == len(self.pool) or -(-proven // _SCALE) >= value - 1e-6:
                 break
             self.pool = pool
-        return best, proven
+        return best, least
 
     def _cost(self, pool: BoolArray) -> IntArray:
-        """Count the tokens that touch each set."""
-        cost: IntArray = self._counts @ (self._has.astype(np.int64) @ pool.T > 0)
+        """Count the tokens that touch each set of a pool."""
+        cost: IntArray = self._counts @ (self._has @ pool.T)
         return cost
 
-    def _rows(self, pool: BoolArray) -> tuple[Any, IntArray]:
-        """State that a partition has every expert once, and as many sets as there are nodes."""
+    def _rows(self, pool: BoolArray) -> tuple[FloatArray, FloatArray]:
+        """State that the sets chosen have every expert once, and are as many as the nodes."""
         rows = np.vstack((pool.T, np.ones(len(pool), dtype=np.bool_)))
         return rows.astype(np.float64), np.append(np.ones(self.experts), self.nodes)
 
-    def _solve(self, pool: BoolArray) -> tuple[float, FloatArray]:
-        """Solve the linear program over a pool; return its value and the duals of the experts."""
-        rows, sides = self._rows(pool)
-        solution = linprog(self._cost(pool), A_eq=rows, b_eq=sides, method="highs")
+    def _relax(self) -> tuple[float, FloatArray]:
+        """Solve the linear program over the pool; return its value and the experts' duals."""
+        rows, sides = self._rows(self.pool)
+        solution = linprog(self._cost(self.pool), A_eq=rows, b_eq=sides, method="highs")
         return float(solution.fun), solution.eqlin.marginals[:-1]
 
     def partition(self, pool: BoolArray) -> tuple[IntArray, int]:
-        """Find the best partition into sets of a pool: the node of every expert, and the cost."""
+        """Find the best partition into sets of a pool: every expert's node, and the visits."""
         cost = self._cost(pool)
         rows, sides = self._rows(pool)
         solution = milp(
@@ -200,169 +203,40 @@ class _Program:
             options={"mip_rel_gap": 0},
         )
         if solution.x is None:
-            return np.empty(0, dtype=np.int64), _NONE
-        chosen = np.rint(solution.x) > 0
+            return np.empty(0, dtype=np.int64), 1 << 62
+        chosen = solution.x > 0.5
         return pool[chosen].argmax(axis=0), int(cost[chosen].sum())
 
+    def _costs(self, prices: IntArray) -> Iterator[tuple[int, IntArray]]:
+        """Yield, by size, what every set costs at some prices."""
+        paid = count_touched(
+            {(e,): price for e, price in enumerate(prices.tolist())}, self.experts, self.most
+        )
+        for size, touched in self._touched.items():
+            yield size, _SCALE * touched - paid[size]
+
     def _cheapest(self, prices: IntArray) -> tuple[int, BoolArray]:
-        """Price all sets; return the least cost, and of every expert the cheapest set with it."""
-        least, sets = _NONE, []
-        for size, touched in zip(self.sizes, self._touched, strict=True):
-            costs = np.full(self.experts, _NONE)
-            members = np.zeros((self.experts, size), dtype=np.int64)
-            _price(touched, prices, size, costs, members)
+        """Return the least cost, and for every expert a set that is among the cheapest."""
+        least, pool = 1 << 62, []
+        for size, costs in self._costs(prices):
             least = min(least, int(costs.min()))
-            sets.append(self._flags(members))
-        return least, np.concatenate(sets)
+            sample = costs[:: -(-costs.size // _SAMPLE)]
+            some = min(sample.size - 1, _CHEAP)
+            places = np.flatnonzero(costs <= max(least, np.partition(sample, some)[some]))
+            flags = self._flags(places[np.argsort(costs[places], kind="stable")], size)
+            pool.append(flags[np.unique(flags.argmax(axis=0))])
+        return least, np.concatenate(pool)
 
-    def near(self, prices: IntArray, slack: int) -> tuple[BoolArray, int]:
+    def near(self, prices: IntArray, least: int, slack: int) -> tuple[BoolArray, int]:
         """List the sets within some excess of the least cost: the slack, or less if too many."""
-        least = self._cheapest(prices)[0]
+        costs = list(self._costs(prices))
         excess = slack
-        while True:
-            sets = []
-            room = _MOST_COLUMNS
-            for size, touched in zip(self.sizes, self._touched, strict=True):
-                members = np.empty((room, size), dtype=np.int64)
-                count = _collect(touched, prices, size, least + excess, members)
-                room -= count
-                if room < 0:
-                    break
-                sets.append(self._flags(members[:count]))
-            if room >= 0:
-                return np.concatenate(sets), excess
+        while sum(np.count_nonzero(of <= least + excess) for _, of in costs) > MOST_COLUMNS:
             excess //= 2
+        pool = [self._flags(np.flatnonzero(of <= least + excess), size) for size, of in costs]
+        return np.concatenate(pool), excess
 
-    def _flags(self, members: IntArray) -> BoolArray:
-        flags = np.zeros((len(members), self.experts), dtype=np.bool_)
-        np.put_along_axis(flags, members, True, axis=1)
+    def _flags(self, places: IntArray, size: int) -> BoolArray:
+        flags = np.zeros((len(places), self.experts), dtype=np.bool_)
+        np.put_along_axis(flags, sets_at(places, size), True, axis=1)
         return flags
-
-
-@njit(cache=True)
-def _count_touched(
-    has: BoolArray, members: IntArray, counts: IntArray, size: int, touched: Int32Array
-) -> None:
-    """Count the tokens that touch each set of a size, sets in lexicographic order.
-
-    Of the last three experts, tokens are counted by inclusion and exclusion, from tables of the
-    tokens that the others do not touch.
-    """
-    sets, k = members.shape
-    experts = has.shape[1]
-    tail = min(3, size)
-    depth = size - tail
-    prefix = np.arange(depth)
-    untouched = np.empty((depth + 1, sets), dtype=np.int32)
-    left = np.empty(depth + 1, dtype=np.int64)
-    untouched[0], left[0] = np.arange(sets), sets
-    one = np.empty(experts, dtype=np.int32)
-    two = np.empty((experts, experts), dtype=np.int32)
-    three = np.empty((experts, experts, experts if tail == 3 else 0), dtype=np.int32)
-    total = counts.sum()
-    at = changed = 0
-    while True:
-        for d in range(changed, depth):
-            left[d + 1] = 0
-            for t in untouched[d, : left[d]]:
-                if not has[t, prefix[d]]:
-                    untouched[d + 1, left[d + 1]] = t
-                    left[d + 1] += 1
-        first = prefix[-1] + 1 if depth else 0
-        one[first:] = 0
-        two[first:, first:] = 0
-        three[first:, first:, first:] = 0
-        base = total
-        for t in untouched[depth, : left[depth]]:
-            base -= counts[t]
-            for x in range(k - 1, -1, -1):
-                e = members[t, x]
-                if e < first:
-                    break
-                one[e] += counts[t]
-                for y in range(x + 1, k):
-                    f = members[t, y]
-                    two[e, f] += counts[t]
-                    if tail == 3:
-                        for g in members[t, y + 1 :]:
-                            three[e, f, g] += counts[t]
-        for e in range(first, experts - tail + 1):
-            with_e = base + one[e]
-            if tail == 1:
-                touched[at] = with_e
-                at += 1
-                continue
-            for f in range(e + 1, experts - tail + 2):
-                with_f = with_e + one[f] - two[e, f]
-                if tail == 2:
-                    touched[at] = with_f
-                    at += 1
-                    continue
-                for g in range(f + 1, experts):
-                    touched[at] = with_f + one[g] - two[e, g] - two[f, g] + three[e, f, g]
-                    at += 1
-        changed = _advance(prefix, experts - tail)
-        if changed < 0:
-            return
-
-
-@njit(cache=True)
-def _advance(prefix: IntArray, experts: int) -> int:
-    """Step to the next set in lexicographic order; return what changed first, or -1 at the end."""
-    size = prefix.size
-    d = size - 1
-    while d >= 0 and prefix[d] == experts - size + d:
-        d -= 1
-    if d >= 0:
-        prefix[d] += 1
-        for i in range(d + 1, size):
-            prefix[i] = prefix[i - 1] + 1
-    return d
-
-
-@njit(cache=True)
-def _price(
-    touched: Int32Array, prices: IntArray, size: int, costs: IntArray, members: IntArray
-) -> None:
-    """Find for every expert the cheapest set with it, the first of equals."""
-    experts = prices.size
-    prefix = np.arange(size - 1)
-    at = 0
-    worst = costs.max()
-    while True:
-        paid = prices[prefix].sum()
-        for e in range(prefix[-1] + 1 if size > 1 else 0, experts):
-            cost = _SCALE * touched[at] - paid - prices[e]
-            at += 1
-            if cost < worst:
-                for i in range(size):
-                    member = prefix[i] if i < size - 1 else e
-                    if cost < costs[member]:
-                        costs[member] = cost
-                        members[member, :-1] = prefix
-                        members[member, -1] = e
-                worst = costs.max()
-        if _advance(prefix, experts - 1) < 0:
-            return
-
-
-@njit(cache=True)
-def _collect(
-    touched: Int32Array, prices: IntArray, size: int, limit: int, members: IntArray
-) -> int:
-    """List the sets that cost no more than a limit; return their number, or one too many."""
-    experts = prices.size
-    prefix = np.arange(size - 1)
-    at = count = 0
-    while True:
-        paid = prices[prefix].sum()
-        for e in range(prefix[-1] + 1 if size > 1 else 0, experts):
-            if _SCALE * touched[at] - paid - prices[e] <= limit:
-                if count == len(members):
-                    return count + 1
-                members[count, :-1] = prefix
-                members[count, -1] = e
-                count += 1
-            at += 1
-        if _advance(prefix, experts - 1) < 0:
-            return count

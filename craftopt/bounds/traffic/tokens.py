@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import InputError
-from craftopt.loads import IntArray
+from craftopt.loads import BoolArray, IntArray
 
 
 class TokenSets(NamedTuple):
@@ -32,6 +32,30 @@ class TokenSets(NamedTuple):
     def tokens(self) -> int:
         """Number of tokens that chose an expert."""
         return int(self.counts.sum())
+
+    def has(self) -> BoolArray:
+        """Say which set has which expert, bool [sets, experts]."""
+        flags = np.zeros((len(self.counts), self.experts + 1), dtype=np.bool_)
+        np.put_along_axis(flags, self.members, True, axis=1)
+        return flags[:, :-1]  # the last one is for -1
+
+    def as_tuples(self) -> list[tuple[int, ...]]:
+        """List the sets."""
+        return [tuple(e for e in row if e >= 0) for row in self.members.tolist()]
+
+    def case(
+        self, nodes: int, sizes: tuple[int, int], replicas: int = 0, dispatch: str = "even"
+    ) -> dict[str, Any]:
+        """State what is to be bounded, as `craftopt.verification_traffic` reads it."""
+        return {
+            "experts": self.experts,
+            "nodes": nodes,
+            "sizes": list(sizes),
+            "replicas": replicas,
+            "dispatch": dispatch,
+            "tokens": [list(token) for token in self.as_tuples()],
+            "counts": self.counts.tolist(),
+        }
 
 
 def token_sets(topk_ids: npt.ArrayLike, experts: int) -> TokenSets:
