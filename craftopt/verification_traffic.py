@@ -9,6 +9,12 @@ expert equally often, drawn for every token and expert) or ``"any"``; ``tokens``
 expert sets, ascending, and ``counts``, how many tokens have each. Nodes stand for whatever holds
 copies: with GPUs in their place, all this holds for GPUs that tokens visit.
 
+**A certificate** is a dict of ``case``; ``copies``, a placement [experts][nodes]; its ``visits``, a
+``bound`` on those of all placements and the relative ``gap`` between, as texts "p/q"; and a
+``witness`` of the bound. Visits of a placement are those of even dispatch, the bound is for the
+dispatch of the case. Where ``joint`` stands beside, it says that relative time plus ``traffic``
+x critical nodes per token is at least its ``bound``, given a proven ``time_bound``.
+
 **A witness** is a dict with a ``kind``; its numbers are whole, in units of 1/``scale`` visits.
 
 ``{"kind": "capacity"}``
@@ -29,8 +35,10 @@ The proofs stand in ``formulations/README.md``, "Node visits".
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import combinations, pairwise
 from math import comb, prod
@@ -53,6 +61,7 @@ MOST_COLUMNS = 20_000
 MOST_CHOICES = 10
 # Sums of this size fit 64 bits with room to spare.
 _FITS = 2**60
+_NUMBER = re.compile(r"-?[0-9]+(/[0-9]+)?")
 # Factors of matrices are rounded to multiples of 2**-_BITS.
 _BITS = 40
 
@@ -79,10 +88,47 @@ class _Layer:
         for token, count in zip(self.tokens, self.counts, strict=True):
             ascending = all(e < f for e, f in pairwise(token))
             _claim(
-                len(token) > 0 and ascending and 0 <= token[0] and token[-1] < self.experts,
+                len(token) > 0 and ascending and token[0] >= 0 and token[-1] < self.experts,
                 f"{list(token)} is no set of experts, ascending",
             )
             _claim(count > 0, f"{count} tokens have the experts {list(token)}")
+
+
+def check_visits(certificate: Mapping[str, Any]) -> None:
+    """Check all that a certificate of node visits states.
+
+    Raises
+    ------
+    VerificationError
+        A claim that is false; the message names the first one.
+
+    Examples
+    --------
+    >>> from craftopt.verification_traffic import check_visits
+    >>> case = {"experts": 3, "nodes": 2, "sizes": [1, 2], "replicas": 0, "dispatch": "even",
+    ...         "tokens": [[0, 1, 2]], "counts": [5]}
+    >>> certificate = {"case": case, "copies": [[1, 0], [1, 0], [0, 1]], "visits": "10",
+    ...                "bound": "10", "gap": "0", "witness": {"kind": "capacity"}}
+    >>> check_visits(certificate)
+    >>> check_visits(certificate | {"bound": "11"})
+    Traceback (most recent call last):
+    craftopt.errors.VerificationError: the bound is stated as 11, and 10 is proven
+    """
+    with _damage_named("certificate"):
+        case = certificate["case"]
+        visits, bound = _number(certificate["visits"]), _number(certificate["bound"])
+        true = placement_visits(case, certificate["copies"])
+        _claim(visits == true, f"the visits are stated as {visits}, and are {true}")
+        proven = proven_visits(case, certificate["witness"])
+        _claim(bound <= proven, f"the bound is stated as {bound}, and {proven} is proven")
+        _claim(0 < bound <= visits, "the bound is no bound for the placement")
+        gap = visits / bound - 1
+        _claim(_number(certificate["gap"]) == gap, f"the gap is not {certificate['gap']} but {gap}")
+        if (joint := certificate.get("joint")) is not None:
+            terms = _number(joint["time_bound"]), _number(joint["traffic"])
+            _claim(min(terms) >= 0, "a term of the joint bound is below 0")
+            least = joint_bound(*terms, bound, sum(case["counts"]))
+            _claim(_number(joint["bound"]) <= least, f"the joint bound is no more than {least}")
 
 
 def proven_visits(case: Case, witness: Witness) -> Fraction:
@@ -101,23 +147,15 @@ def proven_visits(case: Case, witness: Witness) -> Fraction:
     >>> proven_visits(case, {"kind": "capacity"})
     Fraction(11, 1)
     """
-    try:
-        layer = _Layer(case)
-        kind = witness["kind"]
+    with _damage_named("witness"):
+        layer, kind = _Layer(case), witness["kind"]
         if kind == "capacity":
             sizes = zip(layer.tokens, layer.counts, strict=True)
             return Fraction(sum(count * -(-len(token) // layer.most) for token, count in sizes))
         if kind == "columns":
             return Fraction(_columns(layer, witness))
-        if kind == "companions":
-            return _companions(layer, witness)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, VerificationError):
-            raise
-        raise VerificationError(
-            f"the witness is damaged: {type(error).__name__}: {error}"
-        ) from None
-    raise VerificationError(f"{kind!r} is no kind of witness")
+        _claim(kind == "companions", f"{kind!r} is no kind of witness")
+        return _companions(layer, witness)
 
 
 def placement_visits(case: Case, copies: Sequence[Sequence[int]]) -> Fraction:
@@ -142,33 +180,32 @@ def placement_visits(case: Case, copies: Sequence[Sequence[int]]) -> Fraction:
     >>> placement_visits(case, [[1, 1], [1, 0]])
     Fraction(15, 1)
     """
-    layer = _Layer(case)
-    rows = [[_whole(number) for number in row] for row in copies]
-    _claim(
-        len(rows) == layer.experts and all(len(row) == layer.nodes for row in rows),
-        "the placement is for other experts or nodes",
-    )
-    _claim(all(min(row) >= 0 and sum(row) > 0 for row in rows), "an expert has no copy")
-    held = [sum(column) for column in zip(*rows, strict=True)]
-    _claim(
-        sum(held) == layer.experts + layer.replicas
-        and layer.least <= min(held)
-        and max(held) <= layer.most,
-        "the nodes hold other numbers of copies than the case allows",
-    )
-    copies_of = [sum(row) for row in rows]
-    elsewhere = [[of - here for here in row] for of, row in zip(copies_of, rows, strict=True)]
-    total = Fraction(0)
-    for token, count in zip(layer.tokens, layer.counts, strict=True):
-        # Of all ways to draw a copy for each expert, those that do not visit a node.
-        missed = sum(map(prod, zip(*(elsewhere[e] for e in token), strict=True)))
-        total += count * (layer.nodes - Fraction(missed, prod(copies_of[e] for e in token)))
-    return total
+    with _damage_named("placement"):
+        layer = _Layer(case)
+        rows = [[_whole(number) for number in row] for row in copies]
+        _claim(
+            len(rows) == layer.experts and all(len(row) == layer.nodes for row in rows),
+            "the placement is for other experts or nodes",
+        )
+        _claim(all(min(row) >= 0 and sum(row) > 0 for row in rows), "an expert has no copy")
+        held = [sum(column) for column in zip(*rows, strict=True)]
+        _claim(
+            sum(held) == layer.experts + layer.replicas
+            and layer.least <= min(held)
+            and max(held) <= layer.most,
+            "the nodes hold other numbers of copies than the case allows",
+        )
+        copies_of = [sum(row) for row in rows]
+        elsewhere = [[of - here for here in row] for of, row in zip(copies_of, rows, strict=True)]
+        total = Fraction(0)
+        for token, count in zip(layer.tokens, layer.counts, strict=True):
+            # Of all ways to draw a copy for each expert, those that do not visit a node.
+            missed = sum(map(prod, zip(*(elsewhere[e] for e in token), strict=True)))
+            total += count * (layer.nodes - Fraction(missed, prod(copies_of[e] for e in token)))
+        return total
 
 
-def joint_bound(
-    time_bound: Fraction, traffic: Fraction, visits: Fraction, tokens: int
-) -> Fraction:
+def joint_bound(time_bound: Fraction, traffic: Fraction, visits: Fraction, tokens: int) -> Fraction:
     """Bound the joint objective of a layer: relative time plus ``traffic`` x critical nodes.
 
     Parameters
@@ -193,9 +230,7 @@ def joint_bound(
 # --- columns: what single nodes can do ------------------------------------------------------
 
 
-def count_touched(
-    tokens: Mapping[tuple[int, ...], int], experts: int, size: int
-) -> list[Integers]:
+def count_touched(tokens: Mapping[tuple[int, ...], int], experts: int, size: int) -> list[Integers]:
     """Count the tokens that have an expert in common with a set, for all sets up to a size.
 
     Parameters
@@ -470,6 +505,26 @@ def _is_semidefinite(matrix: Integers) -> bool:
 def _claim(holds: bool, otherwise: str) -> None:
     if not holds:
         raise VerificationError(otherwise)
+
+
+@contextmanager
+def _damage_named(part: str) -> Iterator[None]:
+    """Say that a part is damaged where it has a shape that no code expects."""
+    try:
+        yield
+    except VerificationError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise VerificationError(f"the {part} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _number(value: Any) -> Fraction:
+    """Read an int or a text "p/q"; what else fractions could be ("1e999999999") takes forever."""
+    _claim(
+        type(value) is int or (type(value) is str and _NUMBER.fullmatch(value) is not None),
+        f"{value!r} stands where a whole number or a text p/q must",
+    )
+    return Fraction(value)
 
 
 def _whole(value: Any) -> int:

@@ -1,5 +1,6 @@
 """Lower bounds on the nodes that tokens visit, whatever the placement."""
 
+from craftopt.bounds.traffic.certificate import certify_visits
 from craftopt.bounds.traffic.columns import ColumnBound, column_bound
 from craftopt.bounds.traffic.companions import CompanionBound, companion_bound
 from craftopt.bounds.traffic.tokens import TokenSets, count_visits, node_sizes, token_sets
@@ -8,6 +9,7 @@ __all__ = [
     "ColumnBound",
     "CompanionBound",
     "TokenSets",
+    "certify_visits",
     "column_bound",
     "companion_bound",
     "count_visits",

@@ -155,9 +155,7 @@ class _Saddle:
         sums: list[Any] = [0.0] * 5
         for done in range(rounds):
             new_mass = np.maximum(mass - step * (1 - duals @ self.blocks.T), 0.0)
-            values, vectors = np.linalg.eigh(
-                pairs - matrix_step * self._slack(duals[:, k:], dual)
-            )
+            values, vectors = np.linalg.eigh(pairs - matrix_step * self._slack(duals[:, k:], dual))
             vectors = vectors[:, values > 0] * np.sqrt(values[values > 0])
             new_pairs = vectors @ vectors.T
             ahead = 2 * new_pairs - pairs
@@ -212,7 +210,12 @@ class _Saddle:
     def _witness(self, prices: FloatArray, dual: _Dual) -> dict[str, Any]:
         """Round prices and dual values, and shift the matrix until it is semidefinite for sure."""
         coarse = np.rint(prices * (_SCALE // _COARSE)) * _COARSE
-        dual = _Dual(*(np.rint(np.multiply(of, _SCALE)) for of in dual))
+        dual = _Dual(
+            np.rint(dual.experts * _SCALE),
+            np.rint(dual.rows * _SCALE),
+            round(dual.total * _SCALE),
+            np.rint(dual.cells * _SCALE),
+        )
         least = np.linalg.eigvalsh(self._slack(coarse, dual))[0]
         # The matrix of the witness is twice this one.
         shift = int(max(0.0, -2.0 * least)) + 4 * self.n
@@ -225,7 +228,7 @@ class _Saddle:
             ],
             "experts": dual.experts.astype(np.int64).tolist(),
             "rows": dual.rows.astype(np.int64).tolist(),
-            "total": int(dual.total),
+            "total": dual.total,
             "cells": [
                 (2 * row[e + 1 :]).astype(np.int64).tolist()
                 for e, row in enumerate(dual.cells[:-1])
@@ -243,4 +246,5 @@ def _nearest(values: FloatArray, low: float, high: float, total: float) -> Float
             least = middle
         else:
             most = middle
-    return np.clip(values - most, low, high)
+    nearest: FloatArray = np.clip(values - most, low, high)
+    return nearest

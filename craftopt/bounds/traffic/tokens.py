@@ -17,7 +17,7 @@ class TokenSets(NamedTuple):
     Parameters
     ----------
     members : int64 [sets, k]
-        Experts, ascending, each once; a smaller set has -1 in front.
+        Experts, ascending, each once; sets smaller than the largest have -1 in front.
     counts : int64 [sets]
         Tokens that chose exactly this set.
     experts : int
@@ -82,8 +82,8 @@ def token_sets(topk_ids: npt.ArrayLike, experts: int) -> TokenSets:
         )
     ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = -1  # an expert that is named twice counts once
     members, counts = np.unique(np.sort(ids, axis=1), axis=0, return_counts=True)
-    chosen = members[:, -1] >= 0
-    return TokenSets(members[chosen], counts[chosen].astype(np.int64), experts)
+    members, counts = members[members[:, -1] >= 0], counts[members[:, -1] >= 0]
+    return TokenSets(members[:, (members >= 0).any(axis=0)], counts.astype(np.int64), experts)
 
 
 def node_sizes(experts: int, gpus: int, nodes: int) -> tuple[int, int]:
