@@ -76,7 +76,9 @@ class _Layer:
         self.any_dispatch = case["dispatch"] == "any"
         _claim(case["dispatch"] in ("even", "any"), f"{case['dispatch']!r} is no dispatch")
         _claim(self.experts >= 1 and self.nodes >= 2, "a case needs an expert and two nodes")
-        _claim(0 <= self.least <= self.most <= self.experts, "the sizes of nodes are no sizes")
+        _claim(0 <= self.least <= self.most, "the sizes of nodes are no sizes")
+        # Most experts on a node, and in a block of a token's partition.
+        self.size = min(self.most, self.experts)
         _claim(self.replicas >= 0, "replicas are negative")
         _claim(
             self.nodes * self.most >= self.experts + self.replicas,
@@ -151,7 +153,7 @@ def proven_visits(case: Case, witness: Witness) -> Fraction:
         layer, kind = _Layer(case), witness["kind"]
         if kind == "capacity":
             sizes = zip(layer.tokens, layer.counts, strict=True)
-            return Fraction(sum(count * -(-len(token) // layer.most) for token, count in sizes))
+            return Fraction(sum(count * -(-len(token) // layer.size) for token, count in sizes))
         if kind == "columns":
             return Fraction(_columns(layer, witness))
         _claim(kind == "companions", f"{kind!r} is no kind of witness")
@@ -310,7 +312,7 @@ def _columns(layer: _Layer, witness: Witness) -> int:
     prices = [_whole(price) for price in witness["prices"]]
     visits = _whole(witness["visits"])
     _claim(len(prices) == layer.experts and scale > 0, "there must be a price for every expert")
-    sizes = range(layer.least, layer.most + 1)
+    sizes = range(layer.least, layer.size + 1)
     count = sum(comb(layer.experts, size) for size in sizes)
     _claim(count <= MOST_SETS, f"{count} sets are too many to count")
     tokens: dict[tuple[int, ...], int] = defaultdict(int)
@@ -321,7 +323,7 @@ def _columns(layer: _Layer, witness: Witness) -> int:
     _claim(sum(map(abs, tokens.values())) < _FITS, "the numbers are too large to add up")
     # What the sets of a better partition may cost above the least, all together.
     slack = (visits - 1) * scale - sum(prices) - layer.nodes * least
-    costs = count_touched(tokens, layer.experts, layer.most)
+    costs = count_touched(tokens, layer.experts, layer.size)
     near: list[list[tuple[int, int]]] = [[] for _ in range(layer.experts)]
     for size in sizes:
         cheapest = int(costs[size].min())
@@ -379,7 +381,7 @@ def _companions(layer: _Layer, witness: Witness) -> Fraction:
         if layer.replicas and layer.any_dispatch:
             _claim(int(prices.min(initial=0)) >= 0, "a price is below 0")
         counts = [layer.counts[at] for at in chosen]
-        intercepts = least_partition(prices, k, layer.most, scale).tolist()
+        intercepts = least_partition(prices, k, layer.size, scale).tolist()
         visits += sum(map(prod, zip(counts, intercepts, strict=True)))
         members = np.array([layer.tokens[at] for at in chosen])
         paid = prices * np.array(counts)[:, np.newaxis]
@@ -445,7 +447,7 @@ def _most_paid(layer: _Layer, weights: Integers, witness: Witness) -> Fraction:
     its rows and their total. Dual values of these, cells above 0 and a shift that makes the rest
     positive semidefinite bound the sum, for which Z counts every pair twice.
     """
-    size, nodes, replicas = layer.most, layer.nodes, layer.replicas
+    size, nodes, replicas = layer.size, layer.nodes, layer.replicas
     # With one copy each: as if experts that no token chooses filled the nodes up.
     n = layer.experts if replicas else nodes * size
     experts, rows = _row(witness["experts"], n), _row(witness["rows"], n)

@@ -32,7 +32,7 @@ RANKING = (
     {"result"},
     {"evaluation"},
     {"routing"},
-    {"verification"},
+    {"verification", "verification_traffic"},
     {"plan"},
     {"slot_tables"},
     {"problem"},

@@ -92,7 +92,6 @@ def companion_bound(
     Fraction(5, 1)
     """
     experts, k = sets.experts, sets.members.shape[1]
-    size = min(size, experts)
     if nodes < 2 or nodes * size < experts + replicas or k > MOST_CHOICES:
         raise InputError(
             f"the companion bound takes at least 2 nodes with room for all copies and tokens of "
@@ -100,6 +99,7 @@ def companion_bound(
             f"{experts + replicas} copies, {k} experts per token"
         )
     case = sets.case(nodes, (0, size), replicas, dispatch)
+    size = min(size, experts)
     if k < 2:
         witness: dict[str, Any] = {"kind": "capacity"}
     else:
