@@ -59,8 +59,8 @@ MOST_SETS = 20_000_000
 MOST_COLUMNS = 20_000
 # Experts of a token: all its partitions are compared.
 MOST_CHOICES = 10
-# Sums of this size fit 64 bits with room to spare.
-_FITS = 2**60
+# Of numbers up to that, all sums here fit 64 bits.
+_FITS = 2**50
 _NUMBER = re.compile(r"-?[0-9]+(/[0-9]+)?")
 # Factors of matrices are rounded to multiples of 2**-_BITS.
 _BITS = 40
@@ -81,7 +81,7 @@ class _Layer:
         self.size = min(self.most, self.experts)
         _claim(self.replicas >= 0, "replicas are negative")
         _claim(
-            self.nodes * self.most >= self.experts + self.replicas,
+            self.nodes * self.least <= self.experts + self.replicas <= self.nodes * self.most,
             "the nodes do not hold all copies",
         )
         self.tokens = [tuple(_whole(e) for e in token) for token in case["tokens"]]
@@ -320,7 +320,7 @@ def _columns(layer: _Layer, witness: Witness) -> int:
         tokens[token] += scale * number
     for e, price in enumerate(prices):
         tokens[e,] -= price
-    _claim(sum(map(abs, tokens.values())) < _FITS, "the numbers are too large to add up")
+    _claim(sum(map(abs, tokens.values())) <= _FITS, "the numbers are too large to add up")
     # What the sets of a better partition may cost above the least, all together.
     slack = (visits - 1) * scale - sum(prices) - layer.nodes * least
     costs = count_touched(tokens, layer.experts, layer.size)
@@ -366,12 +366,12 @@ def _has_partition(
 def _companions(layer: _Layer, witness: Witness) -> Fraction:
     """Bound visits by the tokens' intercepts, less the most that all prices can sum to."""
     scale = _whole(witness["scale"])
-    _claim(scale > 0, "the scale must be above 0")
+    _claim(0 < scale <= _FITS, "the scale is not above 0, or too large")
     _claim(len(witness["prices"]) == len(layer.tokens), "every token needs its prices")
     tokens_of: dict[int, list[int]] = defaultdict(list)
     for at, token in enumerate(layer.tokens):
         tokens_of[len(token)].append(at)
-    most = _FITS // max(scale, sum(layer.counts))
+    most = _FITS // sum(layer.counts)
     visits = 0
     weights = np.zeros((layer.experts, layer.experts), dtype=np.int64)
     for k, chosen in tokens_of.items():
@@ -427,7 +427,7 @@ def least_partition(prices: Integers, k: int, size: int, scale: int) -> Integers
         others = flags & (flags - 1)
         joined = [price[first, j] for j in range(first + 1, k) if others >> j & 1]
         block.append(sum(joined, start=block[others] + (0 if others else scale)))
-        least = np.full(len(prices), _FITS)
+        least = np.full(len(prices), np.iinfo(np.int64).max)
         joining = others
         while True:  # all sets that share the block with the first expert
             together = flags & ~others | joining
@@ -516,8 +516,10 @@ def _damage_named(part: str) -> Iterator[None]:
         yield
     except VerificationError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise VerificationError(f"the {part} is damaged: {type(error).__name__}: {error}") from None
+    except (RecursionError, MemoryError):
+        raise VerificationError(f"the {part} is larger than can be checked") from None
 
 
 def _number(value: Any) -> Fraction:
