@@ -32,7 +32,7 @@ RANKING = (
     {"evaluation"},
     {"traffic"},
     {"routing"},
-    {"verification"},
+    {"verification", "verification_traffic"},
     {"problem"},
     {"objective"},
     {"plan"},
