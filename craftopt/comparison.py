@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.errors import CraftoptWarning, InfeasibleError, InputError
+from craftopt.errors import InfeasibleError, InputError
 from craftopt.evaluation import DISPATCHES, Evaluation, evaluate, mean_activated
 from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Result
-from craftopt.solving import find_method, methods, solve
+from craftopt.solving import MethodName, find_method, methods, solve
 
 # Beyond this range a Gamma variable underflows, or all blends are the average.
 _LEAST_ALPHA, _MOST_ALPHA = 0.01, 1000.0
@@ -135,18 +134,15 @@ def compare(
     """
     if names is None:
         names = [name for name in methods() if not find_method(name).proves]
-    chosen = tuple(names)
+    chosen = [find_method(name).name for name in names]
     if not chosen:
         raise InputError("names is empty; pass at least one method, or None")
-    for name in chosen:
-        find_method(name)
     if dispatch not in DISPATCHES:
         raise InputError(f"dispatch={dispatch!r} is unknown; pass one of {', '.join(DISPATCHES)}")
     rows, bound = [], float("nan")
     for label, variant, name in _runs(problem, chosen):
         if progress is not None:
             progress(label)
-        _warm_up(variant, name)
         result = solve(variant, name, seed=seed, workers=workers)
         if variant is problem:
             bound = result.bound
@@ -340,12 +336,14 @@ def _without_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:
     return loads.split(np.array([_domain_of(name) != domain for name in loads.window_names]))
 
 
-def _runs(problem: Problem, names: Sequence[str]) -> Iterator[tuple[str, Problem, str]]:
+def _runs(
+    problem: Problem, names: Sequence[MethodName]
+) -> Iterator[tuple[str, Problem, MethodName]]:
     for name in names:
         yield name, problem, name
     experts = problem.loads.experts
     engine = (experts // problem.gpus + 1) * problem.gpus - experts
-    reference = "eplb" if problem.expert_groups is None else "eplb-hierarchical"
+    reference: MethodName = "eplb" if problem.expert_groups is None else "eplb-hierarchical"
     if reference not in names or problem.replicas >= engine * problem.loads.layers:
         return
     try:
@@ -353,18 +351,6 @@ def _runs(problem: Problem, names: Sequence[str]) -> Iterator[tuple[str, Problem
     except InfeasibleError:
         return
     yield f"{reference} (+{engine} per layer)", variant, reference
-
-
-def _warm_up(problem: Problem, name: str) -> None:
-    """Run the method on one layer, so that its time is not the compiler's."""
-    loads = problem.loads
-    # Two windows: one alone is another problem.
-    layer = Loads(loads.tokens[:2, :1], loads.layer_ids[:1], loads.window_names[:2])
-    share = -(-problem.replicas // loads.layers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CraftoptWarning)
-        small = problem.replace(loads=layer, replicas=share, previous=None, max_moves=None)
-        solve(small, name)
 
 
 def _row(

@@ -122,7 +122,9 @@ class Result:
     violations : tuple of str
         Rules that the plan breaks; empty = valid.
     runtime : float
-        Seconds that the method took, without evaluation and bound.
+        Seconds that the method took, without compiling, evaluation and bound.
+    compile_time : float
+        Seconds of compiling, or of loading compiled kernels, before that; 0 but on first use.
     """
 
     method: str
@@ -133,6 +135,7 @@ class Result:
     gap: float | None
     violations: tuple[str, ...]
     runtime: float
+    compile_time: float = 0.0
     limit: Limit | None = None
     message: str = ""
     _plan: Plan | None = field(default=None, repr=False)

@@ -30,7 +30,7 @@ RANKING = (
     {"search"},
     {"bounds"},
     {"knapsack"},
-    {"result"},
+    {"result", "compiling"},
     {"evaluation"},
     {"routing"},
     {"verification"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -64,7 +64,7 @@ def plan(
     with progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
-            method,
+            cast(co.MethodName, method),
             seed=seed,
             work_limit=work_limit,
             time_limit=time_limit,

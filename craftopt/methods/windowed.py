@@ -324,7 +324,8 @@ class _Search:
             1e-3,
         )
         if self.previous[layer] == replicas and problem.previous is not None:
-            kept: Copies = problem.previous_copies[layer]
+            # A copy that can be written: numba compiles another annealing for one that cannot.
+            kept: Copies = problem.previous_copies[layer].copy()
             if self._cost(layer, kept) <= self._cost(layer, placed):
                 return kept
         return placed

@@ -6,12 +6,13 @@ A move is a copy hosted where the old plan does not host it: an expert that has 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.bounds import whole_plan_bound
+from craftopt.compiling import first_use
 from craftopt.errors import InputError
 from craftopt.evaluation import objective_value, violations
 from craftopt.loads import BoolArray, as_array, read_only
@@ -182,7 +183,6 @@ def rebalance(
             f"{type(old_plan).__name__}"
         )
     problem.goal.require_even_dispatch("rebalance")
-    start_time = time.perf_counter()
     if not 0 <= move_price < np.inf:
         raise InputError(f"move_price={move_price}; pass a finite number of at least 0")
     Options(seed, work_limit, workers=workers)  # checks them
@@ -196,6 +196,8 @@ def rebalance(
     limits.append(None if side_by_side is None else side_by_side * task.gpus)
     given = [limit for limit in limits if limit is not None]
     task = task.variant(max_moves=min(given) if given else None)
+    compile_time = first_use("rebalance", task.variant(max_moves=None), _rebalance_miniature)
+    start_time = time.perf_counter()
     start = valid_start(task)
     every = int(start.sum())
     most = every if task.max_moves is None else min(task.max_moves, every)
@@ -224,7 +226,13 @@ def rebalance(
         if plan is None:
             message = f"max_seconds={max_seconds} is too short for the moves that the rules need"
     runtime = time.perf_counter() - start_time
-    return _measured(task, old_plan, alive, plan, fronts, message, runtime)
+    measured = _measured(task, old_plan, alive, plan, fronts, message, runtime)
+    return replace(measured, compile_time=compile_time)
+
+
+def _rebalance_miniature(small: Problem) -> None:
+    assert isinstance(small.previous, Plan)
+    rebalance(small, small.previous, work_limit=0)
 
 
 def _best(

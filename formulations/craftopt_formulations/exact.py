@@ -303,6 +303,7 @@ class _Exact:
     def _take_layers(self, copies: Copies) -> IntArray:
         """Know the layers of a plan; return their replicas."""
         replicas: IntArray = copies.sum(axis=(1, 2), dtype=np.int64) - self.problem.loads.experts
+        copies = copies.copy()  # numba compiles another annealing for what cannot be written
         for layer, r in enumerate(replicas.tolist()):
             cost = layer_cost(self.problem, layer, copies[layer])
             self.layers[layer, r] = _Layer(copies[layer], cost, self._layer_bound(layer, r))
