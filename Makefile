@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/craftopt compare deepseek-r1 --gpus 64 --nodes 8 --slots even --replicas-per-layer 8 --holdout odd-even
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --nbmake --benchmark-disable tests craftopt formulations $(NOTEBOOKS) $(BENCHMARKS)
+	$(BIN)/python -m pytest -n 2 --nbmake --benchmark-disable tests craftopt formulations tools $(NOTEBOOKS) $(BENCHMARKS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -30,7 +30,7 @@ def test_whole_model(measure, problems, method, example):
         assert result.has_plan, result.message
         return result.runtime
 
-    measure(method, example, plan, rounds=3 if find_method(method).searches else 7)
+    measure(method, example, plan, rounds=3 if find_method(method).work else 7)
 
 
 def test_bound(measure, problems):

@@ -15,7 +15,6 @@ import numpy as np
 import craftopt as co
 from craftopt.bounds import whole_plan_bound
 from craftopt.evaluation import mean_activated, objective_value
-from craftopt.methods.decode import plan_for_both
 
 TRACES = ("deepseek_v2_lite_esft_trace", "gpt_oss_20b_benchmarks_trace")
 PLANNED, SERVED = 1000, 500
@@ -88,7 +87,7 @@ def both_rows(name: str, trace: co.Trace, size: int, gpus: int) -> None:
     served = decode.replace(loads=batches(others, size, SERVED))
     served_prefill = prefill.replace(loads=others.batches(PREFILL))
     for weight in WEIGHTS:
-        plan = plan_for_both(prefill, decode, weight=weight)
+        plan = co.plan_for_both(prefill, decode, weight=weight)
         time = objective_value(plan, served_prefill)
         reads = objective_value(plan, served)
         print(f"| {name} | {weight:g} | {time:.4f} | {reads:.4f} |", flush=True)

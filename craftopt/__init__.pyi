@@ -1,13 +1,10 @@
 """The public names and where they live: the one list, for type checkers and for `__init__.py`."""
 
 from craftopt.baselines import eplb as eplb
-from craftopt.certificates import Certificate as Certificate
 from craftopt.certificates import certify as certify
 from craftopt.comparison import Comparison as Comparison
-from craftopt.comparison import blend as blend
 from craftopt.comparison import compare as compare
 from craftopt.comparison import compare_domains as compare_domains
-from craftopt.comparison import holdout as holdout
 from craftopt.datasets import example_names as example_names
 from craftopt.datasets import load_example as load_example
 from craftopt.errors import CraftoptError as CraftoptError
@@ -19,12 +16,11 @@ from craftopt.errors import NoPlanError as NoPlanError
 from craftopt.errors import VerificationError as VerificationError
 from craftopt.evaluation import Evaluation as Evaluation
 from craftopt.evaluation import evaluate as evaluate
+from craftopt.formats import export as export
 from craftopt.formats import read_loads as read_loads
-from craftopt.formats.export import export as export
-from craftopt.formats.plans import read_plan as read_plan
-from craftopt.formats.traces import read_trace as read_trace
+from craftopt.formats import read_plan as read_plan
+from craftopt.formats import read_trace as read_trace
 from craftopt.loads import Loads as Loads
-from craftopt.methods.decode import plan_for_both as plan_for_both
 from craftopt.objective import ObjectiveName as ObjectiveName
 from craftopt.online import Decision as Decision
 from craftopt.online import OnlinePlanner as OnlinePlanner
@@ -32,6 +28,7 @@ from craftopt.online import Replay as Replay
 from craftopt.online import move_cost as move_cost
 from craftopt.online import replay as replay
 from craftopt.plan import Plan as Plan
+from craftopt.planners.both import plan_for_both as plan_for_both
 from craftopt.problem import Problem as Problem
 from craftopt.problem import SlotRule as SlotRule
 from craftopt.rebalancing import Migration as Migration
@@ -50,6 +47,9 @@ from craftopt.solving import methods as methods
 from craftopt.solving import solve as solve
 from craftopt.solving import warm_up as warm_up
 from craftopt.traces import Trace as Trace
+from craftopt.verification import Certificate as Certificate
 from craftopt.verification import verify as verify
+from craftopt.windows import blend as blend
+from craftopt.windows import holdout as holdout
 
 __version__: str

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from craftopt.errors import InfeasibleError, InputError
-from craftopt.evaluation import DISPATCHES, Evaluation, evaluate, mean_activated
-from craftopt.loads import FloatArray, Loads
+from craftopt.errors import InfeasibleError, InputError, choice
+from craftopt.evaluation import Evaluation, evaluate, mean_activated
+from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Result
+from craftopt.routing import DISPATCHES, Dispatch
 from craftopt.solving import MethodName, find_method, methods, solve
-
-# Beyond this range a Gamma variable underflows, or all blends are the average.
-_LEAST_ALPHA, _MOST_ALPHA = 0.01, 1000.0
-_DRIFT = 0.9  # correlation of a part's weight from one window to the next
+from craftopt.windows import domains, holdout
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class Comparison:
     served: Loads | None
     bound: float
     rows: tuple[Row, ...]
-    dispatch: str = "even"
+    dispatch: Dispatch = "even"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, for JSON."""
@@ -100,7 +95,7 @@ def compare(
     served: Loads | None = None,
     names: Sequence[str] | None = None,
     *,
-    dispatch: str = "even",
+    dispatch: Dispatch = "even",
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -108,7 +103,7 @@ def compare(
     """Plan with several methods, and score them on the planned and on held-out windows.
 
     Where the budget is below what engines spend today (one extra slot on every GPU in every
-    layer), EPLB with that many replicas stands at the end, as a reference over the budget.
+    layer), EPLB with that many replicas comes last, as a reference over the budget.
 
     Parameters
     ----------
@@ -137,8 +132,7 @@ def compare(
     chosen = [find_method(name).name for name in names]
     if not chosen:
         raise InputError("names is empty; pass at least one method, or None")
-    if dispatch not in DISPATCHES:
-        raise InputError(f"dispatch={dispatch!r} is unknown; pass one of {', '.join(DISPATCHES)}")
+    dispatch = choice("dispatch", dispatch, DISPATCHES)
     rows, bound = [], float("nan")
     for label, variant, name in _runs(problem, chosen):
         if progress is not None:
@@ -154,7 +148,7 @@ def compare_domains(
     problem: Problem,
     names: Sequence[str] | None = None,
     *,
-    dispatch: str = "even",
+    dispatch: Dispatch = "even",
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -185,7 +179,7 @@ def compare_domains(
     [('chat', 1), ('code', 2)]
     """
     results = {}
-    for domain in _domains(problem.loads):
+    for domain in domains(problem.loads):
         if progress is not None:
             progress(f"without {domain}")
         planned, served = holdout(problem.loads, f"domain:{domain}")
@@ -194,146 +188,6 @@ def compare_domains(
             variant, served, names, dispatch=dispatch, seed=seed, workers=workers
         )
     return results
-
-
-def holdout(loads: Loads, rule: str) -> tuple[Loads, Loads]:
-    """Split windows into those to plan on and those to serve.
-
-    Parameters
-    ----------
-    loads : Loads
-    rule : str
-        ``"odd-even"``: plan on odd 0-based positions, serve the even ones. ``"first-half"``:
-        plan on the first half, serve the rest; ``"second-half"`` the other way round.
-        ``"domain:NAME"``: serve the windows of one domain, plan on all others; a window's
-        domain is its name up to the first ``/``, the whole name where there is none. Else a
-        text file that names the windows to serve, one a line.
-
-    Raises
-    ------
-    InputError
-        An unknown rule, domain or window, or a split that leaves a side empty.
-
-    Examples
-    --------
-    >>> import craftopt as co
-    >>> train, test = co.holdout(co.Loads([[[1, 2]], [[3, 4]], [[5, 6]]]), "odd-even")
-    >>> train.window_names, test.window_names
-    (('1',), ('0', '2'))
-    """
-    if loads.windows < 2:
-        raise InputError("these loads have 1 window; a holdout needs at least 2")
-    position = np.arange(loads.windows)
-    if rule == "odd-even":
-        return loads.split(position % 2 == 1)
-    if rule == "first-half":
-        return loads.split(position < loads.windows // 2)
-    if rule == "second-half":
-        return loads.split(position >= loads.windows // 2)
-    if rule.startswith("domain:"):
-        return _without_domain(loads, rule.removeprefix("domain:"))
-    path = Path(rule)
-    try:
-        names = set(path.read_text(encoding="utf-8").split("\n"))
-    except (OSError, UnicodeDecodeError):
-        raise InputError(
-            f"holdout {rule!r} is neither odd-even, first-half, second-half nor domain:NAME "
-            "nor a text file of window names"
-        ) from None
-    names = {name.strip() for name in names if name.strip()}
-    unknown = sorted(names - set(loads.window_names))
-    if unknown:
-        raise InputError(
-            f"{rule} names {unknown[0]!r}, which is no window; the loads have "
-            f"{', '.join(loads.window_names[:4])}{', ...' if loads.windows > 4 else ''}"
-        )
-    return loads.split(np.array([name not in names for name in loads.window_names]))
-
-
-def blend(loads: Loads, alpha: float, windows: int = 100, seed: int = 0) -> Loads:
-    """Make windows that mix the given ones in shares that drift.
-
-    The shares of every window are Dirichlet(alpha) distributed over the given windows, and
-    change little from one to the next: they are Gamma(alpha) variables over their sum, each
-    carried on by a beta-gamma autoregression (Lewis, McKenzie and Hugus, 1989), which keeps
-    the distribution, with a correlation of 0.9. Given windows count alike, whatever their
-    tokens; every blend has as many tokens as they have on average.
-
-    Parameters
-    ----------
-    loads : Loads
-    alpha : float
-        At most 1000, at least 0.01: small values serve nearly one window at a time, great ones
-        the average of all.
-    windows : int
-        Windows to make.
-    seed : int
-
-    Raises
-    ------
-    InputError
-        A value outside its range.
-
-    Examples
-    --------
-    >>> import craftopt as co
-    >>> blended = co.blend(co.Loads([[[8, 2]], [[2, 8]]]), alpha=0.5, windows=3)
-    >>> blended.window_names
-    ('blend/00000', 'blend/00001', 'blend/00002')
-    >>> blended.tokens.sum(axis=2).ravel()
-    array([10., 10., 10.])
-    """
-    if not _LEAST_ALPHA <= alpha <= _MOST_ALPHA:
-        raise InputError(f"alpha={alpha}; pass {_LEAST_ALPHA:g} to {_MOST_ALPHA:g}")
-    if windows < 1:
-        raise InputError(f"windows={windows}; pass at least 1")
-    shares = _drifting_shares(loads.windows, alpha, windows, np.random.default_rng(seed))
-    flat = loads.tokens.reshape(loads.windows, -1)
-    total = flat.sum(axis=1, keepdims=True)
-    if not total.all():
-        name = loads.window_names[int(np.argmin(total))]
-        raise InputError(f"window {name!r} has no tokens to blend; leave it out (Loads.select)")
-    tokens = shares @ (flat / total) * total.mean()
-    names = [f"blend/{window:05d}" for window in range(windows)]
-    return Loads(tokens.reshape(windows, *loads.tokens.shape[1:]), loads.layer_ids, names)
-
-
-def _drifting_shares(
-    parts: int, alpha: float, steps: int, generator: np.random.Generator
-) -> FloatArray:
-    """Draw Dirichlet(alpha) shares that drift, float64 [steps, parts]; rows sum to 1."""
-    weights = np.empty((steps, parts))
-    weights[0] = generator.gamma(alpha, size=parts)
-    fresh = generator.gamma(alpha * (1 - _DRIFT), size=(steps, parts))
-    # Beta(alpha d, alpha (1 - d)) of a Gamma(alpha) is Gamma(alpha d); fresh makes it whole.
-    kept = generator.beta(alpha * _DRIFT, alpha * (1 - _DRIFT), size=(steps, parts))
-    for step in range(1, steps):
-        weights[step] = kept[step] * weights[step - 1] + fresh[step]
-    # At the least alpha, all weights of a step can be too small for a number.
-    weights += np.finfo(float).tiny
-    shares: FloatArray = weights / weights.sum(axis=1, keepdims=True)
-    return shares
-
-
-def _domain_of(window_name: str) -> str:
-    return window_name.split("/", 1)[0]
-
-
-def _domains(loads: Loads) -> list[str]:
-    """List the domains of the windows in order, at least two."""
-    domains = list(dict.fromkeys(map(_domain_of, loads.window_names)))
-    if len(domains) < 2:
-        raise InputError(
-            f"all windows are of the domain {domains[0]!r}; leaving one out needs two or more"
-        )
-    return domains
-
-
-def _without_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:
-    domains = _domains(loads)
-    if domain not in domains:
-        raise InputError(f"{domain!r} is no domain of these windows; they are {', '.join(domains)}")
-    return loads.split(np.array([_domain_of(name) != domain for name in loads.window_names]))
 
 
 def _runs(
@@ -354,7 +208,7 @@ def _runs(
 
 
 def _row(
-    label: str, result: Result, served: Loads | None, dispatch: str, *, over_budget: bool
+    label: str, result: Result, served: Loads | None, dispatch: Dispatch, *, over_budget: bool
 ) -> Row:
     note = "over the budget: what engines spend by default" if over_budget else result.message
     if not result.has_plan:
@@ -364,7 +218,7 @@ def _row(
         )  # fmt: skip
     plan = result.plan
     totals = plan.slots.sum(axis=0)
-    decode = result.problem.objective == "activated"
+    decode = not result.problem.goal.even_dispatch
     return Row(
         method=label,
         status=result.status.value,
@@ -379,6 +233,6 @@ def _row(
     )
 
 
-def _scores(plan: Plan, loads: Loads, dispatch: str, decode: bool) -> Scores:
+def _scores(plan: Plan, loads: Loads, dispatch: Dispatch, decode: bool) -> Scores:
     activated = mean_activated(plan, loads) if decode else None
     return Scores.of(evaluate(plan, loads, dispatch), activated)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.errors import InputError
+from craftopt.errors import choice
 from craftopt.loads import Loads
 
 _SHARDS = 8
@@ -100,13 +99,7 @@ def load_example(name: str) -> Loads:
     >>> train.window_names[:3]
     ('topic-a/0', 'topic-a/2', 'topic-a/4')
     """
-    recipe = _RECIPES.get(str(name).casefold())
-    if recipe is None:
-        known = example_names()
-        nearest = difflib.get_close_matches(str(name).casefold(), known, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"no example is called {name!r}; did you mean {nearest!r}? Examples: {', '.join(known)}"
-        )
+    recipe = _RECIPES[choice("example", name, example_names())]
     layer_ids = np.arange(recipe.first_layer, recipe.first_layer + recipe.layers)
     names = [f"topic-{topic}/{shard}" for topic in _TOPIC_SPREAD for shard in range(_SHARDS)]
     return Loads(_counts(_log_rates(recipe)), layer_ids, names)

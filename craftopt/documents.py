@@ -6,62 +6,74 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from craftopt.errors import FormatError, InputError
 
 
-def write_json(head: Mapping[str, Any], tables: Mapping[str, Iterable[Any]]) -> str:
-    """Write fields, then tables with one row a line, so that two versions compare line by line.
-
-    Examples
-    --------
-    >>> print(write_json({"format": "example", "version": 1}, {"rows": [[1, 2], [3]]}), end="")
-    {
-      "format": "example",
-      "version": 1,
-      "rows": [
-        [1, 2],
-        [3]
-      ]
-    }
-    """
-    parts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-    for key, rows in tables.items():
-        body = ",\n".join(f"    {json.dumps(row)}" for row in rows)
-        parts.append(f"  {json.dumps(key)}: [\n{body}\n  ]")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def read_json(text: str, kind: str, format_name: str, version: int) -> dict[str, Any]:
-    """Read a document and check its envelope.
+def write_json(document: Mapping[str, Any], tables: Mapping[str, int]) -> str:
+    """Write a document with its tables a row a line, so that two versions compare line by line.
 
     Parameters
     ----------
-    text : str
-    kind : str
-        What a user calls it: "plan", "certificate", ...
-    format_name : str
-        What ``"format"`` must say.
-    version : int
-        What ``"version"`` must say.
+    document : mapping
+        A field a line, in this order.
+    tables : mapping
+        Fields that are tables, and how deep in them a line's row lies: 1 for a list of rows, 2 for
+        a list of such lists.
+
+    Examples
+    --------
+    >>> print(write_json({"rows": [[1, 2], [3]], "format": "example"}, {"rows": 1}), end="")
+    {
+      "rows": [
+        [1, 2],
+        [3]
+      ],
+      "format": "example"
+    }
+    """
+    fields = (
+        f"  {json.dumps(key)}: {_text(value, tables.get(key, 0), margin=2)}"
+        for key, value in document.items()
+    )
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _text(value: Any, depth: int, margin: int) -> str:
+    if depth == 0 or not value:
+        return json.dumps(value)
+    rows = (" " * (margin + 2) + _text(row, depth - 1, margin + 2) for row in value)
+    return "[\n" + ",\n".join(rows) + "\n" + " " * margin + "]"
+
+
+def read_json(text: str) -> Any:
+    """Read JSON.
 
     Raises
     ------
     FormatError
-        No JSON, a document of another format, or of another version.
+        Text that is no JSON.
     """
     try:
-        document = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"this is no JSON: {error}") from None
-    return check_envelope(document, kind, format_name, version)
 
 
 def check_envelope(document: Any, kind: str, format_name: str, version: int) -> dict[str, Any]:
     """Return a document of the wanted format and version.
+
+    Parameters
+    ----------
+    document
+        What `read_json` returned.
+    kind : str
+        What a user calls it: "plan", "certificate", ...
+    format_name, version : str and int
+        What ``"format"`` and ``"version"`` must say.
 
     Raises
     ------

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+Name = TypeVar("Name", bound=str)
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 
 class CraftoptError(Exception):
@@ -90,10 +96,11 @@ def unknown(name: str, value: object, known: Iterable[str], *, cutoff: float = 0
     plain = {other.casefold(): other for other in reversed(names)}
     close = difflib.get_close_matches(str(value).casefold(), plain, n=1, cutoff=cutoff)
     hint = f"; did you mean {plain[close[0]]!r}?" if close else ""
-    return InputError(f"{name}={value!r} is unknown; pass one of {', '.join(names)}{hint}")
+    listed = ", ".join(names) if len(names) <= 20 else f"{len(names)} names"
+    return InputError(f"{name}={value!r} is unknown; pass one of {listed}{hint}")
 
 
-def choice(name: str, value: object, known: Iterable[str]) -> str:
+def choice(name: str, value: object, known: Iterable[Name]) -> Name:
     """Return the known name that is meant, whatever its case.
 
     Raises
@@ -123,3 +130,24 @@ def divide_gpus(gpus: int, nodes: int) -> int:
             f"gpus={gpus} does not divide into nodes={nodes}; pass nodes=1 or gpus={fitting}"
         )
     return gpus // nodes
+
+
+def deprecated(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn, at the line that called the caller, that something has a new name."""
+    warnings.warn(f"{old} is deprecated; use {new}", DeprecationWarning, stacklevel=stacklevel)
+
+
+def renamed(**new_names: str) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
+    """Let a function take arguments under old names too: ``@renamed(rule="dispatch")``."""
+
+    def decorate(function: Callable[Given, Made]) -> Callable[Given, Made]:
+        @functools.wraps(function)
+        def call(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+            for old in new_names.keys() & kwargs.keys():
+                deprecated(f"{old}=", f"{new_names[old]}=")
+                kwargs[new_names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate

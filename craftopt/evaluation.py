@@ -11,9 +11,7 @@ from craftopt.errors import InputError, choice
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.routing import RULES, route
-
-DISPATCHES = RULES
+from craftopt.routing import DISPATCHES, Dispatch, route
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +76,7 @@ class Evaluation:
         )
 
 
-def evaluate(plan: Plan, loads: Loads, dispatch: str = "even") -> Evaluation:
+def evaluate(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> Evaluation:
     """Score a plan on loads, whether it was planned on them or not.
 
     Parameters
@@ -205,7 +203,7 @@ def violations(plan: Plan, problem: Problem) -> tuple[str, ...]:
     >>> from craftopt.evaluation import violations
     >>> problem = co.Problem(co.Loads([[6, 2, 4]]), gpus=2, replicas=1)
     >>> violations(co.Plan.from_phy2log([[0, 0, 1, 2]], gpus=2), problem)
-    ('duplicates: 1 copies stand beside a copy of the same expert (layer 0, expert 0, GPU 0)',)
+    ('duplicates: 1 copies share a GPU with a copy of the same expert (layer 0, expert 0, GPU 0)',)
     """
     _check_match(plan, problem.loads)
     if plan.gpus != problem.gpus:
@@ -248,7 +246,7 @@ def _duplicates(plan: Plan) -> str:
         return ""
     layer, expert, gpu = np.argwhere(plan.copies > 1)[0]
     return (
-        f"duplicates: {plan.duplicates} copies stand beside a copy of the same expert "
+        f"duplicates: {plan.duplicates} copies share a GPU with a copy of the same expert "
         f"(layer {layer}, expert {expert}, GPU {gpu})"
     )
 
@@ -306,9 +304,7 @@ def _expert_groups(plan: Plan, problem: Problem) -> str:
     spread = present.sum(axis=2)
     if spread.max() > 1:
         layer, group = np.argwhere(spread > 1)[0]
-        return (
-            f"expert groups: group {group} stands on {spread[layer, group]} nodes in layer {layer}"
-        )
+        return f"expert groups: group {group} is on {spread[layer, group]} nodes in layer {layer}"
     groups_of_node: IntArray = present.sum(axis=1)
     if groups_of_node.min() != groups_of_node.max():
         return f"expert groups: nodes hold {groups_of_node.min()} to {groups_of_node.max()} groups"
@@ -323,8 +319,8 @@ def _expert_groups(plan: Plan, problem: Problem) -> str:
 def _max_moves(plan: Plan, problem: Problem) -> str:
     if problem.previous is None or problem.max_moves is None:
         return ""
-    anew = plan.copies.astype(np.int64) - problem.previous_copies
-    moves = int(np.maximum(anew, 0).sum())
+    added = plan.copies.astype(np.int64) - problem.previous_copies
+    moves = int(np.maximum(added, 0).sum())
     if moves <= problem.max_moves:
         return ""
-    return f"max moves: {moves} copies are hosted anew where {problem.max_moves} are allowed"
+    return f"max moves: {moves} copies are new on their GPUs where {problem.max_moves} are allowed"

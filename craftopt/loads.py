@@ -152,7 +152,7 @@ class Loads:
         return self.select(np.flatnonzero(chosen)), self.select(np.flatnonzero(~chosen))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copies and pickles are made anew, so that they are read-only too.
+        # Copies and pickles go through the constructor, so that they are read-only too.
         return Loads, (self.tokens, self.layer_ids, self.window_names)
 
     def __eq__(self, other: object) -> bool:

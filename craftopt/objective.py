@@ -57,11 +57,11 @@ class Objective:
         # Without tokens both are 0.
         return (value - bound) / bound if value > bound else 0.0
 
-    def scale(self, loads: Loads, gpus: int) -> float:
-        """Compute what a value of 1 is worth as a cost over all windows and layers."""
+    def cost(self, value: float, loads: Loads, gpus: int) -> float:
+        """Turn a plan's value into its cost, summed over all windows and layers."""
         if self.maximised:
-            return -float(loads.windows * loads.layers)
-        return float(loads.tokens.sum()) / gpus
+            return -value * loads.windows * loads.layers
+        return value * float(loads.tokens.sum()) / gpus
 
     def window_weights(self, mean: FloatArray) -> FloatArray:
         """Compute what every window counts in its layer, from the mean GPU loads.
@@ -78,6 +78,20 @@ class Objective:
         if not self.maximised:
             return largest
         return -np.divide(mean, largest, out=np.ones_like(largest), where=largest > 0)
+
+    def summed_cost(self, largest: FloatArray, mean: FloatArray) -> float:
+        """Sum a layer's costs over its windows with tokens.
+
+        Parameters
+        ----------
+        largest : float64 [windows]
+            Largest GPU loads, in mean GPU loads; 0 without tokens.
+        mean : float64 [windows]
+            Mean GPU loads.
+        """
+        if not self.maximised:
+            return float((largest * mean).sum())
+        return -float((1.0 / largest[largest > 0]).sum())
 
     def require_even_dispatch(self, what: str) -> None:
         """Refuse the objective ``activated`` where only those of even dispatch are known.

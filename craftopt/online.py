@@ -1,9 +1,9 @@
 """The online loop: windows of traffic in, decisions out.
 
 After every window the planner says whether to keep the plan that serves or to change it, and how.
-A plan is worth most on the kind of traffic that it was made for, so windows are sorted into
-domains as they come; a new kind is noticed by its distance, and what was learnt of an old kind is
-remembered for when it comes back.
+A plan is worth most on the kind of traffic that it was made for, so windows are clustered into
+domains as they arrive: a distant window starts a new domain, and the plan of an old one is
+remembered for when its traffic comes back.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.errors import InputError
+from craftopt.errors import InputError, number, whole
 from craftopt.evaluation import evaluate
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing import count_moves, rebalance, relabel
+from craftopt.result import Options
+from craftopt.windows import hellinger, root_shares
 
 Action = Literal["keep", "rebalance", "recall"]
 
-# A window belongs to a domain up to so many times the usual distance of its windows.
+# Largest distance of a window to its domain, in usual distances within the domain.
 DRIFT = 1.6
 # Windows and domains remembered.
 MOST_WINDOWS, MOST_DOMAINS = 12, 16
-# Windows that count less are left out.
+# Windows of less weight are left out.
 LEAST_WEIGHT = 0.02
-# Half-lives, in windows of a domain, that its windows may be weighted by: the one that predicts
-# the next window best. The evidence is forgotten by a tenth with every window.
+# Exponential smoothing: half-lives, in windows of a domain, of which the best predictor of the
+# next window is used, and the discount of past prediction errors per window.
 HALF_LIVES, FORGET = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), 0.9
 
 
@@ -46,7 +48,7 @@ class Decision:
     plan : Plan
         What is to serve from now on.
     moves : int
-        Copies that it hosts anew.
+        Copies to send for it.
     gain, cost : float
         Expected over the horizon, in token-loads of the fullest GPU: what the change saves, and
         what its moves cost.
@@ -105,7 +107,7 @@ class OnlinePlanner:
     horizon : float
         Windows that a change is expected to serve.
     move_cost : float
-        What hosting one copy anew costs, in token-loads of the fullest GPU: see `move_cost`.
+        What sending one copy costs, in token-loads of the fullest GPU: see `move_cost`.
     max_moves : int, optional
         Most moves of one decision; `Problem.max_moves` by default.
     seed, work_limit, workers
@@ -113,9 +115,9 @@ class OnlinePlanner:
 
     Notes
     -----
-    Windows are compared by the Hellinger distance of the experts' shares over all layers. A gain
-    that is expected on the windows planned for is counted n/(n+1) where these are n, or as good
-    as n if they count unequally: plans do better on what they have seen.
+    Windows are compared by the Hellinger distance of the experts' shares over all layers.
+    Expected gains are discounted by n/(n+1), n the effective number of planned windows
+    (in-sample optimism).
 
     Raises
     ------
@@ -149,23 +151,18 @@ class OnlinePlanner:
     ) -> None:
         if problem.objective != "time":
             raise InputError("gains are weighed against moves in time; pass objective='time'")
-        if not (0 < horizon < np.inf and 0 <= move_cost < np.inf):
-            raise InputError(
-                f"horizon={horizon}, move_cost={move_cost}; pass finite numbers: a horizon above "
-                "0 and a cost of at least 0"
-            )
+        self._horizon = number("horizon", horizon, above=0)
+        self._move_cost = number("move_cost", move_cost, least=0)
+        self._options = Options(seed, work_limit, workers=workers)
         most = problem.max_moves if max_moves is None else max_moves
-        self.problem = problem.replace(previous=plan, max_moves=most)
+        self.problem = problem.variant(previous=plan, max_moves=most)
         self.plan = plan
-        self._horizon = horizon
-        self._move_cost = move_cost
         self._errors = np.zeros(len(HALF_LIVES))
-        self._seed, self._work_limit, self._workers = seed, work_limit, workers
         self._domains: list[_Domain] = []
         self._known = 0
         self._now = 0
-        self._steps: list[float] = []  # distances between windows in a row
-        self._usual = 0.0  # median of the domains' own, when last there was one
+        self._steps: list[float] = []  # distances between consecutive windows
+        self._usual = 0.0  # latest median of the domains' usual distances
         self._before: FloatArray | None = None
         self._current: _Domain | None = None
         for tokens in problem.loads.tokens:
@@ -199,22 +196,20 @@ class OnlinePlanner:
                 "a time"
             )
         if not window.any():
-            number = self._current.number if self._current is not None else 0
-            return Decision("keep", self.plan, 0, 0.0, 0.0, number, 0.0)
+            known = self._current.number if self._current is not None else 0
+            return Decision("keep", self.plan, 0, 0.0, 0.0, known, 0.0)
         drift = self._sort(window)
         domain = self._current
         assert domain is not None
         kept = Decision("keep", self.plan, 0, 0.0, 0.0, domain.number, drift)
-        decision = max(
-            (kept, *self._changes(domain, drift)), key=lambda option: option.gain - option.cost
-        )
+        decision = max((kept, *self._changes(domain, drift)), key=lambda d: d.gain - d.cost)
         self.plan = decision.plan
         domain.plan = decision.plan
         return decision
 
     def _changes(self, domain: _Domain, drift: float) -> list[Decision]:
-        """Weigh what could be done for a domain."""
-        # The last of equally good half-lives: the longest.
+        """Make and score plans for the windows of a domain."""
+        # The longest of equally good half-lives.
         best = len(HALF_LIVES) - 1 - int(self._errors[::-1].argmin())
         weight = _weights(len(domain.windows), HALF_LIVES[best])
         counts = weight >= LEAST_WEIGHT
@@ -223,26 +218,26 @@ class OnlinePlanner:
             np.stack(domain.windows)[counts] * weight[:, np.newaxis, np.newaxis],
             self.problem.loads.layer_ids,
         )
-        problem = self.problem.replace(loads=loads, previous=self.plan)
+        problem = self.problem.variant(loads=loads, previous=self.plan)
         now = _time(self.plan, loads)
-        many = 1.0 / float((weight**2).sum())
-        worth = self._horizon * many / (many + 1.0)
+        effective = 1.0 / float((weight**2).sum())
+        worth = self._horizon * effective / (effective + 1.0)
         found = rebalance(
             problem,
             self.plan,
             move_price=self._move_cost / worth,
-            seed=self._seed,
-            work_limit=self._work_limit,
-            workers=self._workers,
+            seed=self._options.seed,
+            work_limit=self._options.work_limit,
+            workers=self._options.workers,
         )
-        options: list[tuple[Action, Plan]] = []
+        candidates: list[tuple[Action, Plan]] = []
         if found.has_plan:
-            options.append(("rebalance", found.plan))
+            candidates.append(("rebalance", found.plan))
         if domain.plan is not None and domain.plan is not self.plan:
             groups = problem.expert_groups is not None
-            options.append(("recall", relabel(domain.plan, self.plan, within_nodes=groups)))
+            candidates.append(("recall", relabel(domain.plan, self.plan, within_nodes=groups)))
         result = []
-        for action, plan in options:
+        for action, plan in candidates:
             moves = count_moves(plan, self.plan)
             if problem.max_moves is None or moves <= problem.max_moves:
                 gain = worth * (now - _time(plan, loads))
@@ -251,29 +246,29 @@ class OnlinePlanner:
         return result
 
     def _weigh(self, domain: _Domain, root: FloatArray) -> None:
-        """Note how well every half-life predicts a window from those before."""
-        roots = np.stack([_direction(window) for window in domain.windows])
+        """Record how well every half-life predicts a window from those before."""
+        roots = np.stack([root_shares(window) for window in domain.windows])
         for index, half_life in enumerate(HALF_LIVES):
             predicted = np.einsum("w,wc->c", _weights(len(roots), half_life), roots)
-            error = _distance(root, predicted) ** 2
+            error = hellinger(root, predicted) ** 2
             self._errors[index] = FORGET * self._errors[index] + error
 
     def _sort(self, tokens: FloatArray) -> float:
         """Find or make the domain of a window, and return the window's drift."""
         self._now += 1
-        root = _direction(tokens)
+        root = root_shares(tokens)
         if self._before is not None:
-            self._steps = [*self._steps, _distance(root, self._before)][-4 * MOST_WINDOWS :]
+            self._steps = [*self._steps, hellinger(root, self._before)][-4 * MOST_WINDOWS :]
         self._before = root
         drift, nearest = 0.0, None
-        # What is usual in domains of few windows: as in the others, or from window to window.
+        # Domains of few windows: the usual distance of the others, or of consecutive windows.
         spreads = [domain.spread for domain in self._domains if domain.spread is not None]
         if spreads:
             self._usual = float(np.median(spreads))
         default = self._usual or float(np.median(self._steps or [0.0]))
         for domain in self._domains:
             usual = default if domain.spread is None else domain.spread
-            relative = _distance(root, domain.direction) / max(usual, 1e-12)
+            relative = hellinger(root, domain.direction) / max(usual, 1e-12)
             if nearest is None or relative < drift:
                 drift, nearest = relative, domain
         if nearest is None or drift > DRIFT:
@@ -285,7 +280,7 @@ class OnlinePlanner:
         if nearest is self._current:
             self._weigh(nearest, root)
         self._current = nearest
-        nearest.add(tokens, root, _distance(root, nearest.direction), self._now)
+        nearest.add(tokens, root, hellinger(root, nearest.direction), self._now)
         return drift
 
 
@@ -298,7 +293,7 @@ class Replay:
     max_load, mean_load : float64 [windows]
         Largest and mean GPU load, summed over the layers.
     moves : int64 [windows]
-        Copies hosted anew before the window.
+        Copies sent before the window.
     """
 
     max_load: FloatArray
@@ -386,20 +381,26 @@ def move_cost(
         Time that a GPU takes for one token of one expert.
     gpus : int
 
+    Raises
+    ------
+    InputError
+        A value that is not above 0.
+
     Examples
     --------
     >>> import craftopt as co
     >>> round(co.move_cost(44e6, 50e9, 0.2e-6, gpus=64))
     69
     """
-    values = (expert_bytes, link_bytes_per_second, seconds_per_token, gpus)
-    if not all(value > 0 for value in values):
-        raise InputError(f"move_cost takes numbers above 0, not {values}")
+    number("expert_bytes", expert_bytes, above=0)
+    number("link_bytes_per_second", link_bytes_per_second, above=0)
+    number("seconds_per_token", seconds_per_token, above=0)
+    whole("gpus", gpus, 1)
     return expert_bytes / link_bytes_per_second / gpus / seconds_per_token
 
 
 def _weights(windows: int, half_life: float) -> FloatArray:
-    """Weight windows, the last one most; they sum to 1."""
+    """Weight windows exponentially, the last one most; the weights sum to 1."""
     weight = 0.5 ** (np.arange(windows)[::-1] / half_life)
     scaled: FloatArray = weight / weight.sum()
     return scaled
@@ -407,19 +408,3 @@ def _weights(windows: int, half_life: float) -> FloatArray:
 
 def _time(plan: Plan, loads: Loads) -> float:
     return float(evaluate(plan, loads).max_load.sum())
-
-
-def _direction(tokens: FloatArray) -> FloatArray:
-    """Return the roots of the experts' shares, over all layers: a vector of length 1."""
-    total = tokens.sum(axis=1, keepdims=True)
-    share = np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
-    root: FloatArray = np.sqrt(share / max(1, int((total > 0).sum()))).ravel()
-    return root
-
-
-def _distance(root: FloatArray, direction: FloatArray) -> float:
-    """Compute the Hellinger distance of a window to a mean direction."""
-    length = float(np.sqrt(np.einsum("c,c->", direction, direction)))
-    if length == 0.0:
-        return 0.0
-    return float(np.sqrt(max(0.0, 1.0 - np.einsum("c,c->", root, direction) / length)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.documents import read_json, write_atomically, write_json
+from craftopt.documents import check_envelope, read_json, write_atomically, write_json
 from craftopt.errors import FormatError, InputError, divide_gpus, whole
 from craftopt.loads import IntArray, as_array, read_only, valid_layer_ids
 
@@ -33,7 +33,7 @@ class Plan:
     layer_ids : sequence of int, shape [layers], optional
         The model's own numbers of the layers; 0, 1, ... by default.
     nodes : int
-        Nodes that the GPUs stand in, in equal and consecutive shares.
+        Nodes of the cluster; they hold equal, consecutive shares of the GPUs.
     method : str
         What made the plan; for the reader only.
     loads_digest : str
@@ -129,7 +129,7 @@ class Plan:
 
     @property
     def duplicates(self) -> int:
-        """Copies that stand beside another copy of the same expert: wasted slots."""
+        """Copies that share a GPU with a copy of the same expert: wasted slots."""
         return int(np.maximum(self.copies.astype(np.int64) - 1, 0).sum())
 
     def phy2log(self) -> IntArray:
@@ -202,9 +202,11 @@ class Plan:
         np.add.at(copies, (layer, table[layer, slot], gpu_of_slot[slot]), 1)
         return cls(copies, layer_ids, nodes, method)
 
-    def to_json(self) -> str:
-        """Write the plan as versioned JSON, one line per layer."""
-        head = {
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `to_json` writes, as plain lists and numbers."""
+        width = self.phy2log().shape[1] // self.gpus
+        table = self.phy2log().reshape(self.layers, self.gpus, width).tolist()
+        return {
             "format": PLAN_FORMAT,
             "version": PLAN_VERSION,
             "method": self.method,
@@ -213,17 +215,18 @@ class Plan:
             "nodes": self.nodes,
             "replicas": self.replicas,
             "loads_digest": self.loads_digest,
+            "layers": [
+                {
+                    "layer_id": int(layer_id),
+                    "experts_of_gpu": [[expert for expert in gpu if expert >= 0] for gpu in row],
+                }
+                for layer_id, row in zip(self.layer_ids, table, strict=True)
+            ],
         }
-        width = self.phy2log().shape[1] // self.gpus
-        table = self.phy2log().reshape(self.layers, self.gpus, width).tolist()
-        rows = (
-            {
-                "layer_id": int(layer_id),
-                "experts_of_gpu": [[expert for expert in gpu if expert >= 0] for gpu in row],
-            }
-            for layer_id, row in zip(self.layer_ids, table, strict=True)
-        )
-        return write_json(head, {"layers": rows})
+
+    def to_json(self) -> str:
+        """Write the plan as versioned JSON, one line per layer."""
+        return write_json(self.to_dict(), {"layers": 1})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -234,7 +237,18 @@ class Plan:
         FormatError
             Text that is no plan, or a plan of a version that this one cannot read.
         """
-        document = read_json(text, "plan", PLAN_FORMAT, PLAN_VERSION)
+        return cls.from_dict(read_json(text))
+
+    @classmethod
+    def from_dict(cls, document: Any) -> Plan:
+        """Read what `to_dict` returned.
+
+        Raises
+        ------
+        FormatError
+            As `from_json`.
+        """
+        check_envelope(document, "plan", PLAN_FORMAT, PLAN_VERSION)
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -289,7 +303,7 @@ class Plan:
         write_atomically(path, self.to_json())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copies and pickles are made anew, so that they are read-only too.
+        # Copies and pickles go through the constructor, so that they are read-only too.
         return Plan, (self.copies, self.layer_ids, self.nodes, self.method, self.loads_digest)
 
     def __eq__(self, other: object) -> bool:

@@ -187,6 +187,23 @@ class Problem:
         return self.replicas - (usable - usable % self.replica_step)
 
     @property
+    def rules(self) -> dict[str, Any]:
+        """Cluster, budget and rules as plain values: ``Problem(loads, **problem.rules)``.
+
+        Documents hold them. A previous plan and its moves are no part of them.
+        """
+        groups = self.expert_groups
+        return {
+            "gpus": self.gpus,
+            "nodes": self.nodes,
+            "replicas": self.replicas,
+            "slots": self.slots,
+            "objective": self.objective,
+            "expert_groups": None if groups is None else groups.tolist(),
+            "max_copies": self.max_copies,
+        }
+
+    @property
     def goal(self) -> Objective:
         """What the name `objective` stands for: sense, costs, gap."""
         return OBJECTIVES[self.objective]

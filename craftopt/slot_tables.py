@@ -46,12 +46,13 @@ def slots_of_experts(phy2log: IntArray, experts: int) -> tuple[IntArray, IntArra
     return log2phy, logcnt
 
 
-def to_logical(slots: FloatArray, phy2log: IntArray) -> FloatArray:
+def to_logical(counts: FloatArray, phy2log: IntArray) -> FloatArray:
     """Add up the counts of slots, expert by expert.
 
     Parameters
     ----------
-    slots : float64 [windows, layers, slots]
+    counts : float64 [windows, layers, slots]
+        Tokens of every slot.
     phy2log : int64 [layers, slots]
 
     Returns
@@ -63,7 +64,7 @@ def to_logical(slots: FloatArray, phy2log: IntArray) -> FloatArray:
     InputError
         A map of another shape, with empty slots, or that does not host every expert.
     """
-    windows, layers, width = slots.shape
+    windows, layers, width = counts.shape
     least, most = int(phy2log.min()), int(phy2log.max())
     if phy2log.shape != (layers, width) or least < 0 or most >= width:
         raise InputError(
@@ -78,5 +79,5 @@ def to_logical(slots: FloatArray, phy2log: IntArray) -> FloatArray:
         raise InputError(f"the map hosts expert {expert} nowhere in layer {layer}")
     result = np.zeros((windows, layers, most + 1))
     for slot in range(width):
-        result[:, every, phy2log[:, slot]] += slots[:, :, slot]
+        result[:, every, phy2log[:, slot]] += counts[:, :, slot]
     return result

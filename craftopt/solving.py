@@ -7,12 +7,13 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from craftopt.bounds import whole_plan_bound
 from craftopt.compiling import GPUS, REPLICAS, TOKENS, first_use
 from craftopt.errors import InputError, choice
 from craftopt.loads import Loads
+from craftopt.objective import ObjectiveName
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome, Result, Status, settle
 
@@ -32,7 +33,7 @@ MethodName = Literal[
 
 @dataclass(frozen=True)
 class Method:
-    """Describe a way to make plans.
+    """Describe a way to make plans, and what it can plan.
 
     Parameters
     ----------
@@ -40,7 +41,16 @@ class Method:
     summary : str
     home : str
         ``module:function``; loaded on first use. The function takes the problem (and, where
-        `searches` is true, the `Options`) and returns an `Outcome`.
+        there is a `work` unit, the `Options`) and returns an `Outcome`.
+    work : str
+        What ``work_limit`` counts; empty for methods that take no options.
+    groups : {"any", "none", "needed"}
+        Problems with and without expert groups, only without, or only with them.
+    moves : {"kept", "refused", "ignored"}
+        What it does with ``max_moves``. Where it ignores the previous plan, `Result.violations`
+        names the rule if it is broken (CRAFT's methods then have no plan).
+    objectives : tuple of str
+        Those that it takes; baselines take all, since they look at none.
     proves : bool
         Whether it goes on until its plan is proven optimal, which may take minutes: such a
         method runs only where it is asked for.
@@ -51,9 +61,36 @@ class Method:
     name: MethodName
     summary: str
     home: str
-    searches: bool = False
+    work: str = ""
+    groups: Literal["any", "none", "needed"] = "any"
+    moves: Literal["kept", "refused", "ignored"] = "ignored"
+    objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
     proves: bool = False
     needs: tuple[str, ...] = ()
+
+    def refusal(self, problem: Problem) -> str:
+        """Say why the method has no plan for such problems; empty where it may have one."""
+        if problem.objective not in self.objectives:
+            return (
+                f"{self.name} plans for no objective={problem.objective!r}; pass objective="
+                f"{' or '.join(map(repr, self.objectives))}, or method fast"
+            )
+        if self.groups == "none" and problem.expert_groups is not None:
+            return f"{self.name} ignores expert_groups; pass none, or method eplb-hierarchical"
+        if self.groups == "needed" and problem.expert_groups is None:
+            return f"{self.name} needs expert_groups; pass them, or another method"
+        if self.moves == "refused" and problem.max_moves is not None:
+            return (
+                f"{self.name} plans from scratch and cannot keep max_moves={problem.max_moves}; "
+                "pass none, use craftopt.rebalance, or method exact"
+            )
+        return ""
+
+    def load(self) -> Callable[[Problem, Options], Outcome]:
+        """Import what makes the plans."""
+        module, function = self.home.split(":")
+        plan = getattr(importlib.import_module(module), function)
+        return plan if self.work else lambda problem, options: plan(problem)
 
 
 METHODS: dict[str, Method] = {
@@ -65,40 +102,56 @@ METHODS: dict[str, Method] = {
             "EPLB's packing, no replicas",
             "craftopt.baselines.eplb:plan_placement",
         ),
-        Method("eplb", "DeepSeek's EPLB, global policy", "craftopt.baselines.eplb:plan_eplb"),
+        Method(
+            "eplb",
+            "DeepSeek's EPLB, global policy",
+            "craftopt.baselines.eplb:plan_eplb",
+            groups="none",
+        ),
         Method(
             "eplb-hierarchical",
             "DeepSeek's EPLB, expert groups onto nodes",
             "craftopt.baselines.eplb:plan_eplb_hierarchical",
+            groups="needed",
         ),
         Method(
             "eplb-counts",
             "EPLB's replication and packing for any number of replicas",
             "craftopt.baselines.eplb:plan_eplb_counts",
         ),
-        Method("craft", "CRAFT as its paper has it", "craftopt.baselines.craft:plan_craft"),
+        Method(
+            "craft",
+            "CRAFT as its paper has it",
+            "craftopt.baselines.craft:plan_craft",
+            groups="none",
+        ),
         Method(
             "craft-artifact",
             "CRAFT as its authors released it",
-            "craftopt.baselines.craft:plan_craft_artifact",
+            "craftopt.baselines.craft_artifact:plan_craft_artifact",
+            groups="none",
         ),
         Method(
             "nominal",
             "near-optimal for the summed load: knapsack, packing, exchanges",
-            "craftopt.methods.nominal:plan_nominal",
-            searches=True,
+            "craftopt.planners.nominal:plan_nominal",
+            work="placements of a layer",
+            moves="refused",
         ),
         Method(
             "fast",
             "planned for the windows of traffic: knapsack, annealing",
-            "craftopt.methods.windowed:plan_fast",
-            searches=True,
+            "craftopt.planners.fast:plan_fast",
+            work="annealing steps per layer",
+            moves="refused",
         ),
         Method(
             "exact",
             "searched, then proved: CP-SAT per layer, knapsack over bounds",
             "craftopt_formulations.exact:plan_exact",
-            searches=True,
+            work="deterministic seconds of CP-SAT",
+            moves="kept",
+            objectives=("time", "balancedness"),
             proves=True,
             needs=("ortools", "pulp"),
         ),
@@ -155,7 +208,7 @@ def solve(
     seed : int
         Seed of the methods that search.
     work_limit : int, optional
-        Most iterations; the same plan on any machine.
+        Most work, in the method's own unit (`Method.work`); the same plan on any machine.
     time_limit : float, optional
         Seconds; a safety stop after which equal plans are not promised.
     workers : int, optional
@@ -185,11 +238,11 @@ def solve(
     """
     entry = find_method(method)
     options = Options(seed, work_limit, time_limit, workers, progress)
-    module, function = entry.home.split(":")
-    run = getattr(importlib.import_module(module), function)
-    compile_time = _compile(entry, problem)
+    plan = entry.load()
+    refusal = entry.refusal(problem)
+    compile_time = 0.0 if refusal else _compile(entry, problem)
     start = time.perf_counter()
-    outcome: Outcome = run(problem, options) if entry.searches else run(problem)
+    outcome = Outcome(message=refusal) if refusal else plan(problem, options)
     runtime = time.perf_counter() - start
     bound = whole_plan_bound(problem)
     if outcome.bound is not None:
@@ -231,6 +284,7 @@ def warm_up(names: Iterable[str] | None = None) -> dict[str, float]:
     >>> list(co.warm_up(["eplb", "nominal"]))
     ['eplb', 'nominal']
     """
+    chosen = [find_method(name) for name in (methods() if names is None else names)]
     base = Problem(Loads(TOKENS), GPUS, nodes=2, replicas=REPLICAS * len(TOKENS))
     # Together, what all kinds of problems need.
     problems = [
@@ -240,12 +294,18 @@ def warm_up(names: Iterable[str] | None = None) -> dict[str, float]:
         base.replace(slots="uniform"),
         base.replace(objective="activated"),
     ]
-    chosen = [find_method(name) for name in (methods() if names is None else names)]
-    return {method.name: sum(_compile(method, problem) for problem in problems) for method in chosen}
+    return {
+        method.name: sum(
+            _compile(method, problem) for problem in problems if not method.refusal(problem)
+        )
+        for method in chosen
+    }
 
 
 def _compile(method: Method, problem: Problem) -> float:
-    return first_use(method.name, problem, lambda small: solve(small, method.name, work_limit=0))
+    """Compile a method for a kind of problem, on least work (for `exact`, without a solver)."""
+    work = 0 if method.proves else 1
+    return first_use(method.name, problem, lambda small: solve(small, method.name, work_limit=work))
 
 
 def _missing(method: Method) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.errors import InputError
+from craftopt.errors import InputError, choice, unknown, whole
 from craftopt.loads import FloatArray, IntArray, Loads, as_array, read_only, valid_layer_ids
 
 Order = Literal["recorded", "random"]
@@ -120,12 +120,9 @@ class Trace:
             raise InputError(f"domains={domains!r} is one text; pass a list of names")
         if self.domain is None:
             raise InputError("this trace has no domains; pass domain= and domain_names= to Trace")
-        unknown = [name for name in domains if name not in self.domain_names]
-        if unknown:
-            raise InputError(
-                f"{unknown[0]!r} is no domain of this trace; they are "
-                f"{', '.join(self.domain_names)}"
-            )
+        for name in domains:
+            if name not in self.domain_names:
+                raise unknown("domain", name, self.domain_names)
         kept = [name in domains for name in self.domain_names]
         chosen = np.array(kept, dtype=bool)[self.domain]
         if not chosen.any():
@@ -168,13 +165,8 @@ class Trace:
         array([[1., 1.],
                [0., 1.]])
         """
-        _at_least_1("size", size)
-        if order not in get_args(Order):
-            raise InputError(
-                f"order={order!r} is unknown; pass one of {', '.join(get_args(Order))}"
-            )
-        window = np.arange(self.tokens) // size
-        if order == "random":
+        window = np.arange(self.tokens) // whole("size", size, 1)
+        if choice("order", order, get_args(Order)) == "random":
             window = np.random.default_rng(seed).permuted(window)
         return self._windows(window, [f"{index:05d}" for index in range(int(window.max()) + 1)])
 
@@ -192,7 +184,7 @@ class Trace:
     def sequence_batches(self, n: int, count: int, seed: int = 0) -> Loads:
         """Draw windows of ``n`` whole sequences at random, as concurrent requests would be.
 
-        A sequence stands at most once in a window and may stand in many. Named as in `batches`.
+        A sequence is at most once in a window and may be in many. Named as in `batches`.
         `select` first, to draw from some domains only.
 
         Parameters
@@ -215,8 +207,8 @@ class Trace:
         >>> trace.sequence_batches(n=2, count=5).tokens.sum(axis=2).ravel()
         array([2., 2., 2., 2., 2.])
         """
-        _at_least_1("n", n)
-        _at_least_1("count", count)
+        whole("n", n, 1)
+        whole("count", count, 1)
         window, first, _ = self._sequences()
         if n > first.size:
             raise InputError(
@@ -285,7 +277,7 @@ class Trace:
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copies and pickles are made anew, so that they are read-only too.
+        # Copies and pickles go through the constructor, so that they are read-only too.
         return Trace, (
             self.topk_ids,
             self.experts,
@@ -314,11 +306,9 @@ def _valid_ids(topk_ids: npt.ArrayLike, experts: int | None) -> tuple[npt.NDArra
         if size == 0:
             raise InputError(f"topk_ids has 0 {name} (shape {ids.shape}); at least 1 is needed")
     highest = int(ids.max())
-    count = highest + 1 if experts is None else experts
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        if experts is None:
-            raise InputError("topk_ids holds no expert, only -1; drop such traces")
-        raise InputError(f"experts={experts}; pass a whole number, at least 1")
+    if experts is None and highest < 0:
+        raise InputError("topk_ids holds no expert, only -1; drop such traces")
+    count = highest + 1 if experts is None else whole("experts", experts, 1)
     if count > _MOST_EXPERTS:
         raise InputError(
             f"topk_ids holds ids up to {highest} (experts={count}); at most {_MOST_EXPERTS} "
@@ -329,7 +319,7 @@ def _valid_ids(topk_ids: npt.ArrayLike, experts: int | None) -> tuple[npt.NDArra
             f"topk_ids holds ids {ids.min()}..{highest}; with experts={count} they must be "
             f"-1 (no expert) or 0..{count - 1}"
         )
-    return read_only(np.array(ids, dtype=ids.dtype.newbyteorder("="), order="C")), int(count)
+    return read_only(np.array(ids, dtype=ids.dtype.newbyteorder("="), order="C")), count
 
 
 def _valid_column(name: str, values: npt.ArrayLike, tokens: int) -> IntArray:
@@ -364,8 +354,3 @@ def _valid_domain_names(names: Sequence[str] | None, domain: IntArray | None) ->
     if len(set(checked)) != len(checked):
         raise InputError("domain_names repeats a name; every domain needs its own")
     return checked
-
-
-def _at_least_1(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{name}={value!r}; pass a whole number, at least 1")

@@ -24,7 +24,7 @@
 import numpy as np
 
 import craftopt as co
-from craftopt.reporting.serving import plot_budgets
+from craftopt.reporting.plots import plot_budgets
 from craftopt.serving import (
     Deployment,
     Workload,

@@ -13,7 +13,6 @@ import re
 import resource
 import sys
 import tempfile
-import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -275,7 +274,6 @@ def main(name: str, count: int, seed: int) -> dict[str, object]:
     """Damage and read a number of files of one format."""
     rng = np.random.default_rng([seed, *name.encode()])
     read = refused = 0
-    slowest = 0.0
     with tempfile.TemporaryDirectory() as place:
         for number in range(count):
             folder = Path(place) / str(number)
@@ -289,18 +287,15 @@ def main(name: str, count: int, seed: int) -> dict[str, object]:
             SEEN.clear()
             good = False
             for reader in READERS:
-                start = time.perf_counter()
                 try:
                     good |= isinstance(reader(path), co.Loads | co.Trace | co.Plan)
                 except co.CraftoptError as error:
                     check(error, path)
-                slowest = max(slowest, time.perf_counter() - start)
             assert not SEEN, f"{name} {number}: {SEEN}"
-            assert slowest < 10, f"{name} {number}: {slowest} s"
             read, refused = read + good, refused + (not good)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert peak < GIGABYTE, f"{name}: {peak} kB"
-    return {"read": read, "refused": refused, "slowest": slowest, "peak_mb": peak // 1024}
+    return {"read": read, "refused": refused, "peak_mb": peak // 1024}
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def broken_rules(plan: co.Plan, problem: co.Problem) -> set[str]:
             for gpu, number in enumerate(row):
                 slots[gpu] += number
                 if problem.previous is not None:
-                    moves += max(0, number - int(problem.previous.copies[layer, expert, gpu]))
+                    moves += max(0, number - int(problem.previous_copies[layer, expert, gpu]))
         totals = [total + slot for total, slot in zip(totals, slots, strict=True)]
         sizes.update(slots)
         if problem.slots == "even" and max(slots) - min(slots) > 1:

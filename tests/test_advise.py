@@ -14,8 +14,9 @@ from rich.console import Console
 import craftopt as co
 from craftopt import cli
 from craftopt.evaluation import violations
-from craftopt.methods.windowed import plan_allocated
-from craftopt.reporting.serving import advice_tables, plot_budgets
+from craftopt.planners.windowed import plan_allocated
+from craftopt.reporting.plots import plot_budgets
+from craftopt.reporting.serving import advice_tables
 from craftopt.serving import (
     Deployment,
     find_gpu,
@@ -272,8 +273,8 @@ def test_given_allocations_are_planned_as_they_are():
         ({"loads": [[1, 2]]}, "loads is a list"),
         ({"tpot": 1e-9}, "no plan keeps ttft=None and tpot=1e-09"),
         ({"ttft": 1e-9}, "no plan keeps ttft=1e-09 and tpot=None"),
-        ({"kv_type": "fp8"}, "did you mean kv_dtype"),
-        ({"input_token": 9}, "did you mean input_tokens"),
+        ({"kv_type": "fp8"}, "did you mean 'kv_dtype'"),
+        ({"input_token": 9}, "did you mean 'input_tokens'"),
         ({"input_tokens": 0}, "input_tokens=0"),
         ({"holdout": "even-odd"}, "odd-even"),
         ({"gpu": gpu(4000)}, "a sequence takes 4352"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import measured
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import best_by_enumeration, problems, token_arrays
@@ -252,10 +252,7 @@ def test_many_windows_of_a_large_layer_take_no_time():
 
 @pytest.mark.slow
 def test_real_windows_are_bounded_far_above_what_windows_alone_say():
-    path = Path(__file__).parents[2] / "shared" / "data" / "glm52_five_domains.npz"
-    if not path.exists():
-        pytest.skip("the shared GLM-5.2 loads are not here")
-    loads = co.read_loads(path)
+    loads = co.read_loads(measured("glm52_five_domains"))
     planned, _ = loads.split(np.arange(loads.windows) % 2 == 1)
     problem = co.Problem(planned, gpus=64, replicas_per_layer=8)
     mean = planned.tokens.sum() / 64

@@ -8,15 +8,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import measured
 
 import craftopt as co
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="measured loads (shared/data) are absent")
 
 TOKENS, TOP_K = 24_576, 8
 SHAPES = {  # first layer id, layers, experts
@@ -97,14 +94,14 @@ def log_variance(counts: np.ndarray, topics: int) -> np.ndarray:
     return parts / parts.sum()
 
 
-def measured(name: str) -> tuple[np.ndarray, list[str]]:
-    with np.load(DATA / f"{name}.npz") as file:
+def counts_of(name: str) -> tuple[np.ndarray, list[str]]:
+    with np.load(measured(name)) as file:
         return file["counts"], [str(step).split("/")[0] for step in file["step_names"]]
 
 
 def shards_of_trace(name: str, key: str, experts: int, least: int) -> tuple[np.ndarray, list[str]]:
     """Cut every topic of a token trace with at least ``least`` tokens into 8 shards."""
-    with np.load(DATA / f"{name}_trace.npz") as file:
+    with np.load(measured(f"{name}_trace")) as file:
         chosen, label = file["topk_ids"], file[key]
     counts, topics = [], []
     for topic in np.unique(label):
@@ -119,7 +116,7 @@ def shards_of_trace(name: str, key: str, experts: int, least: int) -> tuple[np.n
 
 
 def glm() -> dict[str, np.ndarray]:
-    return figures(*measured("glm52_five_domains"))
+    return figures(*counts_of("glm52_five_domains"))
 
 
 def v2_lite() -> dict[str, np.ndarray]:
@@ -129,11 +126,11 @@ def v2_lite() -> dict[str, np.ndarray]:
 def gpt_oss() -> dict[str, np.ndarray]:
     """Measure skew and "between" on whole benchmarks, "within" on shards of the larger ones."""
     shards = figures(*shards_of_trace("gpt_oss_20b_benchmarks", "step", 32, 12_000))
-    return figures(*measured("gpt_oss_20b_benchmarks")) | {"within": shards["within"]}
+    return figures(*counts_of("gpt_oss_20b_benchmarks")) | {"within": shards["within"]}
 
 
 def olmoe() -> dict[str, np.ndarray]:
-    counts, topics = measured("olmoe_1b7b_allenai")
+    counts, topics = counts_of("olmoe_1b7b_allenai")
     return figures(counts[:6], topics[:6])  # the last two are other models on tulu
 
 
@@ -189,12 +186,15 @@ def test_names_are_matched_without_regard_to_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "nearest"), [("deepseek-r2", "deepseek-r1"), ("Qwen-235B", "qwen3-235b"), ("", "")]
+    ("wrong", "hint"),
+    [
+        ("deepseek-r2", "did you mean 'deepseek-r1'"),
+        ("Qwen-235B", "did you mean 'qwen3-235b'"),
+        ("", "is unknown"),
+    ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest_and_all_names(
-    wrong: str, nearest: str
-) -> None:
-    with pytest.raises(co.InputError, match=f"did you mean '{nearest}") as caught:
+def test_an_unknown_name_is_answered_with_the_nearest_and_all_names(wrong: str, hint: str) -> None:
+    with pytest.raises(co.InputError, match=hint) as caught:
         co.load_example(wrong)
     assert repr(wrong) in str(caught.value)
     assert all(name in str(caught.value) for name in co.example_names())
@@ -213,14 +213,12 @@ def test_layers_differ_in_skew_and_topics_differ_more_than_shards(name: str) -> 
     assert figure["between"] > 1.5 * figure["within"].mean()
 
 
-@needs_data
 def test_glm_matches_the_measured_skew_and_drift() -> None:
     ours, theirs = made("glm-5.2"), glm()
     for figure, values in theirs.items():
         np.testing.assert_allclose(ours[figure], values, rtol=0.08, err_msg=figure)
 
 
-@needs_data
 @pytest.mark.parametrize(
     ("name", "one", "other", "tolerance"),
     [
@@ -254,7 +252,7 @@ def _print_tables() -> None:
             print(f"  {name:16}", " / ".join(f"{v:.{digits}f}" for v in np.atleast_1d(values)))
         if np.size(figure["within"]) > 1:
             print(f"  {'within, mean':16} {np.mean(figure['within']):.3f}")
-    print("log variance, GLM-5.2 measured", log_variance(measured("glm52_five_domains")[0], 5))
+    print("log variance, GLM-5.2 measured", log_variance(counts_of("glm52_five_domains")[0], 5))
     for name in co.example_names():
         print(f"log variance, {name} made", log_variance(co.load_example(name).tokens, 5))
 

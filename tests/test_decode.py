@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import measured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import broken_rules, problems, quiet, rules_named
@@ -14,11 +14,9 @@ from strategies import broken_rules, problems, quiet, rules_named
 import craftopt as co
 from craftopt.bounds import least_activated, whole_plan_bound
 from craftopt.evaluation import mean_activated, objective_value, violations
-from craftopt.methods.decode import plan_for_both
 from craftopt.objective import OBJECTIVES
+from craftopt.search.kernels import Rules, Schedule
 from craftopt.search.routed import anneal_routed, most_activated
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @st.composite
@@ -132,7 +130,7 @@ def test_plans_keep_every_rule(problem, seed):
 @settings(max_examples=60)
 def test_kernel_counts_what_route_counts(problem, data):
     """After many steps taken and taken back: the kept routing is still the optimal one."""
-    plan = co.solve(problem, "trivial").plan
+    plan = co.solve(problem, seed=data.draw(st.integers(0, 99)), work_limit=2_000).plan
     active = np.ascontiguousarray((problem.loads.tokens[:, 0] > 0).T)
     routed = [co.route(plan, window, "exact").max_activated[0] for window in problem.loads.tokens]
     assert most_activated(active, plan.copies[0]).tolist() == routed
@@ -148,9 +146,14 @@ def test_annealing_returns_the_best_it_met():
         reached = [most_activated(active, start).sum()]
         for steps in (50, 200, 800):
             found = anneal_routed(
-                active, np.zeros((12, 0)), np.zeros(0), start, 1, np.zeros(12, dtype=np.int64),
-                4, 4, 4, steps, 1e-9, 1e-9, seed,
-            )  # fmt: skip
+                active,
+                np.zeros((12, 0)),
+                np.zeros(0),
+                start,
+                Rules(nodes=1, low=4, high=4, copies_limit=4),
+                Schedule(steps, 1e-9, 1e-9),
+                seed,
+            )
             reached.append(most_activated(active, found).sum())
         # At no temperature only gains are taken, and more steps go on from fewer.
         assert reached == sorted(reached, reverse=True)
@@ -208,16 +211,16 @@ def pair(seed=0):
 
 def test_weights_trace_a_curve_from_prefill_to_decode():
     prefill, decode = pair()
-    ends = [plan_for_both(prefill, decode, weight=weight) for weight in (0.0, 1.0)]
+    ends = [co.plan_for_both(prefill, decode, weight=weight) for weight in (0.0, 1.0)]
     assert ends[0] == co.solve(prefill).plan
     assert ends[1] == co.solve(decode).plan
-    middle = plan_for_both(prefill, decode, weight=0.5)
+    middle = co.plan_for_both(prefill, decode, weight=0.5)
     assert violations(middle, prefill) == ()
     time = [objective_value(plan, prefill) for plan in (ends[0], middle, ends[1])]
     reads = [objective_value(plan, decode) for plan in (ends[0], middle, ends[1])]
     assert time[0] <= time[1] <= time[2]
     assert reads[2] <= reads[1] <= reads[0]
-    again = plan_for_both(prefill, decode, weight=0.5, workers=1)
+    again = co.plan_for_both(prefill, decode, weight=0.5, workers=1)
     assert again.to_json() == middle.to_json()
 
 
@@ -226,7 +229,7 @@ def test_weights_trace_a_curve_from_prefill_to_decode():
 def test_plans_for_both_keep_every_rule(problem, weight):
     prefill = quiet(lambda: problem.replace(objective="time"))
     decode = quiet(lambda: problem.replace(objective="activated"))
-    plan = plan_for_both(prefill, decode, weight=weight, work_limit=200)
+    plan = co.plan_for_both(prefill, decode, weight=weight, work_limit=200)
     assert broken_rules(plan, decode) == set()
 
 
@@ -236,16 +239,17 @@ def test_plans_for_both_keep_every_rule(problem, weight):
         ({"weight": 1.5}, "weight=1.5"),
         ({"gpus": 8}, "gpus is 4 in prefill and 8 in decode"),
         ({"objective": "time"}, "objectives are"),
-        ({"expert_groups": 2}, "expert_groups differ"),
-        ({"loads": synthetic(0, 2, 16)}, "other layers"),
+        ({"expert_groups": 2}, "differ in their expert_groups"),
+        ({"loads": synthetic(0, 2, 16)}, "differ in their layer_ids"),
     ],
 )
 def test_pairs_that_do_not_match_are_refused(change, message):
     prefill, decode = pair()
-    weight = change.pop("weight", 0.5) if "weight" in change else 0.5
-    decode = quiet(lambda: decode.replace(**change))
+    weight = change.get("weight", 0.5)
+    others = {name: value for name, value in change.items() if name != "weight"}
+    decode = quiet(lambda: decode.replace(**others))
     with pytest.raises(co.InputError, match=message):
-        plan_for_both(prefill, decode, weight=weight)
+        co.plan_for_both(prefill, decode, weight=weight)
 
 
 # --- where the objective is not known -------------------------------------------------------
@@ -297,10 +301,9 @@ def test_exact_says_that_it_has_no_plan():
 # --- real traces ----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="no real traces here")
 @pytest.mark.slow
 def test_real_trace_within_2_percent_of_the_bound_and_5_below_eplb():
-    trace = co.read_trace(SHARED / "deepseek_v2_lite_esft_trace.npz")
+    trace = co.read_trace(measured("deepseek_v2_lite_esft_trace"))
     kept = np.arange(trace.tokens) % 2 == 1
     planned, served = (
         co.Trace(trace.topk_ids[mask], experts=trace.experts).batches(16, "random", seed=0)

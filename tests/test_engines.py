@@ -224,7 +224,7 @@ def test_tensors_come_in_from_a_gpu_and_go_out_on_the_cpu(torch):
         ),
         ((loads(), 12, 3, None, 1), "12 slots cannot host 16 experts"),
         ((loads(), 80, 20, None, 1), "20 slots per GPU are more than the 16 experts"),
-        ((loads(), 24, 6, None, 3), "4 GPUs do not divide into 3 nodes"),
+        ((loads(), 24, 6, None, 3), "gpus=4 does not divide into nodes=3"),
         ((loads(1, 3, 18), 24, 6, 4, 2), "18 experts do not divide into 4 groups"),
         ((-loads(), 24, 6, None, 1), "at least 0"),
         ((loads() * np.nan, 24, 6, None, 1), "finite"),
@@ -379,7 +379,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
     tokens = loads(5, 6, 32)
     plans = []
     for threads in (1, 2, 7):
-        monkeypatch.setattr(_planning, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
         plans.append(sglang_engine.rebalance_experts(tokens, 40, 5, None, 1)[0].tobytes())
     assert len(set(plans)) == 1
 

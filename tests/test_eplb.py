@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import craftopt as co
 from craftopt.baselines.eplb import even_slots
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="DeepSeek's outputs (shared/golden) are absent"
-)
-
-
 # --- DeepSeek's outputs ---------------------------------------------------------------------
 
 
-@needs_golden
 def test_equals_deepseeks_tables():
     cases = json.loads((GOLDEN / "eplb_cases.json").read_text())
     assert len(cases) == 8

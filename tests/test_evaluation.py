@@ -238,7 +238,7 @@ def test_each_rule_is_named_by_the_plan_that_breaks_it(rule, arguments, wrong, r
 def test_copies_hosted_twice_are_moved_twice():
     problem = co.Problem(LOADS, gpus=2, replicas=4, previous=PREVIOUS, max_moves=0)
     plan = co.Plan.from_phy2log([[0, 1, 1, 2, 3, 3], [0, 1, -1, 2, 3, -1]], 2, 4)
-    assert any("2 copies are hosted anew" in text for text in violations(plan, problem))
+    assert any("2 copies are new on their GPUs" in text for text in violations(plan, problem))
 
 
 @given(problems(), st.data())

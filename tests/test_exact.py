@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import measured
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import best_by_enumeration, broken_rules, problems, quiet
@@ -16,7 +16,6 @@ import craftopt as co
 pytest.importorskip("ortools")
 
 TINY = {"layers": (1, 2), "most_experts": 4, "most_gpus": 4, "most_cells": 9}
-SHARED = Path(__file__).parents[2] / "shared"
 FLASHLB = [[600, 560, 120, 120, 20, 10, 10, 10]]
 
 
@@ -188,9 +187,6 @@ def test_example_model_is_within_a_thousandth(replicas):
 
 @pytest.mark.slow
 def test_real_traffic_is_within_two_parts_in_ten_thousand():
-    file = SHARED / "data" / "glm52_five_domains.npz"
-    if not file.exists():
-        pytest.skip(f"{file} is not there")
-    loads = co.read_loads(file).total()
+    loads = co.read_loads(measured("glm52_five_domains")).total()
     result = co.solve(co.Problem(loads, 64, replicas=512), "exact")
     assert result.gap <= 2e-4

@@ -13,7 +13,8 @@ from strategies import broken_rules, problems, slow_objective
 
 import craftopt as co
 from craftopt.evaluation import objective_value
-from craftopt.methods.windowed import MOST_PULLED, PULL, STEPS_PER_COPY, pull_together
+from craftopt.planners.windowed import STEPS_PER_COPY
+from craftopt.windows import MOST_SHRUNK, SHRINKAGE, shrink
 
 RULES = ("uniform", "even", "free")
 OBJECTIVES = ("time", "balancedness")
@@ -263,7 +264,7 @@ def test_loads_without_any_token_are_planned(rule):
     assert plan(problem).objective == 1
 
 
-# --- the pull -------------------------------------------------------------------------------
+# --- shrinkage -----------------------------------------------------------------------------
 
 
 @st.composite
@@ -278,44 +279,44 @@ def scaled_windows(draw: st.DrawFn) -> np.ndarray:
 
 
 @given(scaled_windows())
-def test_the_pull_keeps_the_sum_of_every_window_and_layer(tokens):
-    pulled = pull_together(tokens)
-    assert pulled.shape == tokens.shape
-    assert (pulled >= 0).all()
-    assert pulled.sum(axis=2) == pytest.approx(tokens.sum(axis=2), rel=1e-9)
+def test_shrinkage_keeps_the_sum_of_every_window_and_layer(tokens):
+    shrunk = shrink(tokens)
+    assert shrunk.shape == tokens.shape
+    assert (shrunk >= 0).all()
+    assert shrunk.sum(axis=2) == pytest.approx(tokens.sum(axis=2), rel=1e-9)
 
 
 @given(scaled_windows(), st.randoms(use_true_random=False))
-def test_the_pull_does_not_depend_on_the_order_of_windows(tokens, random):
+def test_shrinkage_does_not_depend_on_the_order_of_windows(tokens, random):
     order = random.sample(range(len(tokens)), len(tokens))
-    assert pull_together(tokens[order]) == pytest.approx(pull_together(tokens)[order], rel=1e-6)
+    assert shrink(tokens[order]) == pytest.approx(shrink(tokens)[order], rel=1e-6)
 
 
 @given(scaled_windows())
-def test_the_pull_leaves_a_lone_window_and_equal_windows_alone(tokens):
-    assert np.array_equal(pull_together(tokens[:1]), tokens[:1])
+def test_shrinkage_leaves_a_lone_window_and_equal_windows_alone(tokens):
+    assert np.array_equal(shrink(tokens[:1]), tokens[:1])
     equal = np.repeat(tokens[:1], 5, axis=0)
-    assert pull_together(equal) == pytest.approx(equal, rel=1e-9)
+    assert shrink(equal) == pytest.approx(equal, rel=1e-9)
 
 
-def test_windows_of_a_kind_are_pulled_toward_each_other_and_not_toward_others():
+def test_windows_of_a_kind_are_shrunk_toward_each_other_and_not_toward_others():
     a, b = [[[9.0, 1, 1, 1]], [[8, 2, 1, 1]]], [[[1, 1, 1, 9]], [[1, 1, 2, 8]]]
     tokens = np.array([*a, *b])
     partner = tokens[[1, 0, 3, 2]]
     apart = partner != tokens
-    part = (pull_together(tokens) - tokens)[apart] / (partner - tokens)[apart]
-    assert (part > 0.9 * PULL).all()
-    assert (part < 1.05 * PULL).all()
+    part = (shrink(tokens) - tokens)[apart] / (partner - tokens)[apart]
+    assert (part > 0.9 * SHRINKAGE).all()
+    assert (part < 1.05 * SHRINKAGE).all()
 
 
 def test_windows_without_their_like_are_left_alone():
     tokens = np.array([[[9.0, 1, 1, 1]], [[1, 1, 1, 9]]])
-    assert pull_together(tokens) == pytest.approx(tokens, rel=1e-9)
+    assert shrink(tokens) == pytest.approx(tokens, rel=1e-9)
 
 
-def test_the_pull_neither_fills_nor_thins_layers_where_a_window_has_no_tokens():
+def test_shrinkage_neither_fills_nor_thins_layers_where_a_window_has_no_tokens():
     tokens = np.array([[[4.0, 4], [4, 4]], [[4, 4], [0, 0]], [[5, 3], [3, 5]]])
-    assert pull_together(tokens).sum(axis=2) == pytest.approx(tokens.sum(axis=2), rel=1e-9)
+    assert shrink(tokens).sum(axis=2) == pytest.approx(tokens.sum(axis=2), rel=1e-9)
 
 
 def test_budgets_smaller_than_the_layers_are_spent(loads):
@@ -340,5 +341,5 @@ def test_the_previous_plan_is_never_lost(problem, rule):
 
 
 def test_windows_are_left_alone_where_they_are_too_many_to_compare():
-    tokens = np.random.default_rng(0).uniform(1, 2, (MOST_PULLED + 1, 1, 4))
-    assert np.array_equal(pull_together(tokens), tokens)
+    tokens = np.random.default_rng(0).uniform(1, 2, (MOST_SHRUNK + 1, 1, 4))
+    assert np.array_equal(shrink(tokens), tokens)

@@ -10,8 +10,8 @@ from strategies import token_arrays
 
 from craftopt.bounds import max_copy_load
 from craftopt.knapsack import allocate
-from craftopt.methods.allocation import MeasuredAllocation
-from craftopt.search.placement import improve, improve_layer, pack, place_layer
+from craftopt.planners.allocation import MeasuredAllocation
+from craftopt.search.placement import Layout, improve, improve_layer, pack, place_layer
 from craftopt.search.replication import replicate
 from craftopt.search.totals import equalise
 
@@ -133,9 +133,9 @@ def layers_to_place(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray
 @given(layers_to_place(), st.sampled_from([0, 2]))
 def test_place_layer_spends_the_replicas_within_the_rules(layers, slack):
     weight, replicas, group_of, nodes, gpus, limit = layers
+    layout = Layout(group_of, nodes, gpus, limit, slack)
     placed = [
-        place_layer(load, int(r), group_of, nodes, gpus, limit, slack, 1e-4)
-        for load, r in zip(weight, replicas, strict=True)
+        place_layer(load, int(r), layout, 1e-4) for load, r in zip(weight, replicas, strict=True)
     ]
     copies, value = np.stack([copies for copies, _ in placed]), [value for _, value in placed]
     count = copies.sum(axis=2, dtype=np.int64)

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_files import COUNTS, PHY2LOG, safetensors, stat, statistics, torch_file
+from files import SAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import copies_arrays, quiet
 
 import craftopt as co
 
-SAMPLES = Path(__file__).parents[2] / "shared" / "formats"
 UNIFORM = co.Plan.from_phy2log(PHY2LOG[1:], gpus=2, layer_ids=[1, 2])
 RAGGED = co.Plan([[[1, 0], [0, 1], [1, 1]], [[1, 0], [0, 1], [1, 0]]], [3, 4])
 ENGINES = ("sglang", "tensorrt-llm", "vllm-ascend", "deepseek")
@@ -79,8 +79,8 @@ def _all_of_the_same_bytes(header: dict) -> None:
 
 GOOD = safetensors(statistics(0))
 BAD_STATISTICS = {
-    "a missing rank": ({"rank1.safetensors": GOOD}, "no rank0.safetensors"),
-    "no rank": ({}, "no rank0.safetensors"),
+    "a missing rank": ({"rank1.safetensors": GOOD}, "no file of rank 0; pass"),
+    "no rank": ({}, "no file of rank 0; pass"),
     "a missing layer": ({"rank0.safetensors": safetensors(_without("101_5"))}, "lack layers"),
     "a gap": (
         {"rank0.safetensors": safetensors({"1_0": np.ones(4, int), "3_0": np.ones(4, int)})},
@@ -201,7 +201,7 @@ def test_hotspots_are_mapped_back_by_the_expert_map_beside_them(mindie):
         (["1,2\n", "1,2,3\n"], 1, "differ in their number of experts"),
         (["1,2\n"], 2, "no whole block of 2 layers"),
         (["\xff\xfe\n"], 1, "decode_0.csv, line 1: .* is not a token count"),
-        (["1,2\n"], 0, "layers=0; pass a whole number of at least 1"),
+        (["1,2\n"], 0, "layers=0 is below 1; pass at least 1"),
         (["1,2\n"], -1, "layers=-1"),
         (["1,2\n"], 1.5, "layers=1.5"),
     ],
@@ -216,7 +216,10 @@ def test_hotspots_of_missing_ranks_or_cut_off_blocks(mindie):
     with pytest.warns(co.CraftoptWarning, match="left out what is behind the last block"):
         assert co.read_loads(folder, layers=2).windows == 1
     (folder / "decode" / "decode_0.csv").unlink()
-    with pytest.raises(co.FormatError, match="decode: no file of rank 0, though of rank 1"):
+    with pytest.raises(
+        co.FormatError,
+        match="decode: there is no file of rank 0; pass the files of all ranks, 0 to 1",
+    ):
         co.read_loads(folder, layers=2)
 
 
@@ -426,7 +429,10 @@ def test_yaml_is_what_a_yaml_library_reads(tmp_path):
         ("num_slots: 2\ninitial_global_assignments:\n  1: [0, x]\n", "no list of whole numbers"),
         ("num_slots: 2\ninitial_global_assignments:\n  1: &a [*a, 1]\n", "no list of whole"),
         ("num_slots: 2\ninitial_global_assignments:\n  1: [0, -1]\n", "no list of whole numbers"),
-        ("num_slots: 1\ninitial_global_assignments:\n  1: [0]\n  1: [0]\n", "layer 1 stands there"),
+        (
+            "num_slots: 1\ninitial_global_assignments:\n  1: [0]\n  1: [0]\n",
+            "layer 1 is there twice",
+        ),
         ("num_slots: 1\ninitial_global_assignments:\n  - 1\n", "belongs to no layer"),
         ("initial_global_assignments:\n<tag>\n", "line 2 is no 'key: value'"),
         ("num_slots: 2\ninitial_global_assignments:\n  1: [0, 9]\n", "2 slots cannot host"),
@@ -508,7 +514,7 @@ def test_unequal_slots_are_refused_or_padded_at_a_stated_cost(engine, tmp_path):
 
 def test_duplicates_break_vllm_ascend_and_are_noted_elsewhere(tmp_path):
     plan = co.Plan.from_phy2log([[0, 0, 1, 2]], gpus=2)
-    with pytest.raises(co.InputError, match=r"1 copies stand beside.*such as fast"):
+    with pytest.raises(co.InputError, match=r"1 copies share.*such as fast"):
         co.export(plan, "vllm-ascend", tmp_path / "map")
     assert "1 slots are wasted" in str(co.export(plan, "sglang", tmp_path / "map"))
 
@@ -625,14 +631,7 @@ def test_enough_tokens_are_not_called_too_few(run, tmp_path):
     assert "too few" not in run("info", file)[1]
 
 
-# --- the shared samples --------------------------------------------------------------------------
-
-
-def sample(name: str) -> Path:
-    path = SAMPLES / name
-    if not path.exists():
-        pytest.skip(f"needs shared/formats/{name}")
-    return path
+# --- the samples --------------------------------------------------------------------------
 
 
 SUM = [[40, 20, 6, 4], [18, 5, 37, 10]]  # what the toy recordings hold, as init_logical_count says
@@ -652,7 +651,7 @@ SUM = [[40, 20, 6, 4], [18, 5, 37, 10]]  # what the toy recordings hold, as init
     ],
 )
 def test_sample_recordings_are_read(name, layers, total):
-    path = sample(name)
+    path = SAMPLES / name
     loads = quiet(lambda: co.read_loads(path, layers))
     assert loads.layers == 2
     if total is not None:
@@ -671,19 +670,19 @@ def test_sample_recordings_are_read(name, layers, total):
     ],
 )
 def test_sample_maps_are_read_written_and_read_again(name, engine, tmp_path):
-    path = sample(name)
+    path = SAMPLES / name
     plan = quiet(lambda: co.read_plan(path, gpus=2))
     co.export(plan, engine, tmp_path / "map")
     assert co.read_plan(tmp_path / "map", gpus=2) == plan
 
 
 def test_sample_traces_are_read():
-    path = sample("vllm/routed_experts_seq5_layers2_topk2.npy")
+    path = SAMPLES / "vllm/routed_experts_seq5_layers2_topk2.npy"
     assert co.read_trace(path).topk_ids.shape == (5, 2, 2)
-    token = sample("sglang/per_token")
+    token = SAMPLES / "sglang/per_token"
     assert quiet(lambda: co.read_trace(token)).topk_ids.shape == (3, 2, 2)
 
 
 def test_sample_folders_may_lie_anywhere(tmp_path):
-    shutil.copytree(sample("trtllm/expert_statistic"), tmp_path / "elsewhere")
+    shutil.copytree(SAMPLES / "trtllm/expert_statistic", tmp_path / "elsewhere")
     assert co.read_loads(tmp_path / "elsewhere").windows == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import time
 import tracemalloc
 import warnings
 import zipfile
@@ -135,9 +134,11 @@ def test_a_map_without_an_expert_or_with_an_empty_slot_is_refused():
 
 
 def test_a_missing_rank_and_a_dump_twice_are_refused(folder):
-    with pytest.raises(co.FormatError, match="no file of rank 1, though of rank 2"):
+    with pytest.raises(
+        co.FormatError, match="no file of rank 1; pass the files of all ranks, 0 to 2"
+    ):
         co.read_loads(folder(per_pass(0), per_pass(2)))
-    with pytest.raises(co.FormatError, match="forward pass 7 of rank 0 stands there twice"):
+    with pytest.raises(co.FormatError, match="forward pass 7 of rank 0 is there twice"):
         co.read_loads(folder(per_pass(0), per_pass(0)))
 
 
@@ -300,12 +301,10 @@ def test_the_same_bytes_cannot_be_claimed_again_and_again():
     refused(torch_zip(data, text.storages), "claim more bytes than the")
 
 
-def test_pickles_of_millions_of_values_end_soon():
-    start = time.perf_counter()
+def test_pickles_of_millions_of_values_are_refused_by_their_number():
     refused(torch_of(b"N" * 3_100_000), "over 3000000 values")
     refused(torch_of(b"]" * 2_000_000), "over 1048576 containers")
     refused(torch_of(b"N" * (2**25 + 1)), "bytes; at most 33554432")
-    assert time.perf_counter() - start < 30, "about 2 s on an idle machine"
 
 
 def test_damaged_archives_are_refused():

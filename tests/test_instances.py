@@ -16,8 +16,8 @@ from craftopt_formulations.instances import Instance, list_instances, load_insta
 pytest.importorskip("ortools")
 pytest.importorskip("pulp")
 
+import generate_instances as generate
 from craftopt_formulations import joint, whole, windowed
-from craftopt_formulations.instances import generate
 
 NAMES = list_instances()
 # One of every rule and kind, each a second or less.
@@ -112,6 +112,15 @@ def test_the_example_of_flashlb():
 def test_an_unknown_name_is_answered_with_a_close_one():
     with pytest.raises(co.InputError, match="did you mean 'flashlb'"):
         load_instance("flashlp")
+
+
+def test_a_file_of_another_version_is_named():
+    file = resources.files("craftopt_formulations.instances") / "flashlb.json"
+    text = file.read_text(encoding="utf-8")
+    with pytest.raises(co.FormatError, match="the instance has version 7"):
+        Instance.from_json(text.replace('"version": 1', '"version": 7'))
+    with pytest.raises(co.FormatError, match="this is no instance"):
+        Instance.from_json("{}")
 
 
 def test_names_do_not_repeat():

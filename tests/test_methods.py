@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -12,15 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from strategies import broken_rules, problems, quiet, rules_named, slow_objective
 
 import craftopt as co
+from craftopt.cli.planning import plan as plan_command
 from craftopt.evaluation import violations
+from craftopt.objective import OBJECTIVES
 from craftopt.solving import METHODS
 
+METHODS_PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 each_method = pytest.mark.parametrize("method", co.methods())
 
 
 def examples(method: str, most: int) -> int:
     """Fewer problems for methods that search."""
-    return most // 5 if METHODS[method].searches else most
+    return most // 5 if METHODS[method].work else most
 
 
 def assert_result_is_true(problem: co.Problem, method: str) -> None:
@@ -162,6 +168,61 @@ def test_a_plan_that_moves_too_much_is_named_so(method):
         moved = int((result.plan.copies > previous.copies).sum())
         assert any(text.startswith("max moves") for text in result.violations) == (moved > 0)
         assert (result.gap is None) == (moved > 0)
+
+
+# --- what a method can plan ------------------------------------------------------------------
+
+LOADS = co.Loads([[[9, 5, 3, 1]], [[8, 6, 2, 2]]])
+GROUPED = co.Problem(LOADS, 2, nodes=2, expert_groups=2)
+UNGROUPED = co.Problem(LOADS, 2)
+PINNED = UNGROUPED.replace(previous=co.Plan.from_phy2log([[3, 1, 2, 0]], gpus=2), max_moves=0)
+
+
+KINDS = {
+    "groups": GROUPED,
+    "no groups": UNGROUPED,
+    "max_moves": PINNED,
+    **{objective: UNGROUPED.replace(objective=objective) for objective in OBJECTIVES},
+}
+
+
+@each_method
+@pytest.mark.parametrize("problem", KINDS.values(), ids=KINDS)
+def test_what_a_method_does_not_refuse_it_plans_and_keeps(method, problem):
+    refusal, result = METHODS[method].refusal(problem), co.solve(problem, method)
+    if refusal:
+        assert result.status is co.Status.NOT_FOUND
+        assert result.message == refusal
+        assert refusal.startswith(f"{method} ")
+        assert "; pass " in refusal
+        return
+    broken = rules_named(result.violations)
+    assert "expert groups" not in broken
+    if METHODS[method].moves == "kept":
+        assert "max moves" not in broken
+
+
+def test_methods_refuse_what_their_algorithm_cannot_plan():
+    refused = {
+        name: {method for method in METHODS if METHODS[method].refusal(problem)}
+        for name, problem in KINDS.items()
+    }
+    assert refused == {
+        "groups": {"eplb", "craft", "craft-artifact"},
+        "no groups": {"eplb-hierarchical"},
+        "max_moves": {"eplb-hierarchical", "nominal", "fast"},
+        "time": {"eplb-hierarchical"},
+        "balancedness": {"eplb-hierarchical"},
+        "activated": {"eplb-hierarchical", "exact"},
+    }
+
+
+@pytest.mark.parametrize("method", [name for name in co.methods() if METHODS[name].work])
+def test_help_and_documentation_name_the_unit_of_the_work_limit(method):
+    unit = METHODS[method].work
+    option = get_type_hints(plan_command, include_extras=True)["work_limit"].__metadata__[0]
+    assert f"{unit} ({method})" in option.help
+    assert re.search(rf"^\| `{method}` .*\| {unit}\b", METHODS_PAGE.read_text(), re.MULTILINE)
 
 
 @each_method

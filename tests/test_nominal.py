@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
+from files import measured
 from hypothesis import given, settings
 from strategies import best_by_enumeration, broken_rules, problems, quiet
 
@@ -14,7 +12,6 @@ import craftopt as co
 from craftopt.evaluation import objective_value
 
 RULES = ("uniform", "even", "free")
-GLM = Path(__file__).parents[2] / "shared" / "data" / "glm52_five_domains.npz"
 # A previous plan is kept where it is this close to the mean, so a start may end this much worse.
 KEPT = 1.01e-4
 
@@ -68,9 +65,7 @@ def random_problem(rng: np.random.Generator, rule: str, large: int = 1) -> co.Pr
 
 @pytest.fixture(scope="module")
 def glm() -> co.Loads:
-    if not GLM.exists():
-        pytest.skip(f"no {GLM.name} beside the checkout")
-    return co.read_loads(GLM).total()
+    return co.read_loads(measured("glm52_five_domains")).total()
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +84,6 @@ def test_glm_uniform(glm, gpus):
     assert result.violations == ()
     assert scored.mean_balancedness >= 0.9998
     assert scored.worst_layer >= 0.998
-    # 15 to 50 ms on the author's machine; this only catches a lost order of magnitude.
-    start = time.perf_counter()
-    plan(problem)
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(("replicas", "gap"), [(32, 2e-3), (64, 2e-3), (512, 5e-4)])

@@ -11,17 +11,15 @@ import struct
 import tracemalloc
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import measured
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import craftopt as co
-
-SHARED = Path(__file__).parents[2] / "shared"
 
 COUNTS = np.array([[[8, 4, 2, 2], [1, 2, 3, 4]], [[2, 2, 4, 8], [5, 0, 5, 0]]])
 IDS = [3, 4]
@@ -175,9 +173,7 @@ def test_path_text_path_and_stream_give_the_same_whatever_the_name(format_, tmp_
     ],
 )
 def test_recorded_files_are_read_as_numpy_reads_them(name, shape):
-    path = SHARED / "data" / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"needs shared/data/{name}.npz")
+    path = measured(name)
     loads = co.read_loads(path)
     with np.load(path, allow_pickle=False) as arrays:
         expected = co.Loads(
@@ -188,9 +184,7 @@ def test_recorded_files_are_read_as_numpy_reads_them(name, shape):
 
 
 def test_recorded_trace_is_refused_as_a_trace():
-    path = SHARED / "data" / "deepseek_v2_lite_esft_trace.npz"
-    if not path.exists():
-        pytest.skip("needs shared/data/deepseek_v2_lite_esft_trace.npz")
+    path = measured("deepseek_v2_lite_esft_trace")
     with pytest.raises(co.FormatError, match=r"token trace.*read_trace"):
         co.read_loads(path)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from files import measured
 
 import craftopt as co
 from craftopt.solving import METHODS
@@ -55,12 +56,8 @@ def alike(shown: list[str], printed: list[str]) -> bool:
     return all(a == pytest.approx(b, rel=0.1) for a, b in numbers)
 
 
-GLM = ROOT.parent / "shared" / "data" / "glm52_five_domains.npz"
-
-
-@pytest.mark.skipif(not GLM.exists(), reason="measured loads (shared/data) are absent")
 def test_the_table_on_measured_loads_is_what_is_measured():
-    planned, served = co.holdout(co.read_loads(GLM), "odd-even")
+    planned, served = co.holdout(co.read_loads(measured("glm52_five_domains")), "odd-even")
     problem = co.Problem(planned, gpus=64, nodes=8, replicas_per_layer=8, slots="even")
     for method in ("eplb-counts", "craft", "nominal", "fast"):
         plan = co.solve(problem, method).plan

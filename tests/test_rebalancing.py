@@ -8,10 +8,10 @@ import json
 import re
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import measured
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import broken_rules, copies_arrays, problems, quiet, slow_objective
@@ -520,12 +520,8 @@ def test_experts_that_no_gpu_has_left_come_from_storage():
 # --- measured loads -------------------------------------------------------------------------
 
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "glm52_five_domains.npz"
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="no measured loads beside the project")
 def test_relabelling_keeps_a_fifth_more_of_eplb_on_measured_windows():
-    loads = co.read_loads(SHARED)
+    loads = co.read_loads(measured("glm52_five_domains"))
     loads = co.Loads(loads.tokens[:, ::25])
     plans = [
         co.solve(

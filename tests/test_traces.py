@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 import pickle
-import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from files import measured
 from hypothesis import given
 from hypothesis import strategies as st
 
 import craftopt as co
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 NAMES = ("chat", "code", "law")
 
 
@@ -366,14 +364,9 @@ def test_sources_that_cannot_be_opened(tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt_oss_20b_benchmarks", "deepseek_v2_lite_esft"])
 def test_a_recorded_trace_is_the_recorded_loads_token_by_token(name):
-    file = SHARED / f"{name}_trace.npz"
-    if not file.exists():
-        pytest.skip("the recorded traces are not here")
-    trace, loads = co.read_trace(file), co.read_loads(SHARED / f"{name}.npz")
+    trace, loads = co.read_trace(measured(f"{name}_trace")), co.read_loads(measured(name))
     assert trace.domain_names == loads.window_names
-    start = time.perf_counter()
     windows = [trace.batches(64), trace.batches(64, "random"), trace.by_sequence()]
-    assert time.perf_counter() - start < 3, "about 0.2 s each for 20 million choices"
     for drawn in windows:
         assert np.array_equal(drawn.total().tokens, loads.total().tokens)
     for domain, expected in zip(trace.domain_names, loads.tokens, strict=True):

@@ -20,7 +20,6 @@ from numba import njit
 
 from craftopt.errors import InputError
 from craftopt.loads import IntArray, as_array
-from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Outcome
 
@@ -102,17 +101,12 @@ def rebalance_experts(
 
 def plan_eplb(problem: Problem) -> Outcome:
     """Plan with global EPLB, the largest equal number of replicas that the GPUs divide."""
-    if problem.expert_groups is not None:
-        return Outcome(message="EPLB's global policy ignores groups; use eplb-hierarchical")
-    return _plan_uniform(problem, "eplb", groups=1, nodes=1)
+    return _plan_uniform(problem, "eplb")
 
 
 def plan_eplb_hierarchical(problem: Problem) -> Outcome:
     """Plan with hierarchical EPLB: groups onto nodes, then within each node."""
-    if problem.expert_groups is None:
-        return Outcome(message="EPLB's hierarchical policy needs expert_groups")
-    groups = int(problem.expert_groups.max()) + 1
-    return _plan_uniform(problem, "eplb-hierarchical", groups, problem.nodes)
+    return _plan_uniform(problem, "eplb-hierarchical")
 
 
 def plan_eplb_counts(problem: Problem) -> Outcome:
@@ -147,8 +141,8 @@ def even_slots(copies: IntArray, gpus: int, nodes: int = 1) -> IntArray:
     """Share out every layer's copies, floor or ceil to each GPU, with equal totals.
 
     Each node takes the same share of a layer. Within a node the extra slots go to consecutive
-    GPUs, each layer going on where the last one stopped, round and round: so the totals over
-    the layers differ by at most 1.
+    GPUs, cyclically: each layer starts where the last one stopped, so that the totals over the
+    layers differ by at most 1.
 
     Parameters
     ----------
@@ -177,7 +171,7 @@ def even_slots(copies: IntArray, gpus: int, nodes: int = 1) -> IntArray:
     return np.tile(slots, (1, nodes))
 
 
-def _plan_uniform(problem: Problem, method: str, groups: int, nodes: int) -> Outcome:
+def _plan_uniform(problem: Problem, method: str) -> Outcome:
     """Plan with the same slots everywhere: the largest replicas that GPUs divide."""
     layers, experts = problem.loads.layers, problem.loads.experts
     asked = problem.replicas // layers
@@ -192,37 +186,23 @@ def _plan_uniform(problem: Problem, method: str, groups: int, nodes: int) -> Out
     used = slots * problem.gpus - experts
     note = "" if used == asked else f"EPLB uses {used} of {asked} replicas per layer"
     capacities = np.full((layers, problem.gpus), slots)
-    return _plan_slots(problem, method, capacities, note, groups, nodes)
+    return _plan_slots(problem, method, capacities, note)
 
 
-def _plan_slots(
-    problem: Problem,
-    method: str,
-    capacities: IntArray,
-    note: str = "",
-    groups: int | None = None,
-    nodes: int | None = None,
-) -> Outcome:
+def _plan_slots(problem: Problem, method: str, capacities: IntArray, note: str = "") -> Outcome:
     """Run EPLB's replication and packing under given slots per layer and GPU."""
     total = problem.loads.total()
     experts = total.experts
-    if groups is None:
-        grouped = problem.expert_groups
-        groups = 1 if grouped is None else int(grouped.max()) + 1
-        nodes = 1 if grouped is None else problem.nodes
-    assert nodes is not None
     # EPLB's groups are consecutive experts: sort ours by group, and back afterwards.
-    order = np.arange(experts)
-    if problem.expert_groups is not None:
-        order = np.argsort(problem.expert_groups, kind="stable")
+    order = np.argsort(problem.group_of, kind="stable")
     weight = np.ascontiguousarray(total.tokens[0][:, order], dtype=np.float32)
     copies = np.zeros((total.layers, experts, problem.gpus), dtype=np.int64)
-    _copies_of_layers(weight, groups, nodes, capacities, copies)
+    _copies_of_layers(weight, problem.groups, problem.group_nodes, capacities, copies)
     if copies.max() > np.iinfo(np.uint8).max:
         return Outcome(message=f"EPLB puts {copies.max()} copies of one expert on one GPU")
     unsorted = np.empty_like(copies)
     unsorted[:, order] = copies
-    plan = Plan(unsorted, problem.loads.layer_ids, problem.nodes, method, problem.loads.digest)
+    plan = problem.plan(unsorted, method)
     if problem.max_copies is not None and plan.replica_counts.max() > problem.max_copies:
         return Outcome(
             message=f"EPLB knows no limit of copies: it makes {plan.replica_counts.max()} of one "

@@ -11,7 +11,13 @@ companions that weigh the price, the right side is what lighter companions save.
 if one price breaks this for all numbers of copies c_e > t_e/T that sum to E + r. The least such
 sum has a closed form: the extra copies beyond the least c_e go where they help most.
 
-The proof, which duplicates do not disturb, stands in ``formulations/README.md``.
+The proof is in ``formulations/README.md``; it holds with duplicates too. Without replicas this is
+scheduling on parallel machines with a cardinality constraint.
+
+References
+----------
+Dell'Amico, Iori, Martello, Monaci: Lower bounds and heuristic algorithms for the k_i-partitioning
+problem, European Journal of Operational Research 171 (2006).
 """
 
 from __future__ import annotations
@@ -23,8 +29,8 @@ from craftopt.loads import FloatArray
 
 # Prices tried first, spread over the light experts; then all between the best one's neighbours.
 _COARSE = 24
-# A load is refuted with that much to spare, relative, times copies and GPUs: more than the
-# rounding of so many sums of so much, so that rounding proves nothing.
+# Margin by which a load must be refuted, relative, per copy and GPU: more than rounding adds to
+# the sums, so that rounding proves nothing.
 _ROUNDING = 3e-15
 # The impossible and the possible load are brought this close, relative.
 _CLOSE = 1e-11

@@ -3,7 +3,8 @@
 Given the copies c of a layer's experts, window w has a GPU that carries ``max_e t[w,e]/c_e`` or
 more, and the mean m_w or more. So the layer costs at least ``min_c sum_w max(m_w, max_e
 t[w,e]/c_e)`` over all c with ``sum_e (c_e - 1) <= r``. Charge every replica a price instead of
-limiting their number, and the minimum over c is a minimum cut:
+limiting their number (Lagrangian relaxation), and the minimum over c is a minimum cut, that of a
+maximum closure:
 
 - buy steps: step k of expert e (its k-th copy) costs the price and needs step k-1;
 - the levels ``t[w,e]/k`` of window w, ascending, cut the range above m_w into intervals; to stay
@@ -12,11 +13,13 @@ limiting their number, and the minimum over c is a minimum cut:
 
 The minimum cut is found by maximum flow, and the flow is the proof: what flows from window w
 into step k of expert e is its **credit**. No credit of a window is spent beyond the level that
-it stands for, so the credits of the steps that were not bought never exceed what the window
+it is for, so the credits of the steps that were not bought never exceed what the window
 costs above its mean; and no chain of steps takes in more than its price. Hence for every r, not
 only for the one that the price was made for, ``cost(r) >= base + credits - price * r``.
 Prices for all r are found from the cuts, as the convex envelope of cost over r, exactly.
 The proof in full: ``formulations/README.md``, "Common copies".
+
+Maximum flow is kept by hand: scipy's counts in 32 bits, and OR-Tools is optional.
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from craftopt.errors import InputError
+from craftopt.bounds.costs import window_cost
 from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.objective import ObjectiveName
+from craftopt.objective import OBJECTIVES, ObjectiveName
 
 # Costs are counted in whole units of 2^-SCALE_BITS of their size. Floating point finds them to
 # about 2^-53 of it per expert that is summed: for 4096 experts, within half a unit.
@@ -78,18 +81,12 @@ def common_copies_curve(
     >>> common_copies_curve(tokens, 2, 2, np.arange(3)).round(6)
     array([16., 13., 10.])
     """
-    base, scale, network = _levels(_owned(tokens), gpus, copies_limit, _in_time(objective))
+    base, scale, network = _levels_of(tokens, gpus, copies_limit, objective)
     above = np.zeros(len(choices))
     for price, flow in zip(*_envelope(*network, choices), strict=True):
         np.maximum(above, float(flow) - float(price) * choices, out=above)
     curve: FloatArray = base + above / scale
     return curve
-
-
-def _in_time(objective: ObjectiveName) -> bool:
-    if objective == "activated":
-        raise InputError("common copies bound no objective='activated'; see least_activated")
-    return objective == "time"
 
 
 def common_copies_witness(
@@ -116,7 +113,7 @@ def common_copies_witness(
         ``{"kind": "credits", "price": int, "scale": "p/q", "windows": {"w": [[expert, step,
         amount], ...]}}``, price and amounts in units of 1/scale.
     """
-    _, scale, network = _levels(_owned(tokens), gpus, copies_limit, _in_time(objective))
+    _, scale, network = _levels_of(tokens, gpus, copies_limit, objective)
     window, expert, step, rise = network
     charge = int(min(max(0.0, price * scale), float(rise.sum())))
     amount = _max_flow(*_graph(*network, np.ones(tokens.shape[1], dtype=np.int64)), charge)[1]
@@ -132,17 +129,14 @@ def common_copies_witness(
     }
 
 
-def _owned(tokens: FloatArray) -> FloatArray:
-    """Copy tokens, so that kernels are compiled for one kind of array."""
-    return np.array(tokens, dtype=np.float64, order="C")
-
-
-@njit(cache=True)
-def _cost(load: float, mean: float, time: bool) -> float:
-    """Cost of a window whose largest GPU load is ``load``."""
-    if time:
-        return load
-    return -mean / load if load > 0 else -1.0
+def _levels_of(
+    tokens: FloatArray, gpus: int, copies_limit: int, objective: ObjectiveName
+) -> tuple[float, float, tuple[IntArray, IntArray, IntArray, IntArray]]:
+    goal = OBJECTIVES[objective]
+    goal.require_even_dispatch("the bound by common copies")
+    # A copy, so that kernels are compiled for one kind of array.
+    owned = np.array(tokens, dtype=np.float64, order="C")
+    return _levels(owned, gpus, copies_limit, not goal.maximised)
 
 
 @njit(cache=True)
@@ -170,7 +164,7 @@ def _levels(
     for w in range(windows):
         means[w] = tokens[w].sum() / gpus
         floors[w] = max(means[w], tokens[w].max() / copies_limit)
-        base += _cost(floors[w], means[w], time)
+        base += window_cost(floors[w], means[w], time)
         for e in range(experts):
             copies = 1
             while tokens[w, e] / copies > floors[w]:
@@ -194,11 +188,11 @@ def _levels(
         order = start + np.argsort(load[start:at], kind="mergesort")
         window[start:at] = w
         load[start:at], expert[start:at], step[start:at] = load[order], expert[order], step[order]
-        least = _cost(floors[w], means[w], time)
+        least = window_cost(floors[w], means[w], time)
         for level in range(start, at):
-            above[level] = max(0.0, _cost(load[level], means[w], time) - least)
+            above[level] = max(0.0, window_cost(load[level], means[w], time) - least)
         if at > start:
-            size += max(abs(least), abs(_cost(load[at - 1], means[w], time)))
+            size += max(abs(least), abs(window_cost(load[at - 1], means[w], time)))
     # A power of two, so that scaling rounds nothing.
     scale = 2.0 ** (SCALE_BITS - np.ceil(np.log2(size))) if size > 0 else 1.0
     before = 0

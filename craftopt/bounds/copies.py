@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from craftopt.loads import FloatArray, IntArray
+from craftopt.heap import sift_down
+from craftopt.loads import FloatArray
 
 
 @njit(cache=True)
@@ -51,21 +52,3 @@ def max_copy_load(
         sift_down(heap, load)
         curve[replica] = load[heap[0]]
     return curve
-
-
-@njit(cache=True)
-def sift_down(heap: IntArray, load: FloatArray) -> None:
-    """Restore the heap after its top became lighter."""
-    item = heap[0]
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= heap.size:
-            break
-        if child + 1 < heap.size and load[heap[child + 1]] > load[heap[child]]:
-            child += 1
-        if load[heap[child]] <= load[item]:
-            break
-        heap[place] = heap[child]
-        place = child
-    heap[place] = item

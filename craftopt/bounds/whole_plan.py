@@ -12,11 +12,12 @@ from craftopt.bounds.activated import least_activated
 from craftopt.bounds.cardinality import cardinality_bound
 from craftopt.bounds.common_copies import common_copies_curve
 from craftopt.bounds.copies import max_copy_load
+from craftopt.bounds.costs import window_cost
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem
 
-# Bounds the cost of layers that have exactly so many replicas: float64 of the same shape.
+# Bounds the cost of layers with exactly these numbers of replicas: float64 of the same shape.
 Sharpen = Callable[[IntArray, IntArray], FloatArray]
 
 
@@ -52,7 +53,7 @@ def whole_plan_bound(problem: Problem) -> float:
 
     table = shared_cost_table(problem)
     cost = least_cost(problem, table, sharpen if problem.even_slots else None)
-    scale = problem.goal.scale(problem.loads, problem.gpus)
+    scale = problem.goal.cost(1.0, problem.loads, problem.gpus)
     value = cost / scale if scale else 1.0  # without tokens
     return min(1.0, value) if problem.goal.maximised else max(1.0, value)
 
@@ -76,21 +77,30 @@ def shared_cost_table(problem: Problem) -> FloatArray:
     """Bound as `cost_table` does and, with several windows, by the copies that they share."""
     table = cost_table(problem)
     if problem.loads.windows > 1:
-        choices = problem.replica_choices
         for layer, costs in enumerate(table):
-            tokens = np.ascontiguousarray(problem.loads.tokens[:, layer])
-            shared = common_copies_curve(
-                tokens, problem.gpus, problem.copies_limit, choices, problem.objective
-            )
-            np.maximum(costs, shared, out=costs)
+            np.maximum(costs, shared_costs(problem, layer, problem.replica_choices), out=costs)
     return table
+
+
+def shared_costs(problem: Problem, layer: int, choices: IntArray) -> FloatArray:
+    """Bound a layer's cost for numbers of replicas, ascending, by the copies that windows share.
+
+    Returns
+    -------
+    float64 [choices]
+        In the unit of `layer_costs`; see `common_copies_curve`.
+    """
+    tokens = problem.loads.tokens[:, layer]
+    return common_copies_curve(
+        tokens, problem.gpus, problem.copies_limit, choices, problem.objective
+    )
 
 
 def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> float:
     """Bound the summed cost of all layers over all ways to spend the budget.
 
     Sharper bounds are asked for only where the least cost picks a layer's number of replicas,
-    until it picks none that is not sharpened: dearer bounds elsewhere would not change it.
+    until it picks none that is not sharpened: higher bounds elsewhere would not change it.
 
     Parameters
     ----------
@@ -98,8 +108,8 @@ def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> 
     table : float64 [layers, choices]
         Bounds for all `Problem.replica_choices`.
     sharpen : callable, optional
-        ``sharpen(layers, replicas)`` bounds the cost of some layers with exactly so many
-        replicas, in the unit of the table.
+        ``sharpen(layers, replicas)`` bounds the cost of some layers with exactly these numbers
+        of replicas, in the unit of the table.
     """
     replicas = problem.replica_choices
     table = table.copy()
@@ -122,7 +132,7 @@ def least_cost(problem: Problem, table: FloatArray, sharpen: Sharpen | None) -> 
 
 
 def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatArray:
-    """Bound the cost of layers that have even slots and exactly so many replicas.
+    """Bound the cost of layers that have even slots and exactly these numbers of replicas.
 
     By mean load, heaviest copy and cardinality, window by window.
 
@@ -145,8 +155,8 @@ def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatA
 def layer_costs(problem: Problem) -> FloatArray:
     """Bound every layer's part of the objective for every number of replicas, as a cost.
 
-    By mean load and heaviest copy, which take microseconds and hold for *at most* so many
-    replicas, under every slot rule.
+    By mean load and heaviest copy, which take microseconds and hold for *at most* that number
+    of replicas, under every slot rule.
 
     Returns
     -------
@@ -185,7 +195,7 @@ def _cost_curves(
             least = max_copy_load(tokens[layer, window], choices[-1], copies_limit, mean)
             for k in range(choices.size):
                 load = max(mean, least[choices[k]])
-                curves[layer, k] += _cost(load, mean, time)
+                curves[layer, k] += window_cost(load, mean, time)
     return curves
 
 
@@ -193,7 +203,6 @@ def _cost_curves(
 def _even_costs(
     tokens: FloatArray, replicas: IntArray, gpus: int, copies_limit: int, time: bool
 ) -> FloatArray:
-    """Bound the cost of layers with even slots and exactly so many replicas."""
     layers, windows, _ = tokens.shape
     costs = np.zeros(layers)
     for layer in range(layers):
@@ -204,13 +213,5 @@ def _even_costs(
             load, _ = cardinality_bound(
                 weight, replicas[layer], gpus, copies_limit, max(mean, least[-1])
             )
-            costs[layer] += _cost(load, mean, time)
+            costs[layer] += window_cost(load, mean, time)
     return costs
-
-
-@njit(cache=True)
-def _cost(load: float, mean: float, time: bool) -> float:
-    """Compute what a window adds to a layer's cost, from its largest and its mean GPU load."""
-    if time:
-        return load
-    return -mean / load if load > 0 else -1.0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 import craftopt as co
-from craftopt.cli.shared import AsJson, MapGpus, print_json
+from craftopt.cli.shared import AsJson, MapGpus, print_json, read_plan
+from craftopt.formats import EngineName
 
 
 def export(
@@ -25,8 +25,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a plan as a serving engine loads it, and say how to load it."""
-    held = co.read_plan(sys.stdin.buffer if plan == "-" else plan, gpus)
-    exported = co.export(held, engine, output, pad)
+    exported = co.export(read_plan(plan, gpus), cast(EngineName, engine), output, pad)
     if as_json:
         print_json(dataclasses.asdict(exported))
     else:

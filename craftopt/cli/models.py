@@ -48,7 +48,8 @@ def export_model(
         Path | None, typer.Option(help="Plan to rebalance, with --max-moves.")
     ] = None,
     max_moves: Annotated[
-        int | None, typer.Option(help="Most copies hosted anew, over all layers.")
+        int | None,
+        typer.Option(help="Most copies on GPUs that did not host them, over all layers."),
     ] = None,
 ) -> None:
     """Write a model as an MPS or LP file, for other solvers."""

@@ -12,7 +12,7 @@ import craftopt as co
 from craftopt.cli.shared import (
     AsJson,
     Blend,
-    Dispatch,
+    DispatchOption,
     Gpus,
     Groups,
     Holdout,
@@ -34,8 +34,9 @@ from craftopt.cli.shared import (
     read_both,
     read_source,
 )
-from craftopt.errors import InputError
-from craftopt.formats import read_any
+from craftopt.errors import InputError, choice
+from craftopt.formats.reading import read_any
+from craftopt.routing import DISPATCHES
 
 
 def plan(
@@ -50,7 +51,13 @@ def plan(
     max_copies: MaxCopies = None,
     method: Annotated[str, typer.Option(help="How to plan.")] = "fast",
     seed: Seed = 0,
-    work_limit: Annotated[int | None, typer.Option(help="Most iterations.")] = None,
+    work_limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Most work, in the method's unit: annealing steps per layer (fast), placements of "
+            "a layer (nominal), deterministic seconds of CP-SAT (exact)."
+        ),
+    ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; a safety stop.")] = None,
     workers: Workers = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write plan.json.")] = None,
@@ -118,7 +125,7 @@ def compare(
     ] = None,
     holdout: Holdout = None,
     blend: Blend = None,
-    dispatch: Dispatch = "even",
+    dispatch: DispatchOption = "even",
     seed: Seed = 0,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -136,18 +143,19 @@ def compare(
     problem = make_problem(
         planned, gpus, nodes, replicas, replicas_per_layer, slots, objective, groups, max_copies
     )
+    rule = choice("dispatch", dispatch, DISPATCHES)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
         names = list(co.methods())
     with progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
-                problem, names, dispatch=dispatch.lower(), seed=seed, workers=workers,
+                problem, names, dispatch=rule, seed=seed, workers=workers,
                 progress=report,
             )  # fmt: skip
         else:
             result = co.compare(
-                problem, served, names, dispatch=dispatch.lower(), seed=seed, workers=workers,
+                problem, served, names, dispatch=rule, seed=seed, workers=workers,
                 progress=report,
             )  # fmt: skip
     if holdout == "domains":
@@ -170,12 +178,12 @@ def evaluate(
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
-    dispatch: Dispatch = "even",
+    dispatch: DispatchOption = "even",
     as_json: AsJson = False,
 ) -> None:
     """Score a plan, or the map that an engine serves with, on loads."""
     held, served = read_both(plan, loads, gpus)
-    scored = co.evaluate(held, served, dispatch.lower())
+    scored = co.evaluate(held, served, choice("dispatch", dispatch, DISPATCHES))
     if as_json:
         print_json(
             {

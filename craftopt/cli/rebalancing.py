@@ -7,7 +7,6 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
-from rich.table import Table
 
 import craftopt as co
 from craftopt.cli.shared import (
@@ -42,7 +41,9 @@ def rebalance(
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
-    max_moves: Annotated[int | None, typer.Option(help="Most copies hosted anew.")] = None,
+    max_moves: Annotated[
+        int | None, typer.Option(help="Most copies on GPUs that did not host them.")
+    ] = None,
     max_bytes: Annotated[
         float | None, typer.Option(help="Most bytes to send; needs --expert-bytes.")
     ] = None,
@@ -101,8 +102,8 @@ def rebalance(
             old.gpus,
             nodes=old.nodes if nodes is None else nodes,
             replicas=old.replicas if replicas is None else replicas,
-            slots=slots_of(old) if slots is None else cast(SlotRule, slots.lower()),
-            objective=cast(ObjectiveName, objective.lower()),
+            slots=slots_of(old) if slots is None else cast(SlotRule, slots),
+            objective=cast(ObjectiveName, objective),
             expert_groups=groups,
             max_copies=max_copies,
         )
@@ -122,7 +123,7 @@ def rebalance(
         if not found.has_plan:
             raise InputError(found.message)
         new = found.plan
-        name = "relative time" if problem.objective == "time" else "mean balancedness"
+        name = problem.goal.label
         facts = {
             "moves": found.moves,
             f"{name} before": found.previous_objective,
@@ -148,26 +149,12 @@ def rebalance(
         named = {key.replace(" ", "_"): value for key, value in facts.items()}
         print_json({**named, "curve": curve, "output": None if output is None else str(output)})
         return
-    print_rich(_table(facts, curve))
+    from craftopt.reporting.tables import rebalancing_table  # noqa: PLC0415
+
+    print_rich(rebalancing_table(facts, curve))
     for path in (output, steps):
         if path is not None:
             print_rich(f"wrote {path}")
-
-
-def _table(facts: dict[str, Any], curve: tuple[tuple[int, float], ...]) -> Table:
-    table = Table(title="rebalance", title_justify="left", title_style="bold", box=None)
-    table.show_header = False
-    for key, value in facts.items():
-        if isinstance(value, list):
-            for text in value:
-                table.add_row(key, text)
-        elif key.startswith("share"):
-            table.add_row(key, f"{value:.1%}")
-        elif value is not None:
-            table.add_row(key, f"{value:,}" if value == int(value) else f"{value:.4f}")
-    for most, reached in curve:
-        table.add_row(f"with {most:,} moves", f"{reached:.4f}")
-    return table
 
 
 def _active(dead: str | None, gpus: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:

@@ -48,7 +48,7 @@ def advise(
         Path | None, typer.Option(help="TOML file of models and accelerators of your own.")
     ] = None,
     slots: Annotated[
-        str, typer.Option(help="Memory layouts to look at, separated by commas.")
+        str, typer.Option(help="Memory layouts to consider, separated by commas.")
     ] = "uniform,even",
     holdout: Annotated[
         str, typer.Option(help="Windows to score on and not to plan on, as for compare.")
@@ -79,7 +79,7 @@ def advise(
             find_gpu(gpu, devices),
             gpus,
             nodes,
-            slots=[cast(SlotRule, rule.strip().lower()) for rule in slots.split(",")],
+            slots=[cast(SlotRule, rule.strip()) for rule in slots.split(",")],
             holdout=holdout,
             expert_groups=groups,
             seed=seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 import sys
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
-from craftopt.errors import InputError
+from craftopt.errors import InputError, unknown
 from craftopt.objective import ObjectiveName
 from craftopt.problem import SlotRule
 
@@ -31,7 +30,7 @@ Gpus = Annotated[int, typer.Option(help="GPUs (EP ranks).")]
 MapGpus = Annotated[
     int | None, typer.Option("--gpus", help="GPUs of an engine's map that does not say them.")
 ]
-Nodes = Annotated[int, typer.Option(help="Nodes that the GPUs stand in.")]
+Nodes = Annotated[int, typer.Option(help="Nodes that the GPUs are in.")]
 Replicas = Annotated[int | None, typer.Option(help="Extra copies over all layers together.")]
 PerLayer = Annotated[int | None, typer.Option(help="The engines' number: extra copies per layer.")]
 Slots = Annotated[str, typer.Option(help="Memory layout: uniform, even or free.")]
@@ -54,7 +53,7 @@ Holdout = Annotated[
         "names, or domains: each domain in turn. A window's domain is its name up to the first /."
     ),
 ]
-Dispatch = Annotated[
+DispatchOption = Annotated[
     str,
     typer.Option(
         help="How tokens are split over copies: even, hash, nearest, metro, exact, mixed, or lp "
@@ -74,15 +73,12 @@ def read_source(source: str) -> co.Loads:
     """Read loads from a file, from stdin or from the examples."""
     if source == "-":
         return co.read_loads(sys.stdin.buffer)
-    if not Path(source).exists() and source.lower() in co.example_names():
+    if Path(source).exists():
+        return co.read_loads(source)
+    if source.casefold() in co.example_names():
         return co.load_example(source)
-    if not Path(source).exists():
-        close = difflib.get_close_matches(source.lower(), co.example_names(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(
-            f"there is no file {source}; the examples are {', '.join(co.example_names())}{hint}"
-        )
-    return co.read_loads(source)
+    wrong = unknown("example", source, co.example_names())
+    raise InputError(f"there is no file {source}, and {wrong}")
 
 
 def read_both(plan: str, loads: str, gpus: int | None) -> tuple[co.Plan, co.Loads]:
@@ -132,8 +128,8 @@ def make_problem(
         nodes=nodes,
         replicas=replicas,
         replicas_per_layer=replicas_per_layer,
-        slots=cast(SlotRule, slots.lower()),
-        objective=cast(ObjectiveName, objective.lower()),
+        slots=cast(SlotRule, slots),
+        objective=cast(ObjectiveName, objective),
         expert_groups=groups,
         max_copies=max_copies,
     )

@@ -8,23 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.errors import InputError
+from craftopt.errors import InputError, divide_gpus, whole
 from craftopt.loads import FloatArray, IntArray, Loads
-from craftopt.methods.parallel import in_threads
-from craftopt.methods.windowed import plan_fast
-from craftopt.plan import Copies, Plan
+from craftopt.plan import Plan
+from craftopt.planners.layers import Layers
+from craftopt.planners.windowed import plan_windowed
 from craftopt.problem import Problem
 from craftopt.rebalancing import arrange_slots
 from craftopt.rebalancing.relabelling import relabel_copies
 from craftopt.result import Options
-from craftopt.search.placement import place_layer
 
-# More windows are added up to so many, in the order recorded; work grows with their number.
+# Consecutive windows are added up until no more than these are left; work grows with them.
 WINDOWS = 32
 # Annealing steps over all layers, which take some 0.2 s of one processor.
 STEPS = 300_000
-# One window: a layer this close to its bound, relative, is done.
-TOLERANCE = 1e-3
 # Engines run a rank per GPU on the same machine.
 THREADS = 8
 
@@ -68,24 +65,22 @@ def plan_slots(
     layers, experts = windows.shape[1:]
     _check(experts, slots, gpus, nodes, groups)
     together = groups > 1 and nodes > 1 and groups % nodes == 0
-    nodes_used, group_count = (nodes, groups) if together else (1, 1)
-    if len(windows) == 1:
-        copies = _place(windows[0], slots, gpus, nodes_used, group_count)
-    else:
-        problem = Problem(
-            Loads(windows),
-            gpus,
-            nodes=nodes_used,
-            replicas_per_layer=slots - experts,
-            slots="uniform",
-            expert_groups=group_count if together else None,
-        )
-        outcome = plan_fast(problem, Options(work_limit=STEPS // layers, workers=_threads()))
-        assert outcome.plan is not None
-        copies = outcome.plan.copies
-        if outcome.plan.replicas < layers * (slots - experts):
-            # Fewer copies are better for the loads, and the engine's slots are to be filled.
-            copies = _place(windows.sum(axis=0), slots, gpus, nodes_used, group_count)
+    problem = Problem(
+        Loads(windows),
+        gpus,
+        nodes=nodes if together else 1,
+        replicas_per_layer=slots - experts,
+        slots="uniform",
+        expert_groups=groups if together else None,
+    )
+    options = Options(work_limit=STEPS // layers, workers=min(THREADS, os.cpu_count() or 1))
+    planned = plan_windowed(problem, options).plan if len(windows) > 1 else None
+    if planned is not None and planned.replicas == problem.replicas:
+        copies = planned.copies
+    else:  # one window, or fewer copies would be better for the loads: the slots are to be filled
+        frame = Layers(problem, options)
+        placed = frame.each(lambda layer: frame.place(frame.total[layer], slots - experts), layers)
+        copies = np.stack([of_layer for of_layer, _ in placed])
     if old is None:
         return Plan(copies).phy2log()
     if old.shape != (layers, slots) or old.max() >= experts:
@@ -96,7 +91,7 @@ def plan_slots(
     before = np.zeros((layers, experts, gpus), dtype=np.uint8)
     layer, slot = np.nonzero(old >= 0)
     np.add.at(before, (layer, old[layer, slot], slot // (slots // gpus)), 1)
-    return arrange_slots(Plan(relabel_copies(copies, before, nodes_used)), old)
+    return arrange_slots(Plan(relabel_copies(copies, before, problem.nodes)), old)
 
 
 def as_numpy(tensor: Any) -> Any:
@@ -138,8 +133,7 @@ def _windows(tokens: FloatArray) -> FloatArray:
 def _check(experts: int, slots: int, gpus: int, nodes: int, groups: int) -> None:
     if gpus < 1 or slots % gpus:
         raise InputError(f"{slots} slots do not divide into {gpus} GPUs")
-    if nodes < 1 or gpus % nodes:
-        raise InputError(f"{gpus} GPUs do not divide into {nodes} nodes")
+    divide_gpus(gpus, whole("nodes", nodes, 1))
     if slots < experts:
         raise InputError(f"{slots} slots cannot host {experts} experts")
     if groups > 1 and groups % nodes == 0 and experts % groups:
@@ -150,21 +144,3 @@ def _check(experts: int, slots: int, gpus: int, nodes: int, groups: int) -> None
             f"{slots // gpus} slots per GPU are more than the {reach} experts that it may host; "
             "use fewer redundant experts"
         )
-
-
-def _place(weight: FloatArray, slots: int, gpus: int, nodes: int, groups: int) -> Copies:
-    """Place every layer for one window."""
-    layers, experts = Loads(weight).tokens.shape[1:]  # checks the values
-    group_of = np.repeat(np.arange(groups), experts // groups)
-    limit = gpus // nodes
-
-    def one(layer: int) -> Copies:
-        return place_layer(
-            weight[layer], slots - experts, group_of, nodes, gpus, limit, 0, TOLERANCE
-        )[0]
-
-    return np.stack(in_threads(one, layers, _threads()))
-
-
-def _threads() -> int:
-    return min(THREADS, os.cpu_count() or 1)

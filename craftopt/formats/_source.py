@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from craftopt.errors import FormatError, InputError
+from craftopt.formats._text import shorten
 
 Source = str | os.PathLike[str] | BinaryIO
 
@@ -82,3 +83,20 @@ def size_of(stream: BinaryIO) -> int:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     return size
+
+
+def check_ranks(ranks: Collection[int], where: str = "") -> None:
+    """Refuse a recording without the files of some ranks.
+
+    Raises
+    ------
+    FormatError
+        Ranks from 0 to the highest that are missing; the message begins with ``where``.
+    """
+    highest = max(ranks, default=0)
+    missing = sorted(set(range(highest + 1)) - set(ranks))
+    if missing:
+        raise FormatError(
+            f"{where}there is no file of rank {shorten(missing)}; "
+            f"pass the files of all ranks, 0 to {highest}"
+        )

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.errors import FormatError
-from craftopt.formats._arrays import plan_of, shorten, with_gpus
-from craftopt.formats._contents import Contents
+from craftopt.errors import FormatError, whole
+from craftopt.formats._contents import Contents, plan_of, with_gpus
+from craftopt.formats._source import check_ranks
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.slot_tables import to_logical
@@ -78,7 +78,7 @@ class ExpertMap(Contents):
 
 
 def maps_of(folder: Path) -> list[ExpertMap]:
-    """Read the expert maps that lie in a folder; other JSON files do not matter."""
+    """Read the expert maps of a folder; other JSON files are left alone."""
     found = []
     for file in sorted(folder.glob("*.json")):
         try:
@@ -135,17 +135,15 @@ def hotspot_files(folder: Path) -> list[Path]:
 class Hotspots(Contents):
     """``{prefill|decode}/{phase}_{rank}.csv``: blocks of MoE layers x experts of that rank.
 
-    The files do not say how many layers a block has, nor which experts the columns are. Both
-    stand in the expert map that the run used, if it lies in the folder too; else the caller says
-    the layers, and the columns are taken for consecutive experts, as without redundancy.
+    The files do not say how many layers a block has, nor which experts the columns are. The
+    expert map that the run used says both, if it is in the folder too; else the caller says the
+    layers, and the columns are taken for consecutive experts, as without redundancy.
     """
 
     def __init__(self, folder: Path, layers: int | None, maps: list[ExpertMap]) -> None:
         super().__init__("a MindIE hotspot recording", "loads")
         self._folder = folder
-        self._layers = layers
-        if layers is not None and (type(layers) is not int or layers < 1):
-            raise FormatError(f"layers={layers!r}; pass a whole number of at least 1")
+        self._layers = None if layers is None else whole("layers", layers, 1)
         if len(maps) > 1:
             raise FormatError("holds several expert maps; leave the one that the run used")
         self._map = maps[0] if maps else None
@@ -175,12 +173,7 @@ class Hotspots(Contents):
         return Loads(np.concatenate(blocks), window_names=names)
 
     def _phase(self, phase: str, files: dict[int, Path]) -> FloatArray:
-        missing = sorted(set(range(max(files) + 1)) - set(files))
-        if missing:
-            raise FormatError(
-                f"{phase}: no file of rank {shorten(missing)}, though of rank {max(files)}; "
-                "pass the files of all ranks"
-            )
+        check_ranks(files, f"{phase}: ")
         table, layers = None, self._layers
         if self._map is not None:
             table, devices = self._map.phy2log()

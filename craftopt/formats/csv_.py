@@ -12,6 +12,7 @@ import numpy as np
 
 from craftopt.errors import FormatError
 from craftopt.formats._contents import Contents
+from craftopt.formats._text import decoded
 from craftopt.loads import IntArray, Loads
 
 _COLUMNS = ("window", "layer", "expert", "tokens")
@@ -48,8 +49,8 @@ class _Table(Contents):
 def read(data: bytes) -> Loads:
     """Read loads from the rows; cells without a row are 0.
 
-    Windows stand in order of first appearance, layers in ascending order; there are as
-    many experts as the greatest expert id says. Further columns are not looked at.
+    Windows are in order of first appearance, layers in ascending order; there are as
+    many experts as the greatest expert id says. Further columns are ignored.
 
     Raises
     ------
@@ -57,15 +58,11 @@ def read(data: bytes) -> Loads:
         Text that is not UTF-8 or not a table, a bad or repeated cell, or ids so great
         that the array would dwarf the table.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
     windows: dict[str, int] = {}
     cells: list[tuple[int, int, int]] = []
     values: list[float] = []
     lines: list[int] = []
-    for line, (window, layer, expert, tokens) in _rows(text):
+    for line, (window, layer, expert, tokens) in _rows(decoded(data)):
         if not window:
             raise FormatError(f"line {line}, column window: empty; name the window")
         cells.append(

@@ -10,21 +10,10 @@ import numpy as np
 
 from craftopt.errors import FormatError
 from craftopt.formats import ascend
-from craftopt.formats._arrays import (
-    LOADS_KEYS,
-    PLAN_KEYS,
-    TRACE_KEYS,
-    AnyArray,
-    check_rank,
-    names_key,
-    plan_of,
-    tokens_key,
-    window_names,
-    with_gpus,
-)
-from craftopt.formats._contents import Contents
-from craftopt.formats._tokens import active_trace
-from craftopt.formats.npy import BareArray
+from craftopt.formats._bare import BareArray
+from craftopt.formats._contents import AnyArray, Contents, Kind, check_rank, plan_of, with_gpus
+from craftopt.formats._keys import key_of, kind_of, names_key, window_names
+from craftopt.formats._text import decoded
 from craftopt.loads import Loads
 from craftopt.plan import PLAN_FORMAT, Plan
 from craftopt.traces import Trace
@@ -50,7 +39,7 @@ def recognise(stream: BinaryIO) -> Contents:
         whole = array.astype(np.int64) if _is_whole(array) else array
         return BareArray("a JSON list", whole)
     if document.get("format") == PLAN_FORMAT:
-        return _SavedPlan(data.decode("utf-8-sig"))
+        return _SavedPlan(decoded(data))
     if ascend.describes(document):
         return ascend.ExpertMap(document)
     return _NamedLists(document)
@@ -74,14 +63,9 @@ class _NamedLists(Contents):
     def __init__(self, document: dict[str, Any]) -> None:
         # null is how many writers say "not given"
         self._fields = {key: value for key, value in document.items() if value is not None}
-        if self._fields.keys() & set(LOADS_KEYS):
-            super().__init__("a JSON document", "loads")
-        elif self._fields.keys() & set(TRACE_KEYS):
-            super().__init__("a JSON document", "trace")
-        elif self._fields.keys() & set(PLAN_KEYS):
-            super().__init__("a JSON document of experts per slot, such as SGLang's", "plan")
-        else:
-            tokens_key(self._fields)
+        kind = kind_of(self._fields)
+        table = " of experts per slot, such as SGLang's" if kind == "plan" else ""
+        super().__init__(f"a JSON document{table}", kind)
 
     def loads(self) -> Loads:
         """Read loads from the lists.
@@ -91,11 +75,8 @@ class _NamedLists(Contents):
         InputError
             Values that are not loads.
         """
-        if self.kind != "loads":
-            raise self._refusal("loads")
         fields = self._fields
-        key = tokens_key(fields)
-        tokens = _array(repr(key), fields[key])
+        tokens = self._array("loads")
         layer_ids = _layer_ids(fields["layer_ids"]) if "layer_ids" in fields else None
         name_key = names_key(fields)
         names = None
@@ -107,23 +88,24 @@ class _NamedLists(Contents):
 
     def trace(self, experts: int | None) -> Trace:
         """Read expert ids [tokens, layers, k]."""
-        if self.kind != "trace":
-            raise self._refusal("trace")
-        return active_trace(self.notes, self._whole(TRACE_KEYS), experts)
+        return self.active_trace(self._ids("trace"), experts)
 
     def plan(self, gpus: int | None) -> Plan:
         """Read experts per slot [layers, slots]."""
-        if self.kind != "plan":
-            raise self._refusal("plan")
-        layer_ids = self._fields.get("layer_ids")
-        return plan_of(
-            self._whole(PLAN_KEYS), gpus, None if layer_ids is None else _layer_ids(layer_ids)
-        )
+        ids = self._ids("plan")
+        layer_ids = _layer_ids(self._fields["layer_ids"]) if "layer_ids" in self._fields else None
+        return plan_of(ids, gpus, layer_ids)
 
-    def _whole(self, keys: tuple[str, ...]) -> AnyArray:
-        key = next(key for key in keys if key in self._fields)
-        array = _array(repr(key), self._fields[key])
+    def _array(self, wanted: Kind) -> AnyArray:
+        key = key_of(wanted, self._fields)
+        if key is None or self.kind != wanted:
+            raise self.refusal(wanted)
+        return _array(repr(key), self._fields[key])
+
+    def _ids(self, wanted: Kind) -> AnyArray:
+        array = self._array(wanted)
         if not _is_whole(array):
+            key = key_of(wanted, self._fields)
             raise FormatError(f"{key!r} holds numbers that are no expert ids")
         return array.astype(np.int64)
 
@@ -141,11 +123,9 @@ def parse(data: bytes) -> Any:
         No UTF-8 text, or no JSON.
     """
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
+        return json.loads(decoded(data), parse_constant=_no_constant)
     except FormatError:
         raise
-    except UnicodeDecodeError as error:
-        raise FormatError(f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise FormatError(f"damaged or truncated JSON: {error}") from error
     except RecursionError as error:

@@ -1,33 +1,26 @@
-"""``.npy``: one array, of loads, of the choices of tokens, or of experts per slot.
-
-Loads are [windows, layers, experts] or [layers, experts]; vLLM's ``routed_experts`` is
-[tokens, layers, k]; a map of slots is [layers, slots].
-"""
+"""``.npy``: one array, in numpy's own layout."""
 
 from __future__ import annotations
 
-from typing import BinaryIO
+import io
+import math
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy_format
 
 from craftopt.errors import FormatError
-from craftopt.formats._arrays import (
-    NPY_MAGIC,
-    AnyArray,
-    check_rank,
-    looks_like_map,
-    looks_like_trace,
-    parse_npy,
-    plan_of,
-)
+from craftopt.formats._bare import BareArray
 from craftopt.formats._contents import Contents
-from craftopt.formats._tokens import active_trace
-from craftopt.loads import Loads
-from craftopt.plan import Plan
-from craftopt.traces import Trace
+from craftopt.formats._text import brief
+
+_MAGIC = b"\x93NUMPY"
 
 
 def matches(head: bytes) -> bool:
     """Tell from its first bytes whether a file is ``.npy``."""
-    return head.startswith(NPY_MAGIC)
+    return head.startswith(_MAGIC)
 
 
 def recognise(stream: BinaryIO) -> Contents:
@@ -41,37 +34,57 @@ def recognise(stream: BinaryIO) -> Contents:
     return BareArray("an array", parse_npy(stream.read()))
 
 
-class BareArray(Contents):
-    """An array that no key names; layers and windows are numbered from 0."""
+def parse_npy(data: bytes) -> npt.NDArray[Any]:
+    """Return the array of a ``.npy`` file, a read-only view of ``data``.
 
-    def __init__(self, name: str, array: AnyArray) -> None:
-        if looks_like_trace(array):
-            super().__init__(f"{name} of expert ids per token (such as routed_experts)", "trace")
-        elif looks_like_map(array):
-            super().__init__(f"{name} of experts per slot (phy2log)", "plan")
+    The header is only a claim: it is held against the bytes that are there before
+    anything of the claimed size is made.
+
+    Raises
+    ------
+    FormatError
+        A damaged header, an array that is not plain numbers or text, or a length
+        other than the header's.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = npy_format.read_magic(stream)
+        if version == (1, 0):
+            header = npy_format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            header = npy_format.read_array_header_2_0(stream)
         else:
-            super().__init__(name, "loads")
-        self._array = array
-
-    def loads(self) -> Loads:
-        """Take the array for loads, unless it looks like something else.
-
-        Raises
-        ------
-        InputError
-            An array that is not loads.
-        """
-        if self.kind != "loads":
             raise FormatError(
-                f"{self._refusal('loads')}; if these are loads, save them as 'counts' in an .npz"
+                f".npy version {version[0]}.{version[1]}; versions 1.0 and 2.0 are read"
             )
-        check_rank("the array", self._array.shape)
-        return Loads(self._array)
-
-    def trace(self, experts: int | None) -> Trace:
-        """Take the array for a trace."""
-        return active_trace(self.notes, self._array, experts)
-
-    def plan(self, gpus: int | None) -> Plan:
-        """Take the array for a map of slots."""
-        return plan_of(self._array, gpus)
+    except FormatError:
+        raise
+    except Exception as error:  # numpy evaluates the header as a literal: many types
+        raise FormatError(f"damaged or truncated .npy header: {brief(error)}") from error
+    shape, fortran_order, dtype = header
+    if dtype.hasobject:
+        raise FormatError(
+            "holds Python objects, that is, a pickle; craftopt never unpickles. "
+            "Save an array of numbers"
+        )
+    if dtype.kind not in "iufUS" or dtype.itemsize == 0:
+        raise FormatError(
+            f"holds values of type {dtype}; save whole or floating-point numbers instead"
+        )
+    if any(size < 0 for size in shape):
+        raise FormatError(f"damaged .npy header: shape {shape}")
+    start = stream.tell()
+    count = math.prod(shape)
+    claimed, there = count * dtype.itemsize, len(data) - start
+    if claimed != there:
+        raise FormatError(
+            f"damaged or truncated: the header claims shape {shape} of {dtype}, "
+            f"{claimed} bytes, and {there} follow it"
+        )
+    try:
+        if count == 0:
+            return np.zeros(shape, dtype)
+        values = np.frombuffer(data, dtype, count, start)
+        return values.reshape(shape, order="F" if fortran_order else "C")
+    except ValueError as error:
+        raise FormatError(f"damaged .npy header: shape {shape}: {error}") from error

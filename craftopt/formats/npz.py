@@ -6,23 +6,11 @@ import zipfile
 from typing import BinaryIO
 
 from craftopt.errors import FormatError
-from craftopt.formats._arrays import (
-    LOADS_KEYS,
-    PLAN_KEYS,
-    TRACE_KEYS,
-    AnyArray,
-    brief,
-    check_rank,
-    names_key,
-    parse_npy,
-    plan_of,
-    shorten,
-    tokens_key,
-    window_names,
-)
-from craftopt.formats._contents import Contents, Kind
+from craftopt.formats._contents import AnyArray, Contents, Kind, check_rank, plan_of
+from craftopt.formats._keys import key_of, kind_of, names_key, window_names
 from craftopt.formats._source import size_of
-from craftopt.formats._tokens import active_trace
+from craftopt.formats._text import brief, shorten
+from craftopt.formats.npy import parse_npy
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.traces import Trace
@@ -60,16 +48,8 @@ class _NamedArrays(Contents):
     """Loads under ``counts``, a trace under ``topk_ids``, or a map under ``phy2log``."""
 
     def __init__(self, archive: Archive) -> None:
+        super().__init__("an .npz archive", kind_of(archive.keys))
         self._archive = archive
-        keys = archive.keys
-        if keys.intersection(LOADS_KEYS):
-            super().__init__("an .npz archive", "loads")
-        elif keys.intersection(TRACE_KEYS):
-            super().__init__("an .npz archive", "trace")
-        elif keys.intersection(PLAN_KEYS):
-            super().__init__("an .npz archive", "plan")
-        else:
-            tokens_key(keys)
 
     def loads(self) -> Loads:
         """Read loads from the arrays of the archive.
@@ -79,10 +59,7 @@ class _NamedArrays(Contents):
         InputError
             Arrays that are not loads.
         """
-        if self.kind != "loads":
-            raise self._refusal("loads")
-        archive = self._archive
-        key = tokens_key(archive.keys)
+        key, archive = self._key("loads"), self._archive
         tokens = archive.array(key)
         check_rank(repr(key), tokens.shape)
         layer_ids = archive.array("layer_ids") if "layer_ids" in archive.keys else None
@@ -98,19 +75,17 @@ class _NamedArrays(Contents):
         InputError
             Arrays that are no trace.
         """
-        key = self._key(TRACE_KEYS, "trace")
+        key = self._key("trace")
         columns = {
             name: self._archive.array(alias)
             for name, aliases in _COLUMNS.items()
             if (alias := next((a for a in aliases if a in self._archive.keys), None)) is not None
         }
         names = columns.get("domain_names")
-        ids, layer_ids = self._archive.array(key), columns.get("layer_ids")
-        return active_trace(
-            self.notes,
-            ids,
+        return self.active_trace(
+            self._archive.array(key),
             experts,
-            layer_ids,
+            columns.get("layer_ids"),
             columns.get("domain"),
             None if names is None else texts("domain_names", names),
             columns.get("sequence"),
@@ -124,15 +99,15 @@ class _NamedArrays(Contents):
         InputError
             An array that is no such table.
         """
-        key = self._key(PLAN_KEYS, "plan")
+        key = self._key("plan")
         layer_ids = self._archive.array("layer_ids") if "layer_ids" in self._archive.keys else None
         return plan_of(self._archive.array(key), gpus, layer_ids)
 
-    def _key(self, known: tuple[str, ...], wanted: Kind) -> str:
-        for key in known:
-            if key in self._archive.keys:
-                return key
-        raise self._refusal(wanted)
+    def _key(self, wanted: Kind) -> str:
+        key = key_of(wanted, self._archive.keys)
+        if key is None:
+            raise self.refusal(wanted)
+        return key
 
 
 class Archive:

@@ -1,4 +1,4 @@
-"""PyTorch's ``.pt`` without PyTorch, and without running anything that stands in the file.
+"""PyTorch's ``.pt`` without PyTorch, and without running anything that the file holds.
 
 ``torch.save`` writes a zip archive: ``NAME/data.pkl``, a pickle that says what is there, and
 ``NAME/data/0``, ``NAME/data/1``, ..., the raw bytes of the tensors. A pickle is a program. Here
@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import FormatError
-from craftopt.formats._arrays import AnyArray, brief
+from craftopt.formats._contents import AnyArray
 from craftopt.formats._source import size_of
+from craftopt.formats._text import brief
 
 # What files from before PyTorch 1.6 begin with: no zip, but a pickled number.
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -335,7 +336,7 @@ def _valid_key(key: object) -> object:
 
 
 def _named(text: str) -> object:
-    """Return what a name stands for: a storage's type, or one of the two constructors."""
+    """Return what a name means: a storage's type, or one of the two constructors."""
     module, _, name = text.partition(" ")
     if module == "torch" and name in _STORAGES:
         return np.dtype(_STORAGES[name])

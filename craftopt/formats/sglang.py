@@ -16,9 +16,9 @@ import numpy as np
 
 from craftopt.errors import FormatError, InputError
 from craftopt.formats import pt
-from craftopt.formats._arrays import AnyArray, check_rank, plan_of, shorten
-from craftopt.formats._contents import Contents
-from craftopt.formats._tokens import active_trace
+from craftopt.formats._contents import AnyArray, Contents, check_rank, plan_of
+from craftopt.formats._source import check_ranks
+from craftopt.formats._text import shorten
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.slot_tables import to_logical
@@ -30,7 +30,7 @@ _STALE = (
     "--enable-eplb, or in mode stat"
 )
 
-# The dumps of a recording, by file name; each is read anew for every pass over them.
+# The dumps of a recording, by file name; each is read again for every pass over them.
 _Document = dict[str, Any]
 _Documents = Callable[[], Iterator[tuple[str, _Document]]]
 
@@ -182,7 +182,7 @@ class _Records(Contents):
             counts = _physical_counts(record, phy2log)
             if rank in ranks_of.setdefault(number, set()):
                 raise FormatError(
-                    f"forward pass {number} of rank {rank} stands there twice; pass one dump"
+                    f"forward pass {number} of rank {rank} is there twice; pass one dump"
                 )
             ranks_of[number].add(rank)
             if number in sums:
@@ -192,16 +192,12 @@ class _Records(Contents):
         if not sums:
             raise FormatError("holds no records")
         ranks = set().union(*ranks_of.values())
-        missing = sorted(set(range(max(ranks) + 1)) - ranks)
         if len(ranks) == 1:
             self.notes.append(
                 f"holds the tokens of rank {max(ranks)} alone; pass the folder of all ranks' files"
             )
-        elif missing:
-            raise FormatError(
-                f"there is no file of rank {shorten(missing)}, though of rank {max(ranks)}; pass "
-                "the files of all ranks"
-            )
+        else:
+            check_ranks(ranks)
         whole = sorted(number for number, held in ranks_of.items() if held == ranks)
         if not whole:
             raise FormatError("no forward pass was recorded by all ranks; pass one dump")
@@ -215,7 +211,7 @@ class _Records(Contents):
     def trace(self, experts: int | None) -> Trace:
         """Read the choices of every token, forward pass by forward pass and rank by rank."""
         if not self._per_token:
-            raise self._refusal("trace")
+            raise self.refusal("trace")
         parts: list[AnyArray] = []
         lengths: list[int] | None = []
         hosted = 1
@@ -239,10 +235,8 @@ class _Records(Contents):
         ids = np.concatenate(parts)
         chosen = (ids >= 0).any(axis=(0, 1))  # eight columns, whatever k is
         sequence = None if lengths is None else np.repeat(np.arange(len(lengths)), lengths)
-        return active_trace(
-            self.notes, ids[:, :, chosen] if chosen.any() else ids, experts or hosted,
-            sequence=sequence,
-        )  # fmt: skip
+        ids = ids[:, :, chosen] if chosen.any() else ids
+        return self.active_trace(ids, experts or hosted, sequence=sequence)
 
     def _each(self) -> Iterator[tuple[int, int, _Document, IntArray]]:
         """Yield forward pass, rank, record and the map, which all files share."""

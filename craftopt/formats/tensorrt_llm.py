@@ -11,16 +11,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from craftopt.errors import FormatError, InputError
-from craftopt.formats._arrays import AnyArray, brief, plan_of, shorten
-from craftopt.formats._contents import Contents
-from craftopt.formats._source import size_of
+from craftopt.formats._contents import AnyArray, Contents, plan_of
+from craftopt.formats._source import check_ranks, size_of
+from craftopt.formats._text import brief, decoded, shorten
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 
 META = "meta_info.json"
-
-# --- expert statistics ----------------------------------------------------------------------
-
+_ASSIGNMENTS = "initial_global_assignments"
 _MOST_META, _MOST_HEADER = 2**20, 100 * 2**20  # bytes; the second is safetensors' own limit
 _TYPES = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1", "U32": "<u4"}
 _RANK = re.compile(r"rank(\d{1,6})\.safetensors")
@@ -28,22 +26,34 @@ _KEY = re.compile(r"(\d{1,15})_(\d{1,6})")
 
 
 def matches(head: bytes) -> bool:
-    """Tell from its first bytes whether a file is safetensors."""
-    return 0 < int.from_bytes(head[:8], "little") <= _MOST_HEADER and head[8:9] == b"{"
+    """Tell from its first bytes whether a file is safetensors or lists assignments of slots."""
+    lists = any(line.startswith(_ASSIGNMENTS.encode()) for line in head.splitlines())
+    return lists or _is_safetensors(head)
 
 
 def recognise(stream: BinaryIO) -> Contents:
-    """Refuse a rank's file alone.
+    """Take a file of assignments; refuse a rank's statistics alone.
 
     Raises
     ------
     FormatError
-        Always.
+        A safetensors file.
     """
-    raise FormatError(
-        "is a safetensors file, such as one rank's part of TensorRT-LLM's expert statistics; "
-        f"pass the folder, with {META} and the files of all ranks"
-    )
+    head = stream.read(9)
+    stream.seek(0)
+    if _is_safetensors(head):
+        raise FormatError(
+            "is a safetensors file, such as one rank's part of TensorRT-LLM's expert statistics; "
+            f"pass the folder, with {META} and the files of all ranks"
+        )
+    return LoadBalancer(stream)
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return 0 < int.from_bytes(head[:8], "little") <= _MOST_HEADER and head[8:9] == b"{"
+
+
+# --- expert statistics ----------------------------------------------------------------------
 
 
 class Statistics(Contents):
@@ -66,11 +76,7 @@ class Statistics(Contents):
             for file in sorted(self._folder.iterdir())
             if (found := _RANK.fullmatch(file.name))
         }
-        missing = sorted(set(range(max(files, default=0) + 1)) - set(files))
-        if missing:
-            raise FormatError(
-                f"there is no rank{missing[0]}.safetensors; pass the files of all ranks"
-            )
+        check_ranks(files)
         experts = self._experts()
         sums: dict[tuple[int, int], FloatArray] = {}
         first: set[tuple[int, int]] = set()
@@ -84,7 +90,7 @@ class Statistics(Contents):
                 odd = sorted(first ^ set(counts))[0]
                 raise FormatError(
                     f"{file.name} and the files before it do not hold the same iterations and "
-                    f"layers ({odd[0]}_{odd[1]} stands in one alone)"
+                    f"layers ({odd[0]}_{odd[1]} is in one alone)"
                 )
             first = set(counts)
             for key, values in counts.items():
@@ -165,15 +171,9 @@ def _tensor(key: str, entry: Any, data: bytes) -> AnyArray:
 
 # --- load balancer configurations -----------------------------------------------------------
 
-_ASSIGNMENTS = "initial_global_assignments"
 _LAYER = re.compile(r"""\s*(?P<quote>['"]?)(\d{1,9})(?P=quote)\s*:\s*(.*)""")
 _FLOW = re.compile(r"\[\s*(\d{1,9}(?:\s*,\s*\d{1,9})*\s*,?)?\s*\]\s*")
 _BLOCK = re.compile(r"(?:-\s+\d{1,9}\s+)+")
-
-
-def matches_yaml(head: bytes) -> bool:
-    """Tell from its first bytes whether a file is a configuration with assignments."""
-    return any(line.startswith(_ASSIGNMENTS.encode()) for line in head.splitlines())
 
 
 class LoadBalancer(Contents):
@@ -189,11 +189,7 @@ class LoadBalancer(Contents):
 
     def plan(self, gpus: int | None) -> Plan:
         """Read the assignments; the file does not say how many GPUs share the slots."""
-        try:
-            text = self._stream.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
-        slots, assignments = _assignments(text)
+        slots, assignments = _assignments(decoded(self._stream.read()))
         if not assignments:
             raise FormatError(f"{_ASSIGNMENTS} lists no layer")
         if {len(experts) for experts in assignments.values()} != {slots}:
@@ -245,7 +241,7 @@ def _assignments(text: str) -> tuple[int | None, dict[int, list[int]]]:
             if found is not None:
                 current = int(found[2])
                 if current in lists:
-                    raise FormatError(f"line {number}: layer {current} stands there twice")
+                    raise FormatError(f"line {number}: layer {current} is there twice")
                 lists[current] = [found[3]]
             elif current is None:
                 raise FormatError(f"line {number} belongs to no layer: {line[:60]!r}")

@@ -12,8 +12,8 @@ import numpy as np
 
 from craftopt.errors import FormatError
 from craftopt.formats import json_
-from craftopt.formats._arrays import plan_of, shorten
-from craftopt.formats._contents import Contents
+from craftopt.formats._contents import Contents, plan_of
+from craftopt.formats._text import shorten
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.slot_tables import to_logical

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +9,19 @@ import numpy.typing as npt
 
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
-from craftopt.methods.parallel import in_threads
-from craftopt.methods.windowed import pull_together
 from craftopt.plan import Copies
+from craftopt.planners.layers import Layers
 from craftopt.problem import Problem
+from craftopt.result import Options
 from craftopt.search.fronts import measure_front, trace_front
+from craftopt.search.kernels import Rules
+from craftopt.windows import in_mean_loads, shrink
 
 # Annealing steps of a layer, and of one with few copies, where more are cheap.
 STEPS, STEPS_SMALL, SMALL = 120_000, 400_000, 100
 # Windows searched on, evenly spread over all; all count when placements are compared.
 MOST_WINDOWS = 64
-# Moves that one layer may make: so many times the average, and so many more.
+# Most moves of one layer: a multiple of the average, and some more.
 MOVES_FACTOR, MOVES_EXTRA = 4, 16
 
 
@@ -66,15 +67,7 @@ class Fronts:
         return result
 
 
-def trace_fronts(
-    problem: Problem,
-    start: Copies,
-    most: int,
-    *,
-    seed: int = 0,
-    work_limit: int | None = None,
-    workers: int | None = None,
-) -> Fronts:
+def trace_fronts(problem: Problem, start: Copies, most: int, options: Options) -> Fronts:
     """Trace the fronts of all layers, from a start that keeps the rules.
 
     Parameters
@@ -84,52 +77,47 @@ def trace_fronts(
     start : uint8 [layers, experts, gpus]
     most : int
         Most moves in all.
-    seed : int
-    work_limit : int, optional
-        Annealing steps of a layer.
-    workers : int, optional
-        Threads; the fronts do not depend on it.
+    options : Options
+        ``work_limit``: annealing steps of a layer.
     """
+    frame = Layers(problem, options)
     previous = problem.previous_copies > 0
-    loads, balancedness = problem.loads, problem.objective == "balancedness"
-    nodes = problem.group_nodes
+    loads = problem.loads
+    slots = start.sum(axis=1, dtype=np.int64)
+    rules = Rules(problem.group_nodes, int(slots.min()), int(slots.max()), problem.copies_limit)
     mean = loads.tokens.sum(axis=2) / problem.gpus
     chosen = np.unique(np.linspace(0, loads.windows - 1, min(loads.windows, MOST_WINDOWS)).round())
     sample = chosen.astype(np.int64)
-    used = mean[sample] > 0
-    scale = np.divide(1.0, mean[sample], out=np.zeros_like(mean[sample]), where=used)
+    scaled, sampled = in_mean_loads(loads.tokens[sample], problem.gpus)
     # [layers, experts, windows]
-    searched = pull_together(loads.tokens[sample] * scale[:, :, np.newaxis]).transpose(1, 2, 0)
-    counts = used.astype(np.float64) if balancedness else mean[sample]
+    searched = shrink(scaled).transpose(1, 2, 0)
+    counts = problem.goal.window_weights(sampled)
     moved = ((start > 0) & ~previous).sum(axis=(1, 2))
     spread = MOVES_FACTOR * -(-most // loads.layers) + MOVES_EXTRA
     limit = np.minimum(np.maximum(min(spread, most), moved), start.sum(axis=(1, 2)))
 
     def trace(layer: int) -> tuple[FloatArray, npt.NDArray[np.int16]]:
-        on = np.flatnonzero(used[:, layer])
+        on = np.flatnonzero(counts[:, layer])
         small = bool(start[layer].sum() <= SMALL)
         default = STEPS_SMALL if small else STEPS
-        steps = default if work_limit is None else work_limit
-        node_of = start[layer].reshape(loads.experts, nodes, -1).any(axis=2).argmax(axis=1)
+        steps = default if options.work_limit is None else options.work_limit
         met, items = trace_front(
             np.ascontiguousarray(searched[layer][:, on]),
             counts[on, layer] / max(counts[on, layer].sum(), 1e-300),
             previous[layer],
             start[layer],
-            nodes,
-            node_of,
-            problem.copies_limit,
+            rules,
             int(limit[layer]),
             steps if on.size else 0,
-            (seed * 1_000_003 + layer * 1009) % 2**31,
-            # Over several windows, the smooth stand-in searches large layers better and fits
+            frame.seed(layer),
+            # Over several windows, the smooth surrogate searches large layers better and fits
             # unseen windows more.
             small or on.size == 1,
         )
         tokens = np.ascontiguousarray(loads.tokens[:, layer])
-        return measure_front(tokens, mean[:, layer], met, items, balancedness), items
+        return measure_front(tokens, mean[:, layer], met, items, problem.goal.maximised), items
 
-    found = in_threads(trace, loads.layers, workers or os.cpu_count() or 1)
+    found = frame.each(trace, loads.layers)
     costs = np.full((loads.layers, int(limit.max()) + 1), np.inf)
     for layer, (measured, _) in enumerate(found):
         costs[layer, : measured.size] = measured

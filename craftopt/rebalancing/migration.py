@@ -13,17 +13,18 @@ carried out in one round with one staging slot on every GPU of it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.errors import InfeasibleError, InputError
-from craftopt.loads import BoolArray, IntArray, as_array
+from craftopt.documents import write_json
+from craftopt.errors import InfeasibleError, InputError, number, whole
+from craftopt.loads import BoolArray, IntArray
 from craftopt.plan import Plan
 from craftopt.rebalancing.relabelling import check_comparable
+from craftopt.rebalancing.survivors import alive_gpus
 
 
 @dataclass(frozen=True)
@@ -98,32 +99,26 @@ class Migration:
         >>> co.plan_migration(old, new).seconds(44e6, 44e9)
         0.001
         """
-        if not (expert_bytes > 0 and link_bytes_per_second > 0):
-            raise InputError(
-                f"expert_bytes={expert_bytes}, link_bytes_per_second={link_bytes_per_second}; "
-                "pass numbers above 0"
-            )
+        number("expert_bytes", expert_bytes, above=0)
+        number("link_bytes_per_second", link_bytes_per_second, above=0)
         busiest = self.traffic().max(axis=(1, 2)).sum() if self.steps else 0
         return float(busiest * (expert_bytes / link_bytes_per_second))
 
     def to_json(self) -> str:
         """Write the steps as JSON, one a line."""
-        rows = [
-            json.dumps(
-                {
-                    "round": step.round,
-                    "action": step.action,
-                    "layer": step.layer,
-                    "expert": step.expert,
-                    "gpu": step.gpu,
-                    **({"source": step.source} if step.action == "receive" else {}),
-                }
-            )
+        steps = [
+            {
+                "round": step.round,
+                "action": step.action,
+                "layer": step.layer,
+                "expert": step.expert,
+                "gpu": step.gpu,
+                **({"source": step.source} if step.action == "receive" else {}),
+            }
             for step in self.steps
         ]
-        head = json.dumps({"gpus": self.gpus, "staging": self.staging, "rounds": self.rounds})
-        body = ",\n".join(f"    {row}" for row in rows)
-        return f'{head[:-1]}, "steps": [\n{body}\n]}}\n'
+        head = {"gpus": self.gpus, "staging": self.staging, "rounds": self.rounds}
+        return write_json({**head, "steps": steps}, {"steps": 1})
 
     def __repr__(self) -> str:
         return f"Migration(moves={self.moves}, rounds={self.rounds}, staging={self.staging})"
@@ -172,8 +167,7 @@ def plan_migration(
     0 drop 2 1 None
     """
     check_comparable(old, new)
-    if staging < 0:
-        raise InputError(f"staging={staging} is below 0; pass at least 0")
+    whole("staging", staging, 0)
     alive = alive_gpus(active, old.gpus)
     used = np.flatnonzero(new.copies[:, :, ~alive].any(axis=(0, 1)))
     if used.size:
@@ -184,27 +178,8 @@ def plan_migration(
     return _Mover(old, new, staging, alive).run()
 
 
-def alive_gpus(active: npt.ArrayLike | None, gpus: int) -> BoolArray:
-    """Check which GPUs are alive: one bool per GPU, all of them where none are given.
-
-    Raises
-    ------
-    InputError
-        Anything else, or no GPU alive.
-    """
-    if active is None:
-        return np.ones(gpus, dtype=np.bool_)
-    alive = as_array("active", active)
-    if alive.dtype != np.bool_ or alive.shape != (gpus,) or not alive.any():
-        raise InputError(
-            f"active has shape {alive.shape} and type {alive.dtype}; pass one bool per GPU, "
-            f"shape ({gpus},), at least one of them true"
-        )
-    return alive.copy()
-
-
 class _Layer:
-    """One layer on its way: what is hosted, and what is still to come and go."""
+    """One layer during the migration: what is hosted, and what is still to come and go."""
 
     def __init__(self, old: IntArray, new: IntArray) -> None:
         self.hosted = old.copy()
@@ -226,7 +201,7 @@ class _Layer:
 
 
 class _Mover:
-    """Carries a migration out on paper."""
+    """Carry a migration out on paper."""
 
     def __init__(self, old: Plan, new: Plan, staging: int, alive: BoolArray) -> None:
         before = old.copies.astype(np.int64)

@@ -154,11 +154,11 @@ def arrange_slots(plan: Plan, phy2log: IntArray) -> IntArray:
         stays = expert[layer, gpu]
         result[layer, gpu, slot] = stays
         left[layer, gpu, stays] -= 1
-    # What comes anew goes into the first free slots, by expert.
+    # New copies go into the first free slots, by expert.
     missing = left.sum(axis=2, dtype=np.int64)[:, :, np.newaxis]
     free = result < 0
-    anew = np.repeat(np.arange(left.size), left.ravel()) % plan.experts
-    result[free & (np.cumsum(free, axis=2) <= missing)] = anew
+    new = np.repeat(np.arange(left.size), left.ravel()) % plan.experts
+    result[free & (np.cumsum(free, axis=2) <= missing)] = new
     return result.reshape(plan.layers, -1)
 
 

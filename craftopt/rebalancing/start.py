@@ -9,8 +9,8 @@ import numpy as np
 
 from craftopt.evaluation import violations
 from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.methods.nominal import plan_nominal
-from craftopt.plan import Copies, Plan
+from craftopt.plan import Copies
+from craftopt.planners.nominal import nominal_copies
 from craftopt.problem import Problem
 from craftopt.rebalancing.relabelling import moved_copies, relabel_copies
 from craftopt.result import Options
@@ -19,7 +19,7 @@ from craftopt.result import Options
 def valid_start(problem: Problem) -> Copies:
     """Change the problem's previous plan into one that keeps the rules, with few moves.
 
-    Where that fails, a fresh nominal plan takes its place, relabelled so that most copies stay.
+    Where that fails, it is a nominal plan, relabelled so that most copies stay.
 
     Returns
     -------
@@ -27,25 +27,18 @@ def valid_start(problem: Problem) -> Copies:
         Keeps every rule but, perhaps, ``max_moves``.
     """
     old, most = problem.previous_copies, problem.max_moves
-    anew = problem.variant(previous=None, max_moves=None)
+    free = problem.variant(previous=None, max_moves=None)
     # Budget that the previous plan did not have is used as far as moves are left for it.
-    needed = _repair(anew, old, 0)
+    needed = _repair(free, old, 0)
     left = problem.replicas
     if most is not None and needed is not None:
         left = max(0, most - moved_copies(needed, old))
-    starts = [_repair(anew, old, left), needed]
-    for copies in starts:
-        if copies is None or violations(_as_plan(copies, problem), anew):
+    for copies in (_repair(free, old, left), needed):
+        if copies is None or violations(problem.plan(copies, "start"), free):
             continue
         if most is None or moved_copies(copies, old) <= most or copies is needed:
             return copies
-    fresh = plan_nominal(anew, Options()).plan
-    assert fresh is not None
-    return relabel_copies(fresh.copies, old, problem.group_nodes)
-
-
-def _as_plan(copies: Copies, problem: Problem) -> Plan:
-    return Plan(copies, problem.loads.layer_ids, problem.nodes)
+    return relabel_copies(nominal_copies(free, Options())[0], old, problem.group_nodes)
 
 
 def _repair(problem: Problem, old: Copies, added: int) -> Copies | None:

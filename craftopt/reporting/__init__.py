@@ -1,1 +1,1 @@
-"""What people look at: tables for a terminal, and plots."""
+"""Tables for a terminal, and plots."""

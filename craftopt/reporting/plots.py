@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from craftopt.evaluation import gpu_loads
 from craftopt.loads import Loads
 from craftopt.plan import Plan
+from craftopt.serving import Advice
+from craftopt.serving.deployment import GIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,38 +53,31 @@ def plot_gpu_loads(
     return ax
 
 
-def plot_tradeoff(
-    points: Mapping[str, Sequence[tuple[float, float, float]]], ax: Axes | None = None
-) -> Axes:
-    """Plot balancedness against the memory that replicas take, one line per method.
+def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
+    """Plot modelled goodput against the memory that replicas take.
 
-    Solid: the windows served, which no plan saw; dashed: the windows planned. The distance
-    between the two is what a plan loses on traffic other than its own.
-
-    Parameters
-    ----------
-    points : mapping of str to sequence of (replicas per layer, planned, served)
-        Mean balancedness at growing numbers of replicas, by method.
-    ax : matplotlib Axes, optional
-        Where to draw; new axes by default.
+    Lines: what the sweep predicts on the windows planned, by slot rule. Points: full plans, on
+    windows that they have not seen; the lines are above them by what traffic drifts.
 
     Returns
     -------
     matplotlib Axes
     """
     ax = _new_axes(height=4) if ax is None else ax
-    ticks = sorted({replicas for line in points.values() for replicas, _, _ in line})
-    for label, line in points.items():
-        replicas, planned, served = zip(*line, strict=True)
-        (drawn,) = ax.plot(replicas, served, marker="o", markersize=3, label=label)
-        ax.plot(replicas, planned, linestyle="--", linewidth=0.9, color=drawn.get_color())
-    # Doubling the replicas is one step to the right, and 0 has a place.
-    ax.set_xscale("symlog", base=2, linthresh=2)
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.set_xlabel("replicas per layer")
-    ax.set_ylabel("mean balancedness")
-    ax.set_title("solid: windows served, dashed: windows planned", fontsize="medium")
+    for rule in dict.fromkeys(budget.slots for budget in advice.curve):
+        line = [budget for budget in advice.curve if budget.slots == rule]
+        memory = [budget.memory / GIB for budget in line]
+        goodput = [budget.requests_per_second for budget in line]
+        ax.plot(memory, goodput, marker=".", linewidth=0.9, label=f"{rule}, planned windows")
+    points = [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
+    for candidate in points:
+        place = (candidate.memory.replicas / GIB, candidate.goodput)
+        own = candidate is advice.recommended
+        ax.plot(*place, marker="*" if own else "o", color="black", markersize=10 if own else 5)
+        ax.annotate(candidate.name, place, textcoords="offset points", xytext=(6, -10))
+    ax.set_xlabel("replicas, GiB per GPU")
+    ax.set_ylabel("requests/s, modelled")
+    ax.set_title("black: full plans on windows not planned on; star: recommended")
     ax.grid(color="0.9")
     ax.legend()
     return ax

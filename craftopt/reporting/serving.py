@@ -1,19 +1,14 @@
-"""Advice on budgets: tables for a terminal, and the curve."""
+"""Advice on budgets: tables for a terminal."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from craftopt.reporting.tables import plain_table
 from craftopt.serving import Advice, Candidate
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-GIB = 2.0**30
+from craftopt.serving.deployment import GIB
 
 
 def advice_tables(advice: Advice) -> Group:
@@ -53,49 +48,12 @@ def advice_tables(advice: Advice) -> Group:
     return Group(*parts)
 
 
-def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
-    """Plot modelled goodput against the memory that replicas take.
-
-    Lines: what the sweep predicts on the windows planned, by slot rule. Points: full plans, on
-    windows that they have not seen; the lines are above them by what traffic drifts.
-
-    Returns
-    -------
-    matplotlib Axes
-    """
-    if ax is None:
-        import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional extra
-
-        _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    for rule in dict.fromkeys(budget.slots for budget in advice.curve):
-        line = [budget for budget in advice.curve if budget.slots == rule]
-        memory = [budget.memory / GIB for budget in line]
-        goodput = [budget.requests_per_second for budget in line]
-        ax.plot(memory, goodput, marker=".", linewidth=0.9, label=f"{rule}, planned windows")
-    points = [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
-    for candidate in points:
-        place = (candidate.memory.replicas / GIB, candidate.goodput)
-        own = candidate is advice.recommended
-        ax.plot(*place, marker="*" if own else "o", color="black", markersize=10 if own else 5)
-        ax.annotate(candidate.name, place, textcoords="offset points", xytext=(6, -10))
-    ax.set_xlabel("replicas, GiB per GPU")
-    ax.set_ylabel("requests/s, modelled")
-    ax.set_title("black: full plans on windows not planned on; star: recommended")
-    ax.grid(color="0.9")
-    ax.legend()
-    return ax
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-
-
 def _all(advice: Advice) -> list[Candidate]:
     return [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
 
 
 def _candidates(advice: Advice) -> Table:
-    table = _table(
+    table = plain_table(
         f"full plans, made on {advice.planned_windows} windows and served "
         f"{advice.served_windows} others"
     )
@@ -125,7 +83,7 @@ def _candidates(advice: Advice) -> Table:
 
 
 def _seconds(advice: Advice) -> Table:
-    table = _table("where the time goes, ms per step on the windows served")
+    table = plain_table("where the time goes, ms per step on the windows served")
     table.add_column("plan")
     table.add_column("step")
     names = ("experts", "exchange", "attention", "dense", "overhead", "total")
@@ -142,7 +100,7 @@ def _seconds(advice: Advice) -> Table:
 
 
 def _sensitivity(advice: Advice) -> Table:
-    table = _table("what would change the answer, all else kept")
+    table = plain_table("what would change the answer, all else kept")
     table.add_column("constant")
     table.add_column("now", justify="right")
     table.add_column("then")

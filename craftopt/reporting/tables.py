@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
 from craftopt.comparison import Comparison, Scores
 from craftopt.evaluation import Evaluation
 from craftopt.loads import FloatArray, Loads
+from craftopt.objective import ObjectiveName
 from craftopt.plan import Plan
 from craftopt.result import Result
+from craftopt.routing import Dispatch
+from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
+from craftopt.verification import Certificate
 
 # Loads are enough for planning where the hottest experts' shares are known this well, relative.
 STABLE = 0.05
 
-# What the figures of the objectives are called, and what bounds say of them.
-OBJECTIVES = {
-    "time": "relative time",
-    "balancedness": "mean balancedness",
-    "activated": "activated copies",
-}
-_BOUNDS = {
+# What a bound rules out, by objective.
+_BOUNDS: dict[ObjectiveName, str] = {
     "time": "a planned relative time below",
     "balancedness": "a planned balancedness above",
     "activated": "fewer planned activated copies than",
@@ -41,17 +42,16 @@ def comparison_table(comparison: Comparison) -> Table:
         f"{problem.loads.layers} layers x {problem.loads.experts} experts on {problem.gpus} GPUs, "
         f"{problem.nodes} node(s), {problem.replicas} replicas, slots {problem.slots}"
     )
+    decode = not problem.goal.even_dispatch
     if comparison.dispatch != "even":
-        exact = problem.objective == "activated"
-        title += f", dispatch {comparison.dispatch} (gaps: {'exact' if exact else 'even'})"
+        title += f", dispatch {comparison.dispatch} (gaps: {'exact' if decode else 'even'})"
     if comparison.served is not None:
         title += f"\nplanned on {problem.loads.windows} windows, "
         title += f"served {comparison.served.windows} that no plan has seen"
-    table = _table(title)
+    table = plain_table(title)
     table.add_column("method")
     for name in ("replicas", "slots/GPU"):
         table.add_column(name, justify="right")
-    decode = problem.objective == "activated"
     for name in ("balanced", "worst layer", "time", *(["activated"] if decode else [])):
         if both:
             table.add_column(f"{name}\nplanned", justify="right")
@@ -88,8 +88,8 @@ def domains_table(results: Mapping[str, Comparison]) -> Table:
     """
     first = next(iter(results.values()))
     problem = first.problem
-    name = "activated" if problem.objective == "activated" else "balancedness"
-    table = _table(
+    name = "balancedness" if problem.goal.even_dispatch else "activated"
+    table = plain_table(
         f"{name} of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
         f"replicas, slots {problem.slots}, objective {problem.objective}, "
         f"dispatch {first.dispatch}"
@@ -112,14 +112,14 @@ def result_table(result: Result) -> Table:
     """Lay out one plan: how good it is, how far from the bound, what it costs."""
     plan, problem = result.plan, result.problem
     totals = plan.slots.sum(axis=0)
-    name = OBJECTIVES[problem.objective]
+    name = problem.goal.label
     rows = [
         ("status", result.status.value + (f" (stopped by {result.limit})" if result.limit else "")),
         (name, f"{result.objective:.4f}"),
         ("bound", f"{result.bound:.4f}"),
         ("gap", "-" if result.gap is None else f"{result.gap:.3%}"),
         ("replicas", f"{plan.replicas} of {problem.replicas}"),
-        ("per layer", f"{sparkline(plan.replica_counts.sum(axis=1) - plan.experts)}"),
+        ("per layer", sparkline(plan.layer_replicas)),
         ("slots per GPU", f"{totals.min()}-{totals.max()} over all layers"),
         ("time", f"{result.runtime * 1e3:.1f} ms"),
     ]
@@ -201,12 +201,64 @@ def plan_table(plan: Plan, name: str) -> Table:
         ("experts", str(plan.experts)),
         ("GPUs", f"{plan.gpus} in {plan.nodes} node(s)"),
         ("replicas", str(plan.replicas)),
-        ("per layer", sparkline(plan.replica_counts.sum(axis=1) - plan.experts)),
+        ("per layer", sparkline(plan.layer_replicas)),
         ("slots per GPU and layer", str(least) if least == most else f"{least}-{most}"),
         ("slots per GPU", f"{totals.min()}-{totals.max()} over all layers"),
         ("duplicates", str(plan.duplicates)),
     ]
     return _pairs("plan", rows)
+
+
+def certificate_table(certificate: Certificate) -> Table:
+    """Lay out what a certificate proves."""
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, text in certificate.summary().items():
+        table.add_row(name, text)
+    return table
+
+
+def rebalancing_table(facts: Mapping[str, Any], curve: Sequence[tuple[int, float]]) -> Table:
+    """Lay out what a rebalancing moves and gains, and what fewer moves would reach."""
+    table = plain_table("rebalance")
+    table.pad_edge = True
+    table.show_header = False
+    for key, value in facts.items():
+        if isinstance(value, list):
+            for text in value:
+                table.add_row(key, text)
+        elif key.startswith("share"):
+            table.add_row(key, f"{value:.1%}")
+        elif value is not None:
+            table.add_row(key, f"{value:,}" if value == int(value) else f"{value:.4f}")
+    for most, reached in curve:
+        table.add_row(f"with {most:,} moves", f"{reached:.4f}")
+    return table
+
+
+def dispatch_table(batches: Loads, found: Mapping[Dispatch, DispatchFigures]) -> Table:
+    """Lay out the figures of dispatch rules side by side, layer by layer."""
+    table = Table(
+        title=f"{batches.windows} batches of {batches.tokens[0, 0].sum():.0f} token assignments: "
+        "means of the fullest GPU, and microseconds per batch",
+        box=None,
+    )
+    table.add_column("layer", justify="right")
+    names = {"max_activated": "copies", "max_tokens": "tokens", "microseconds": "µs"}
+    for rule in found:
+        for name in names.values():
+            table.add_column(f"{rule}\n{name}", justify="right", overflow="fold")
+    rows = [*map(str, batches.layer_ids.tolist()), "mean"]
+    for position, row in enumerate(rows):
+        cells = [row]
+        for figures in found.values():
+            for key, decimals in zip(names, (2, 1, 1), strict=True):
+                values = getattr(figures, key)
+                mean = values.mean() if row == "mean" else values[position]
+                cells.append(f"{mean:.{decimals}f}")
+        table.add_row(*cells, end_section=position == len(rows) - 2)
+    return table
 
 
 def share_error(loads: Loads) -> FloatArray:
@@ -236,7 +288,7 @@ def share_error(loads: Loads) -> FloatArray:
     return error
 
 
-def sparkline(values: FloatArray | Sequence[float]) -> str:
+def sparkline(values: npt.ArrayLike) -> str:
     """Draw one bar per value, from the least to the most.
 
     Examples
@@ -277,12 +329,13 @@ def _cells(scores: Scores | None, decode: bool) -> list[str]:
     return [f"{getattr(scores, name):.3f}" for name in names]
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """Make an empty table in the style of this package."""
     return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
 
 
 def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Table:
-    table = _table(title)
+    table = plain_table(title)
     table.show_header = False
     table.add_column(style="dim")
     table.add_column(overflow="fold")

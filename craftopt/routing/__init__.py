@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from craftopt.routing.batch import DECODE_COST, RULES, Routing, check_witness, route
+from craftopt.routing.batch import (
+    DECODE_COST,
+    DISPATCHES,
+    Dispatch,
+    Routing,
+    check_witness,
+    route,
+)
 
-__all__ = ["DECODE_COST", "RULES", "Routing", "check_witness", "route"]
+__all__ = ["DECODE_COST", "DISPATCHES", "Dispatch", "Routing", "check_witness", "route"]

@@ -1,8 +1,9 @@
-"""As few activated copies on the fullest GPU as can be: METRO's greedy, and the optimum.
+"""The fewest activated copies on the fullest GPU: METRO's greedy, and the optimum.
 
 In decode a GPU's time is that of reading the weights of the copies that it activates, not that of
 the tokens. One copy may serve all tokens of an expert, and a second one only adds to the count, so
-a routing is a choice of one host for every expert that has tokens.
+a routing is a choice of one host for every expert that has tokens: an optimal semi-matching
+(Harvey, Ladner, Lovász and Tamir, J. Algorithms 59 (2006) 53-78), found by cost-reducing paths.
 
 **Theorem.** Let some GPU serve ``most`` experts, none more. From it, GPU u leads to v where an
 expert served on u has another host v. If no GPU with ``most - 2`` or fewer can be reached, then
@@ -21,39 +22,29 @@ import numpy as np
 from numba import njit
 
 from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.routing.hosts import Int32Array
+from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 
 
 @njit(cache=True, nogil=True)
 def serve_by_one_copy(
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    order: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
-    tokens: FloatArray,
-    exact: bool,
-    share: FloatArray,
-    activated: IntArray,
-    loads: FloatArray,
-    witness: BoolArray,
+    hosts: Hosts, tokens: FloatArray, optimal: bool, served: Served, witness: BoolArray
 ) -> None:
     """Give each expert to its least activated host, by id, as METRO does.
 
-    Where ``exact``, in ``order`` instead, and then improve to the optimum and fill ``witness``
+    Where ``optimal``, in ``order`` instead, and then improve to the optimum and fill ``witness``
     [layers, gpus].
     """
+    first, gpu = hosts.first, hosts.gpu
     layers, experts = tokens.shape
-    gpus = activated.shape[1]
+    gpus = served.activated.shape[1]
     chosen = np.empty(experts, dtype=np.int32)
     queue = np.empty(gpus, dtype=np.int32)
     way = np.empty(gpus, dtype=np.int32)
     for layer in range(layers):
-        count = activated[layer]
+        count = served.activated[layer]
         active = 0
         for i in range(experts):
-            e = order[layer, i] if exact else i
+            e = hosts.order[layer, i] if optimal else i
             if tokens[layer, e] <= 0.0:
                 chosen[e] = -1
                 continue
@@ -67,25 +58,20 @@ def serve_by_one_copy(
                     least = count[gpu[place]]
             chosen[e] = best
             count[gpu[best]] += 1
-        if exact:
-            _improve(
-                first[layer * experts : (layer + 1) * experts + 1], gpu, expert,
-                of_gpu_first[layer * gpus : (layer + 1) * gpus + 1], of_gpu,
-                -(-active // gpus), chosen, count, witness[layer], queue, way,
-            )  # fmt: skip
+        if optimal:
+            cells = first[layer * experts : (layer + 1) * experts + 1]
+            of_first = hosts.of_gpu_first[layer * gpus : (layer + 1) * gpus + 1]
+            here = LayerHosts(cells, gpu, hosts.expert, of_first, hosts.of_gpu)
+            _improve(here, -(-active // gpus), chosen, count, witness[layer], queue, way)
         for e in range(experts):
             if chosen[e] >= 0:
-                share[chosen[e]] = tokens[layer, e]
-                loads[layer, gpu[chosen[e]]] += tokens[layer, e]
+                served.share[chosen[e]] = tokens[layer, e]
+                served.loads[layer, gpu[chosen[e]]] += tokens[layer, e]
 
 
 @njit(cache=True, nogil=True)
 def _improve(
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
+    hosts: LayerHosts,
     least_possible: int,
     chosen: Int32Array,
     count: IntArray,
@@ -94,6 +80,7 @@ def _improve(
     way: Int32Array,
 ) -> None:
     """Shift experts along paths until the fullest GPU reaches no GPU with two fewer."""
+    first, gpu, expert, of_gpu_first, of_gpu = hosts
     while True:
         start = np.argmax(count)
         most = count[start]

@@ -1,25 +1,27 @@
-"""Route a batch: the tokens of all layers at once, by one of the rules."""
+"""Route a batch: the tokens of all layers at once, by one of the dispatch rules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.errors import CraftoptError, InputError
+from craftopt.errors import CraftoptError, InputError, choice, deprecated, renamed
 from craftopt.loads import BoolArray, FloatArray, IntArray, as_array, read_only
 from craftopt.plan import Plan
 
-RULES = ("even", "hash", "nearest", "metro", "exact", "lp", "mixed")
+Dispatch = Literal["even", "hash", "nearest", "metro", "exact", "lp", "mixed"]
+DISPATCHES: tuple[Dispatch, ...] = get_args(Dispatch)
 
 # Microseconds of a DeepSeek-V3 layer in fp8 as TEMPO fits them (arXiv 2608.13057): to read a copy
 # and to compute a token. Below 156 tokens per copy, reading takes longer.
 DECODE_COST = (0.0, 14.78, 0.0, 0.0945)
 
 # What is minimised by the rules that minimise something.
-_AIMS = {
+_AIMS: dict[Dispatch, str] = {
     "metro": "the most activated copies on a GPU",
     "exact": "the most activated copies on a GPU",
     "lp": "the most tokens on a GPU",
@@ -35,7 +37,8 @@ class Routing:
     Parameters
     ----------
     plan : Plan
-    rule : str
+    dispatch : str
+        The rule.
     share : float64 [hosts]
         Tokens that every host of an expert serves, layer by layer, expert by expert, GPUs rising.
     activated : int64 [layers, gpus]
@@ -51,7 +54,7 @@ class Routing:
     """
 
     plan: Plan
-    rule: str
+    dispatch: Dispatch
     share: FloatArray
     activated: IntArray
     loads: FloatArray
@@ -88,27 +91,35 @@ class Routing:
     @property
     def explanation(self) -> str:
         """Why this is optimal, or not, in one line."""
-        if self.rule not in _AIMS:
-            return f"{self.rule}: a fixed rule, it minimises nothing"
+        if self.dispatch not in _AIMS:
+            return f"{self.dispatch}: a fixed rule, it minimises nothing"
         layers, proven = self.plan.layers, int(self.optimal.sum())
-        text = f"{self.rule}: minimises {_AIMS[self.rule]}; optimal in {proven} of {layers} layers"
+        text = f"{self.dispatch}: minimises {_AIMS[self.dispatch]}; "
+        text += f"optimal in {proven} of {layers} layers"
         if self.witness is not None:
             text += ", as the experts hosted by the witness alone are too many for fewer"
         elif proven < layers:
             text += ", where it attains a lower bound"
         return text
 
+    @property
+    def rule(self) -> Dispatch:
+        """Old name of ``dispatch``."""
+        deprecated("Routing.rule", "Routing.dispatch")
+        return self.dispatch
+
     def __repr__(self) -> str:
         return (
-            f"Routing(rule={self.rule!r}, layers={self.plan.layers}, "
+            f"Routing(dispatch={self.dispatch!r}, layers={self.plan.layers}, "
             f"max_activated={self.max_activated.max()}, max_tokens={self.max_tokens.max():.6g})"
         )
 
 
+@renamed(rule="dispatch")
 def route(
     plan: Plan,
     tokens: npt.ArrayLike,
-    rule: str = "exact",
+    dispatch: Dispatch = "exact",
     *,
     cost: tuple[float, float, float, float] = DECODE_COST,
 ) -> Routing:
@@ -119,7 +130,7 @@ def route(
     plan : Plan
     tokens : array_like [layers, experts]
         Tokens of the batch that chose each expert.
-    rule : {"even", "hash", "nearest", "metro", "exact", "lp", "mixed"}
+    dispatch : {"even", "hash", "nearest", "metro", "exact", "lp", "mixed"}
         ``even``: every copy the same share. ``hash``: a hash of the token's index chooses, as in
         vLLM. ``nearest``: a copy on the token's GPU, else the first in its node, else each in
         turn, as SGLang's static dispatch. ``metro``: the least activated host, expert by expert,
@@ -157,43 +168,39 @@ def route(
     >>> routing.explanation.split("; ")[1].split(",")[0]
     'optimal in 1 of 1 layers'
     """
-    if rule not in RULES:
-        raise InputError(f"rule={rule!r} is unknown; pass one of {', '.join(RULES)}")
+    dispatch = choice("dispatch", dispatch, DISPATCHES)
     if len(cost) != 4 or not all(0 <= rate < np.inf for rate in cost):
         raise InputError(f"cost={cost}; pass four finite numbers of at least 0: a, b, c, d")
-    return _route(plan, _valid_batch(plan, tokens), rule, cost)
+    return _route(plan, _valid_batch(plan, tokens), dispatch, cost)
 
 
 def _route(
-    plan: Plan, batch: FloatArray, rule: str, cost: tuple[float, float, float, float]
+    plan: Plan, batch: FloatArray, dispatch: Dispatch, cost: tuple[float, float, float, float]
 ) -> Routing:
-    from craftopt.routing.hosts import hosts_of  # noqa: PLC0415
+    from craftopt.routing.hosts import Served, hosts_of  # noqa: PLC0415
 
     hosts = hosts_of(plan)
     share = np.zeros(hosts.gpu.size)
     activated = np.zeros((plan.layers, plan.gpus), dtype=np.int64)
     loads = np.zeros((plan.layers, plan.gpus))
-    filled = (share, activated, loads)
+    filled = Served(share, activated, loads)
     value: FloatArray | None = None
     bound: FloatArray | None = None
     witness: BoolArray | None = None
-    if rule in ("even", "hash", "nearest"):
+    if dispatch in ("even", "hash", "nearest"):
         from craftopt.routing import fixed  # noqa: PLC0415 (it loads numba)
 
-        if rule == "nearest":
+        if dispatch == "nearest":
             fixed.serve_nearest(hosts.first, hosts.gpu, batch, plan.gpus // plan.nodes, *filled)
         else:
-            serve = fixed.serve_evenly if rule == "even" else fixed.serve_by_hash
+            serve = fixed.serve_evenly if dispatch == "even" else fixed.serve_by_hash
             serve(hosts.first, hosts.gpu, hosts.copies, batch, *filled)
-    elif rule in ("metro", "exact"):
+    elif dispatch in ("metro", "exact"):
         from craftopt.routing.activated import serve_by_one_copy  # noqa: PLC0415
 
-        exact = rule == "exact"
+        exact = dispatch == "exact"
         witness = np.zeros((plan.layers, plan.gpus), dtype=bool)
-        serve_by_one_copy(
-            hosts.first, hosts.gpu, hosts.expert, hosts.order, hosts.of_gpu_first, hosts.of_gpu,
-            batch, exact, *filled, witness,
-        )  # fmt: skip
+        serve_by_one_copy(hosts, batch, exact, filled, witness)
         if exact:
             # An expert served by a GPU of the witness has all its hosts in it.
             inside, size = (activated * witness).sum(axis=1), witness.sum(axis=1)
@@ -201,7 +208,7 @@ def _route(
             inside, size = activated.sum(axis=1), np.int64(plan.gpus)
             witness = None
         value, bound = activated.max(axis=1).astype(np.float64), np.ceil(inside / size)
-    elif rule == "lp":
+    elif dispatch == "lp":
         from craftopt.routing.tokens import split_tokens  # noqa: PLC0415
 
         bound = np.zeros(plan.layers)
@@ -217,14 +224,11 @@ def _route(
         activated[:] = fewest_copies.activated
         loads[:] = fewest_copies.loads
         value, bound = np.zeros(plan.layers), np.zeros(plan.layers)
-        serve_mixed(
-            hosts.first, hosts.gpu, hosts.expert, hosts.of_gpu_first, hosts.of_gpu,
-            batch, cost, fewest_tokens.share, level, *filled, value, bound,
-        )  # fmt: skip
+        serve_mixed(hosts, batch, cost, fewest_tokens.share, level, filled, value, bound)
     for array in (share, activated, loads, value, bound, witness):
         if array is not None:
             array.setflags(write=False)
-    return Routing(plan, rule, share, activated, loads, value, bound, witness)
+    return Routing(plan, dispatch, share, activated, loads, value, bound, witness)
 
 
 def _valid_batch(plan: Plan, tokens: npt.ArrayLike) -> FloatArray:
@@ -273,7 +277,9 @@ def check_witness(routing: Routing, tokens: npt.ArrayLike) -> None:
     plan, witness = routing.plan, routing.witness
     batch = _valid_batch(plan, tokens)
     if witness is None:
-        raise CraftoptError(f"a routing by rule={routing.rule!r} has no witness; only exact has")
+        raise CraftoptError(
+            f"a routing by dispatch={routing.dispatch!r} has no witness; only exact has"
+        )
     for layer in range(plan.layers):
         name = f"layer {layer} (the model's {plan.layer_ids[layer]})"
         counts = [0] * plan.gpus

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Plan
 
 Int32Array = npt.NDArray[np.int32]
@@ -26,6 +27,24 @@ class Hosts(NamedTuple):
     order: Int32Array  # [layers, experts]: experts with the fewest hosts first, then by id
     of_gpu_first: Int32Array  # [layers * gpus + 1]: places of a GPU in of_gpu
     of_gpu: Int32Array  # [hosts]: places, GPU after GPU
+
+
+class LayerHosts(NamedTuple):
+    """List the hosts of one layer's experts, as `Hosts` has them, for the kernels."""
+
+    first: Int32Array  # [experts + 1]
+    gpu: Int32Array
+    expert: Int32Array
+    of_gpu_first: Int32Array  # [gpus + 1]
+    of_gpu: Int32Array
+
+
+class Served(NamedTuple):
+    """Hold what kernels fill: the arrays of a `Routing`."""
+
+    share: FloatArray  # [hosts]
+    activated: IntArray  # [layers, gpus]
+    loads: FloatArray  # [layers, gpus]
 
 
 def hosts_of(plan: Plan) -> Hosts:

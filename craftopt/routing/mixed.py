@@ -1,50 +1,56 @@
-"""As short a time of the slowest GPU as can be, where both reading and computing count.
+"""The least time of the slowest GPU, where both reading and computing count: a local search.
 
 A GPU that activates n copies and serves m tokens takes max(a + b n, c + d m): TEMPO's model of one
 layer, from decode (reading weights) to prefill (computing). An expert's tokens may be split, and
-each part costs a copy more to read. The optimum is NP-hard already on two GPUs, so this is a search
-from two sides that meet: fewest copies (``exact``) and fewest tokens (``lp``) are optima of the
-relaxations, and their larger time is the lower bound. For every limit on the copies of a GPU whose
-time could still win, from the lowest up, experts leave the GPU with most tokens, change places, or
-are split, whichever leaves the least, until nothing helps; then the tokens are split anew over the
-copies in use, at best. Some experts are shuffled and it goes down again, for as much work as is
-allowed. The limits are few: a vertex of the token split uses at most one copy per expert and GPU,
-together, so GPUs need hardly more than their share of that.
+each part costs a copy more to read. The optimum is NP-hard already on two GPUs, so this is an
+iterated local search between two relaxations: the fewest copies (``exact``) and the fewest tokens
+(``lp``) are optima of theirs, and their larger time is the lower bound. For every limit on the
+copies of a GPU whose time could still win, from the lowest up, the descent moves, exchanges or
+splits experts of the GPU with most tokens, whichever leaves the least, until nothing helps; then
+the tokens are split again, optimally, over the copies in use. A perturbation moves some experts at
+random, and the descent runs again, within a limit on the work. The limits on copies are few: a
+vertex of the token split uses at most one copy per expert and GPU, together, so GPUs need hardly
+more than their share of that.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from craftopt.loads import FloatArray, IntArray
-from craftopt.routing.hosts import Int32Array
+from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 from craftopt.routing.tokens import split_layer
 
 _GAIN = 1e-6  # least relative gain of a step: smaller ones are rounding
-_STEPS_PER_GPU = 30  # down, before the tokens are split anew
-_ROUNDS = 40  # down, for a limit on the copies
-_KICKS = 150  # experts that may be shuffled between two rounds
-_LINKS = 5  # in a chain of experts that move up
-# Work is counted in transfers that are looked at, so that it is the same on any machine.
+_STEPS_PER_GPU = 30  # of a descent, before the tokens are split again
+_ROUNDS = 40  # descents, for a limit on the copies
+_KICKS = 150  # experts that a perturbation may move
+_LINKS = 5  # moves in a chain
+# Work is counted in transfers that are evaluated, so that it is the same on any machine.
 _MOST_LOOKS_OF_A_CHAIN = 2_000
 _MOST_LOOKS = 40_000
 
 
+class _State(NamedTuple):
+    """A layer's routing while it is improved."""
+
+    share: FloatArray  # [hosts]
+    copies: IntArray  # [gpus]: those that a GPU reads
+    load: FloatArray  # [gpus]: tokens that it serves
+    looks: IntArray  # [1]: work so far
+
+
 @njit(cache=True, nogil=True)
 def serve_mixed(
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
+    hosts: Hosts,
     tokens: FloatArray,
     cost: tuple[float, float, float, float],
     fewest_tokens: FloatArray,
     level: FloatArray,
-    share: FloatArray,
-    activated: IntArray,
-    loads: FloatArray,
+    served: Served,
     value: FloatArray,
     bound: FloatArray,
 ) -> None:
@@ -58,21 +64,24 @@ def serve_mixed(
         The routing with the fewest tokens on the fullest GPU.
     level : float64 [layers]
         A bound on those tokens.
-    share, activated, loads
+    served : Served
         The routing with the fewest copies; replaced by the one that is found.
     value, bound : float64 [layers]
         Filled with the longest time, and a lower bound on it.
     """
     a, b, c, d = cost
+    share = served.share
+    gpu = hosts.gpu
     looks = np.zeros(1, dtype=np.int64)
     tried = np.zeros(share.size)
     layers, experts = tokens.shape
-    gpus = loads.shape[1]
+    gpus = served.loads.shape[1]
     for layer in range(layers):
-        cells = first[layer * experts : (layer + 1) * experts + 1]
-        of_first = of_gpu_first[layer * gpus : (layer + 1) * gpus + 1]
+        cells = hosts.first[layer * experts : (layer + 1) * experts + 1]
+        of_first = hosts.of_gpu_first[layer * gpus : (layer + 1) * gpus + 1]
+        here = LayerHosts(cells, gpu, hosts.expert, of_first, hosts.of_gpu)
         begin, end = int(cells[0]), int(cells[experts])
-        count, load = activated[layer], loads[layer]
+        count, load = served.activated[layer], served.loads[layer]
         bound[layer] = max(a + b * count.max(), c + d * level[layer])
         value[layer] = _time(cost, count, load)
         if value[layer] <= bound[layer] * (1 + _GAIN):
@@ -92,12 +101,10 @@ def serve_mixed(
         tried_count[:] = count
         tried_load[:] = load
         looks[0] = 0
+        state = _State(tried, tried_count, tried_load, looks)
         while value[layer] > bound[layer] * (1 + _GAIN) and a + b * limit < value[layer]:
             goal = max(level[layer], (a + b * limit - c) / d) if d > 0.0 else np.inf
-            _unload(
-                cells, gpu, expert, of_first, of_gpu, tokens[layer], limit, goal,
-                tried, tried_count, tried_load, looks,
-            )  # fmt: skip
+            _unload(here, tokens[layer], limit, goal, state)
             time = _time(cost, tried_count, tried_load)
             if time < value[layer]:
                 value[layer] = time
@@ -130,33 +137,19 @@ def _totals(
 
 
 @njit(cache=True, nogil=True)
-def _unload(
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
-    tokens: FloatArray,
-    limit: int,
-    goal: float,
-    share: FloatArray,
-    count: IntArray,
-    load: FloatArray,
-    looks: IntArray,
-) -> None:
+def _unload(hosts: LayerHosts, tokens: FloatArray, limit: int, goal: float, state: _State) -> None:
     """Lower the most tokens on a GPU towards ``goal``, with at most ``limit`` copies on each.
 
-    Go down; then, a few times, shuffle some experts, go down again, and keep what is better.
+    Iterated local search: descend; then, a few times, perturb, descend, and keep what is better.
     """
+    first, gpu, expert, _, _ = hosts
+    share, count, load, looks = state
     begin, end = int(first[0]), int(first[first.size - 1])
     best = np.empty(end - begin)
     least = np.inf
-    state = np.uint64(1)
+    random = np.uint64(1)
     for turn in range(_ROUNDS):
-        _go_down(
-            first, gpu, expert, of_gpu_first, of_gpu, tokens, limit, goal, turn % 2 == 0,
-            share, count, load, looks,
-        )  # fmt: skip
+        _descend(hosts, tokens, limit, goal, turn % 2 == 0, state)
         if load.max() < least:
             least = load.max()
             best[:] = share[begin:end]
@@ -167,71 +160,47 @@ def _unload(
         share[begin:end] = best
         count[:], load[:] = _totals(share, gpu, begin, end, load.size)
         for _ in range(_KICKS):
-            state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-            p = begin + int((state >> np.uint64(33)) % np.uint64(end - begin))
-            hosts = first[expert[p] + 1] - first[expert[p]]
-            q = first[expert[p]] + int((state >> np.uint64(20)) % np.uint64(hosts))
+            random = random * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+            p = begin + int((random >> np.uint64(33)) % np.uint64(end - begin))
+            choices = first[expert[p] + 1] - first[expert[p]]
+            q = first[expert[p]] + int((random >> np.uint64(20)) % np.uint64(choices))
             if p != q and share[p] > 0.0 and (share[q] > 0.0 or count[gpu[q]] < limit):
-                _pass_on(p, q, share[p], gpu, share, count, load)
+                _pass_on(p, q, share[p], gpu, state)
     share[begin:end] = best
     count[:], load[:] = _totals(share, gpu, begin, end, load.size)
 
 
 @njit(cache=True, nogil=True)
-def _go_down(
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
-    tokens: FloatArray,
-    limit: int,
-    goal: float,
-    sparing: bool,
-    share: FloatArray,
-    count: IntArray,
-    load: FloatArray,
-    looks: IntArray,
+def _descend(
+    hosts: LayerHosts, tokens: FloatArray, limit: int, goal: float, sparing: bool, state: _State
 ) -> None:
-    """Step down until no step helps, even after the tokens are split anew."""
+    """Take steps until none helps, even after the tokens are split again."""
+    load = state.load
     steps = _STEPS_PER_GPU * load.size
     while True:
         before = load.max()
         while steps > 0 and load.max() > goal * (1 + _GAIN):
-            if not _step(
-                first, gpu, expert, of_gpu_first, of_gpu, limit, sparing, share, count, load,
-                looks,
-            ):  # fmt: skip
+            if not _step(hosts, limit, sparing, state):
                 break
             steps -= 1
         if load.max() <= goal * (1 + _GAIN):
             return
-        _split_anew(first, gpu, tokens, share, count, load)
-        looks[0] += 8 * (first[first.size - 1] - first[0])
+        _split_again(hosts, tokens, state)
+        state.looks[0] += 8 * (hosts.first[hosts.first.size - 1] - hosts.first[0])
         if steps <= 0 or load.max() >= before * (1 - _GAIN):
             return
 
 
 @njit(cache=True, nogil=True)
-def _step(
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
-    limit: int,
-    sparing: bool,
-    share: FloatArray,
-    count: IntArray,
-    load: FloatArray,
-    looks: IntArray,
-) -> bool:
+def _step(hosts: LayerHosts, limit: int, sparing: bool, state: _State) -> bool:
     """Take tokens off the fullest GPU u: the step that leaves the least on all GPUs it touches.
 
     Some tokens of an expert go from u to another host v. Where v may read no further copy, one of
     its experts leaves it for another host w. Steps that split an expert use a copy up, so they are
     taken only where no other step helps.
     """
+    first, gpu, expert, of_gpu_first, of_gpu = hosts
+    share, count, load, looks = state
     u = int(np.argmax(load))
     top = load[u]
     whole_after = split_after = top * (1 - _GAIN)
@@ -294,31 +263,21 @@ def _step(
     spared = whole[0] >= 0 and (sparing or whole_after <= split_after)
     p, q, r, s, part = whole if spared else split
     if p < 0:
-        return _chain(u, first, gpu, expert, of_gpu_first, of_gpu, limit, share, count, load, looks)
+        return _chain(u, hosts, limit, state)
     if r >= 0:
-        _pass_on(r, s, share[r], gpu, share, count, load)
-    _pass_on(p, q, part, gpu, share, count, load)
+        _pass_on(r, s, share[r], gpu, state)
+    _pass_on(p, q, part, gpu, state)
     return True
 
 
 @njit(cache=True, nogil=True)
-def _chain(
-    u: int,
-    first: Int32Array,
-    gpu: Int32Array,
-    expert: Int32Array,
-    of_gpu_first: Int32Array,
-    of_gpu: Int32Array,
-    limit: int,
-    share: FloatArray,
-    count: IntArray,
-    load: FloatArray,
-    looks: IntArray,
-) -> bool:
+def _chain(u: int, hosts: LayerHosts, limit: int, state: _State) -> bool:
     """Move an expert from u to v, another from v to w, and so on, back to u or to where is room.
 
     Depth first, until a chain is found after which every GPU in it has less than u has now.
     """
+    first, gpu, expert, of_gpu_first, of_gpu = hosts
+    share, count, load, looks = state
     below = load[u] * (1 - _GAIN)
     on_way = np.zeros(load.size, dtype=np.bool_)
     on_way[u] = True
@@ -370,7 +329,7 @@ def _chain(
             closes = room and load[v] + share[p] < below
         if closes:
             for link in range(k, -1, -1):
-                _pass_on(source[link], target[link], share[source[link]], gpu, share, count, load)
+                _pass_on(source[link], target[link], share[source[link]], gpu, state)
             return True
         if v != u and k + 1 < _LINKS:
             k += 1
@@ -383,16 +342,9 @@ def _chain(
 
 
 @njit(cache=True, nogil=True)
-def _pass_on(
-    source: int,
-    target: int,
-    part: float,
-    gpu: Int32Array,
-    share: FloatArray,
-    count: IntArray,
-    load: FloatArray,
-) -> None:
+def _pass_on(source: int, target: int, part: float, gpu: Int32Array, state: _State) -> None:
     """Move tokens of an expert from one host to another."""
+    share, count, load, _ = state
     if share[target] == 0.0:
         count[gpu[target]] += 1
     if part >= share[source]:
@@ -407,15 +359,10 @@ def _pass_on(
 
 
 @njit(cache=True, nogil=True)
-def _split_anew(
-    first: Int32Array,
-    gpu: Int32Array,
-    tokens: FloatArray,
-    share: FloatArray,
-    count: IntArray,
-    load: FloatArray,
-) -> None:
-    """Split the tokens at best over the copies in use."""
+def _split_again(hosts: LayerHosts, tokens: FloatArray, state: _State) -> None:
+    """Split the tokens optimally over the copies in use."""
+    first, gpu = hosts.first, hosts.gpu
+    share, count, load, _ = state
     experts = tokens.size
     used_first = np.zeros(experts + 1, dtype=np.int32)
     places = np.empty(first[experts] - first[0], dtype=np.int32)

@@ -1,4 +1,4 @@
-"""As few tokens on the fullest GPU as can be: the best split of every expert's tokens.
+"""The fewest tokens on the fullest GPU: an optimal fractional split of every expert's tokens.
 
 Let expert e have t_e tokens and copies on the GPUs H_e (two copies on one GPU are one host). A
 split sends x[e,g] >= 0 tokens to g in H_e, t_e in all, and loads GPU g with sum_e x[e,g].
@@ -117,7 +117,7 @@ def split_layer(
 
 @njit(cache=True, nogil=True)
 def _sweep(demand: float, hosts: Int32Array, flow: FloatArray, load: FloatArray) -> None:
-    """Give what rounding left on a host to the one with the most: it must not read a copy."""
+    """Move rounding residues to the host with the most tokens: they must not activate a copy."""
     most = np.argmax(flow)
     for k in range(flow.size):
         if 0.0 < flow[k] <= _TOLERANCE * demand:
@@ -219,7 +219,7 @@ def _balance(
 
 @njit(cache=True, nogil=True)
 def _fill(hosts: Int32Array, amount: float, load: FloatArray, flow: FloatArray) -> None:
-    """Pour an expert's tokens over its hosts, the least loaded first, to one level."""
+    """Fill an expert's hosts, the least loaded first, to one level (water-filling)."""
     order = np.arange(hosts.size)
     for k in range(1, order.size):  # few hosts: insertion is the fastest sort
         this = order[k]

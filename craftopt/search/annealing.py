@@ -14,6 +14,7 @@ from numba import njit
 
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
+from craftopt.search.kernels import Rules, Schedule, home_nodes
 
 # Sums of p-th powers are corrected by differences; they are made anew every so many steps.
 _REFRESH = 10_000
@@ -243,17 +244,10 @@ def book_replacement(
 def anneal(
     tokens: FloatArray,
     weight: FloatArray,
-    copies: Copies,
-    nodes: int,
-    node_of: IntArray,
-    low: int,
-    high: int,
-    copies_limit: int,
-    steps: int,
-    hot: float,
-    cold: float,
+    start: Copies,
+    rules: Rules,
+    schedule: Schedule,
     seed: int,
-    in_play: int,
 ) -> Copies:
     """Anneal one layer.
 
@@ -263,28 +257,22 @@ def anneal(
         Loads, each window scaled to a mean GPU load of 1.
     weight : float64 [windows]
         What each window counts; sums to 1.
-    copies : uint8 [experts, gpus]
-        Start.
-    nodes : int
-    node_of : int64 [experts]
-        Node that an expert must stay in.
-    low, high : int
-        Fewest and most copies of a GPU.
-    copies_limit : int
-        Most copies of an expert.
-    steps : int
-    hot, cold : float
-        First and last temperature, in mean loads.
+    start : uint8 [experts, gpus]
+        At most one copy of an expert on a GPU.
+    rules : Rules
+    schedule : Schedule
+        Temperatures in mean GPU loads. Where there are more windows than in a mini-batch,
+        another one is drawn at each refresh.
     seed : int
-    in_play : int
-        Windows that count at a time; where there are more, another random part takes over at
-        each refresh.
 
     Returns
     -------
     uint8 [experts, gpus]
         The best of the second half; with more windows than in play, the last.
     """
+    nodes, low, high, copies_limit = rules
+    steps, hot, cold, in_play = schedule
+    node_of = home_nodes(start, nodes)
     experts, all_windows = tokens.shape
     windows = min(all_windows, in_play)
     sampled = all_windows > windows
@@ -292,7 +280,7 @@ def anneal(
     every_weight, every_token = weight, tokens
     tokens = np.ascontiguousarray(every_token[:, :windows])
     weight = every_weight[:windows].copy()
-    gpus = copies.shape[1]
+    gpus = start.shape[1]
     width = gpus // nodes
     state = seeded(seed)
     hosted = np.zeros((experts, gpus), dtype=np.bool_)
@@ -300,7 +288,7 @@ def anneal(
     filled = np.zeros(gpus, dtype=np.int64)
     for expert in range(experts):
         for gpu in range(gpus):
-            if copies[expert, gpu]:
+            if start[expert, gpu]:
                 hosted[expert, gpu] = True
                 count[expert] += 1
                 filled[gpu] += 1

@@ -28,6 +28,7 @@ from craftopt.search.annealing import (
     rows_of_replacement,
     seeded,
 )
+from craftopt.search.kernels import Rules, home_nodes
 
 # Levels of the price; the least first and the last one, relative to the cost of the start.
 LEVELS, DEAR, CHEAP = 16, 0.03, 1e-5
@@ -41,9 +42,7 @@ def trace_front(
     weight: FloatArray,
     previous: BoolArray,
     start: Copies,
-    nodes: int,
-    node_of: IntArray,
-    copies_limit: int,
+    rules: Rules,
     most: int,
     steps: int,
     seed: int,
@@ -61,11 +60,8 @@ def trace_front(
         Where a copy can stand without being a move.
     start : uint8 [experts, gpus]
         At most one copy of an expert on a GPU.
-    nodes : int
-    node_of : int64 [experts]
-        Node that an expert must stay in.
-    copies_limit : int
-        Most copies of an expert.
+    rules : Rules
+        GPUs keep their numbers of copies, whatever the rules would allow.
     most : int
         Most moves.
     steps, seed : int
@@ -79,6 +75,8 @@ def trace_front(
     items : int16 [most + 1, gpus, slots]
         The best one: the experts of every GPU, -1 = no slot.
     """
+    nodes, _, _, copies_limit = rules
+    node_of = home_nodes(start, nodes)
     experts, windows = tokens.shape
     gpus = start.shape[1]
     width = gpus // nodes

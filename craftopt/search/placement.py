@@ -8,6 +8,7 @@ The kernels keep one state: ``items`` [gpus, most slots], the experts that a GPU
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -31,23 +32,11 @@ _HELD, _SMALL = 4, 64
 _DEPTH = 3
 
 
-def place_layer(
-    weight: FloatArray,
-    replicas: int,
-    group_of: IntArray,
-    nodes: int,
-    gpus: int,
-    copies_limit: int,
-    slack: int,
-    tolerance: float,
-) -> tuple[Copies, float]:
-    """Replicate and place one layer.
+class Layout(NamedTuple):
+    """The GPUs that a layer is placed on, and what its copies must keep.
 
     Parameters
     ----------
-    weight : float64 [experts]
-    replicas : int
-        Extra copies: a multiple of ``nodes``.
     group_of : int64 [experts]
         Group of every expert, 0, 1, ...; groups stay within a node.
     nodes, gpus : int
@@ -57,6 +46,29 @@ def place_layer(
     slack : int
         0: every GPU takes floor or ceil of its node's copies. Else any number, up to that many
         above ceil.
+    """
+
+    group_of: IntArray
+    nodes: int
+    gpus: int
+    copies_limit: int
+    slack: int = 0
+
+
+def place_layer(
+    weight: FloatArray,
+    replicas: int,
+    layout: Layout,
+    tolerance: float,
+) -> tuple[Copies, float]:
+    """Replicate and place one layer.
+
+    Parameters
+    ----------
+    weight : float64 [experts]
+    replicas : int
+        Extra copies: a multiple of the nodes.
+    layout : Layout
     tolerance : float
         Stop this close, relative, to the bound max(mean, heaviest copy).
 
@@ -68,6 +80,7 @@ def place_layer(
     """
     # The frame is Python and the loops below are compiled: compiling all in one takes twice
     # as long, and every user pays for that once.
+    group_of, nodes, gpus, copies_limit, slack = layout
     width = gpus // nodes
     members, counts, bound = [np.arange(weight.size)], [], 0.0
     if nodes > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from craftopt.bounds import sift_down
+from craftopt.heap import sift_down
 from craftopt.loads import FloatArray, IntArray
 
 

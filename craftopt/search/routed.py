@@ -23,6 +23,7 @@ from numba import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.annealing import _draw, _fullest, _root, _uniform, seeded
+from craftopt.search.kernels import Rules, Schedule, home_nodes
 
 Int16Array = npt.NDArray[np.int16]
 
@@ -91,15 +92,9 @@ def anneal_routed(
     active: BoolArray,
     tokens: FloatArray,
     weight: FloatArray,
-    copies: Copies,
-    nodes: int,
-    node_of: IntArray,
-    low: int,
-    high: int,
-    copies_limit: int,
-    steps: int,
-    hot: float,
-    cold: float,
+    start: Copies,
+    rules: Rules,
+    schedule: Schedule,
     seed: int,
 ) -> Copies:
     """Anneal one layer.
@@ -113,18 +108,11 @@ def anneal_routed(
         counts.
     weight : float64 [prefill windows]
         What a mean GPU load of each counts, in activated copies of one batch.
-    copies : uint8 [experts, gpus]
-        Start.
-    nodes : int
-    node_of : int64 [experts]
-        Node that an expert must stay in.
-    low, high : int
-        Fewest and most copies of a GPU.
-    copies_limit : int
-        Most copies of an expert.
-    steps : int
-    hot, cold : float
-        First and last temperature, in activated copies per window.
+    start : uint8 [experts, gpus]
+        At most one copy of an expert on a GPU.
+    rules : Rules
+    schedule : Schedule
+        Temperatures in activated copies per window. All windows count all the time.
     seed : int
 
     Returns
@@ -132,11 +120,14 @@ def anneal_routed(
     uint8 [experts, gpus]
         The best that was met.
     """
+    nodes, low, high, copies_limit = rules
+    steps, hot, cold, _ = schedule
+    node_of = home_nodes(start, nodes)
     windows = active.shape[1]
-    gpus = copies.shape[1]
+    gpus = start.shape[1]
     width = gpus // nodes
     state = seeded(seed)
-    placed = _place(copies)
+    placed = _place(start)
     routed, journal = _empty_routing(active, gpus)
     _route(active, placed, routed, journal)
     shares = np.zeros((gpus, tokens.shape[1]))
@@ -149,7 +140,7 @@ def anneal_routed(
     floor = routed.least.sum()
     decode = routed.top.sum()
     cost = decode + prefill
-    best_cost, best = cost, copies.copy()
+    best_cost, best = cost, start.copy()
     cooling = (cold / hot) ** (1.0 / max(steps, 1))
     temperature = hot * windows
     for _ in range(steps):

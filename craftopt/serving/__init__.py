@@ -1,24 +1,23 @@
 """What a replica costs and brings: memory, time, goodput, and the right budget."""
 
-from craftopt.serving.advise import Advice, advise
+from craftopt.serving.advice import Advice, advise
 from craftopt.serving.candidates import Candidate
-from craftopt.serving.deployment import Deployment, Workload
-from craftopt.serving.facts import (
-    Attention,
-    Gpu,
-    Model,
+from craftopt.serving.catalogue import (
     find_gpu,
     find_model,
     known_gpus,
     known_models,
     read_facts,
 )
+from craftopt.serving.deployment import Deployment, Exchange, Workload
+from craftopt.serving.facts import Attention, Gpu, Model
 from craftopt.serving.goodput import Engine, Service, Simulated, engine_of, service_of, simulate
 from craftopt.serving.memory import Memory, memory_for_copies, memory_of
 from craftopt.serving.sensitivity import Sensitivity
 from craftopt.serving.sweep import Budget
 from craftopt.serving.timing import (
     Measured,
+    Phase,
     Profile,
     StepTime,
     calibrate,
@@ -33,10 +32,12 @@ __all__ = [
     "Candidate",
     "Deployment",
     "Engine",
+    "Exchange",
     "Gpu",
     "Measured",
     "Memory",
     "Model",
+    "Phase",
     "Profile",
     "Sensitivity",
     "Service",

@@ -1,4 +1,4 @@
-"""Full plans under the model: what they cost, what they give, and which is the best."""
+"""Full plans under the serving model: memory, goodput, and the best of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from craftopt.serving.timing import Profile, profile_of
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Say what a full plan does: ``served`` on windows that it has not seen.
+    """Hold the scores of a full plan: ``served`` is on windows that it was not planned on.
 
     Parameters
     ----------

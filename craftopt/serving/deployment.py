@@ -1,27 +1,45 @@
-"""What is served on what, for which requests: every constant of the model in two places."""
+"""Deployment and workload: every constant of the serving model."""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from dataclasses import replace as dataclass_replace
-from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
-from craftopt.errors import InputError
-from craftopt.serving.facts import Gpu, Model, bytes_of
+from craftopt.errors import InputError, choice, divide_gpus, number, unknown, whole
+from craftopt.serving.facts import BYTES, Gpu, Model
+
+Exchange = Literal["all-to-all", "all-gather"]
 
 GIB = 2.0**30
-EXCHANGES = ("all-to-all", "all-gather")
 # Goodputs this close, relative, are equal: the model is not that good.
 TIE = 0.02
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(
+        ("gpus", "nodes", "attention_gpus", "prefill_tokens"),
+        lambda name, value: whole(name, value, 1),
+    ),
+    **dict.fromkeys(
+        ("compute_efficiency", "bandwidth_efficiency", "link_efficiency"),
+        lambda name, value: number(name, value, above=0),
+    ),
+    **dict.fromkeys(
+        ("reserve", "reserve_per_gpu", "exchange_latency", "layer_overhead", "step_overhead"),
+        lambda name, value: number(name, value, least=0),
+    ),
+    **dict.fromkeys(
+        ("expert_dtype", "weight_dtype", "kv_dtype", "exchange_dtype"),
+        lambda name, value: None if value is None else choice(name, value, BYTES),
+    ),
+    "exchange": lambda name, value: choice(name, value, get_args(Exchange)),
+}
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """Say how a model stands on GPUs, and how well these do what their data sheets say.
+    """Say how a model is spread over GPUs, and how well these do what their data sheets say.
 
     Every expert layer is spread over all ``gpus``; attention runs in groups of
     ``attention_gpus`` that split the heads, each group serving its own sequences.
@@ -38,7 +56,7 @@ class Deployment:
     kv_dtype : str
     attention_gpus : int
         GPUs of an attention group (tensor parallelism within data-parallel attention). Grouped
-        queries split their cache over the group; a latent cache stands on each of its GPUs.
+        queries split their cache over the group; a latent cache is whole on each of its GPUs.
     reserve, reserve_per_gpu : float
         Bytes of every GPU that neither weights nor cache may take: activations, graphs and
         buffers; and what grows with the number of GPUs, their communication. By default 10 GiB
@@ -88,7 +106,7 @@ class Deployment:
     compute_efficiency: float = 0.5
     bandwidth_efficiency: float = 0.7
     link_efficiency: float = 0.8
-    exchange: str = "all-to-all"
+    exchange: Exchange = "all-to-all"
     exchange_dtype: str | None = None
     exchange_latency: float = 20e-6
     layer_overhead: float = 20e-6
@@ -101,37 +119,19 @@ class Deployment:
                 raise InputError(
                     f"{name}={value!r} is no {kind.__name__}; find_{name} looks one up by name"
                 )
-        for name in ("gpus", "nodes", "attention_gpus", "prefill_tokens"):
-            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
-        if self.gpus % self.nodes:
-            raise InputError(f"gpus={self.gpus} does not divide into nodes={self.nodes}")
-        if (self.gpus // self.nodes) % self.attention_gpus:
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        share = divide_gpus(self.gpus, self.nodes)
+        if share % self.attention_gpus:
             raise InputError(
                 f"attention_gpus={self.attention_gpus} does not divide a node's "
-                f"{self.gpus // self.nodes} GPUs; pass a divisor"
+                f"{share} GPUs; pass a divisor"
             )
-        for name in ("compute_efficiency", "bandwidth_efficiency", "link_efficiency"):
-            check_number(name, getattr(self, name), above=0.0)
-        for name in (
-            "reserve",
-            "reserve_per_gpu",
-            "exchange_latency",
-            "layer_overhead",
-            "step_overhead",
-        ):
-            check_number(name, getattr(self, name))
-        for name in ("expert_dtype", "weight_dtype", "kv_dtype", "exchange_dtype"):
-            if getattr(self, name) is not None:
-                bytes_of(getattr(self, name))
         if not isinstance(self.prefill_elsewhere, bool):
             raise InputError(f"prefill_elsewhere={self.prefill_elsewhere!r}; pass True or False")
-        if self.exchange not in EXCHANGES:
-            raise InputError(
-                f"exchange={self.exchange!r} is unknown; pass one of {', '.join(EXCHANGES)}"
-            )
 
     def replace(self, **changes: Any) -> Deployment:
-        """Return the same deployment with some constants changed, checked anew."""
+        """Return the same deployment with some constants changed, checked again."""
         check_names(changes, [entry.name for entry in fields(self)])
         return dataclass_replace(self, **changes)
 
@@ -163,7 +163,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Workload:
-    """Say what requests look like, and what they may wait.
+    """Describe requests, and how long they may wait.
 
     Parameters
     ----------
@@ -190,10 +190,10 @@ class Workload:
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
         for name in ("ttft", "tpot"):
             if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), above=0.0)
+                object.__setattr__(self, name, number(name, getattr(self, name), above=0))
 
     def replace(self, **changes: Any) -> Workload:
-        """Return the same workload with some values changed, checked anew."""
+        """Return the same workload with some values changed, checked again."""
         check_names(changes, [entry.name for entry in fields(self)])
         return dataclass_replace(self, **changes)
 
@@ -220,24 +220,7 @@ def with_constants(
 
 
 def check_names(names: Iterable[str], known: list[str]) -> None:
-    """Refuse names of constants that are not known; the message names the nearest."""
+    """Refuse names of constants that are not known."""
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
-            raise InputError(f"there is no constant {name}{hint}")
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """Return a whole number, numpy's too, as Python's; refuse others and those below a limit."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise InputError(f"{name}={value!r}; pass a whole number of at least {least}")
-    return int(value)
-
-
-def check_number(name: str, value: Any, above: float | None = None) -> None:
-    """Refuse what is no finite number of at least 0, or above a limit."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (above is not None and value <= above):
-        limit = "at least 0" if above is None else f"above {above:g}"
-        raise InputError(f"{name}={value!r}; pass a number {limit}")
+            raise unknown("constant", name, known)

@@ -1,20 +1,13 @@
-"""Facts of models and accelerators: packaged tables, and the user's own in the same form."""
+"""Facts of models and accelerators: what memory and time depend on."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from dataclasses import replace as dataclass_replace
-from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, get_args
 
-from craftopt.errors import FormatError, InputError
+from craftopt.errors import InputError, choice, number, unknown, whole
 
 # Bytes per value, scales included: blocks of 32 values share a scale of 1 byte (fp4, mxfp4) or
 # 2 (int4), of 16 a scale of 1 byte (nvfp4). The scales of fp8's 128 x 128 blocks are 0.02 % and
@@ -59,8 +52,11 @@ def bytes_of(dtype: str) -> float:
     (2.0, 0.53125)
     """
     if dtype not in BYTES:
-        raise InputError(f"dtype={dtype!r} is unknown; pass one of {', '.join(BYTES)}")
+        raise unknown("dtype", dtype, BYTES)
     return BYTES[dtype]
+
+
+Kind = Literal["gqa", "mla"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Attention:
         For ``mla``, as the configs have them; ``query_rank=0`` is a full-rank query.
     """
 
-    kind: Literal["gqa", "mla"]
+    kind: Kind
     heads: int
     kv_heads: int = 0
     head_width: int = 0
@@ -91,12 +87,10 @@ class Attention:
     value_width: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("gqa", "mla"):
-            raise InputError(f"attention kind={self.kind!r} is unknown; pass gqa or mla")
+        object.__setattr__(self, "kind", choice("attention kind", self.kind, get_args(Kind)))
         needed = ("kv_heads", "head_width") if self.kind == "gqa" else ("kv_rank", "value_width")
         for name in ("heads", *needed):
-            if getattr(self, name) < 1:
-                raise InputError(f"{self.kind} attention needs {name}, at least 1")
+            whole(f"{self.kind} attention: {name}", getattr(self, name), 1)
 
     @property
     def cached_values(self) -> int:
@@ -198,19 +192,17 @@ class Model:
     note: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "moe_layers", "experts", "top_k", "hidden_width", "expert_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model {self.name}: {name}={getattr(self, name)}; at least 1")
-        for name in ("kv_layers", "kv_bytes_per_token"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"model {self.name}: {name}={getattr(self, name)}; at least 1")
+        counted = ("layers", "moe_layers", "experts", "top_k", "hidden_width", "expert_width")
+        for name in (*counted, "kv_layers", "kv_bytes_per_token"):
+            if name in counted or getattr(self, name) is not None:
+                whole(f"model {self.name}: {name}", getattr(self, name), 1)
         if self.moe_layers > self.layers:
             raise InputError(
                 f"model {self.name}: moe_layers={self.moe_layers} of layers={self.layers}"
             )
         if self.top_k > self.experts:
             raise InputError(f"model {self.name}: top_k={self.top_k} of experts={self.experts}")
-        bytes_of(self.expert_dtype)
+        object.__setattr__(self, "expert_dtype", choice("expert_dtype", self.expert_dtype, BYTES))
 
     def replace(self, **changes: Any) -> Model:
         """Return the same model with some facts changed."""
@@ -316,9 +308,8 @@ class Gpu:
 
     def __post_init__(self) -> None:
         for name in ("memory", "bandwidth", "node_link", "cluster_link"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"GPU {self.name}: {name}={value}; it must be above 0")
+            if name in ("memory", "bandwidth") or getattr(self, name) is not None:
+                number(f"GPU {self.name}: {name}", getattr(self, name), above=0)
         if not self.flops.get("bf16", 0) > 0:
             raise InputError(f"GPU {self.name}: flops has no bf16; pass FLOP/s by arithmetic")
 
@@ -330,159 +321,3 @@ class Gpu:
         """Return the FLOP/s at which weights of a dtype run: its own, or the next best."""
         bytes_of(dtype)
         return next(self.flops[name] for name in _ARITHMETIC[dtype] if name in self.flops)
-
-
-Fact = TypeVar("Fact", Model, Gpu)
-
-
-def read_facts(path: str | os.PathLike[str]) -> tuple[dict[str, Model], dict[str, Gpu]]:
-    """Read models and accelerators from a TOML file.
-
-    The form is that of the packaged tables: ``[model."NAME"]`` and ``[gpu."NAME"]``, each with
-    the fields of `Model` and `Gpu`; a model's ``attention`` is a table of `Attention`'s fields.
-
-    Raises
-    ------
-    FormatError
-        A file that is no TOML; an unknown or a missing field.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> from craftopt.serving import read_facts
-    >>> text = '[gpu.mine]' + chr(10) + 'memory = 8e10' + chr(10) + 'bandwidth = 2e12' + chr(10)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = pathlib.Path(folder) / "facts.toml"
-    ...     _ = file.write_text(text + 'flops = { bf16 = 3e14 }')
-    ...     read_facts(file)[1]["mine"].memory
-    80000000000.0
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"cannot read {path}: {error}") from None
-    return _parse(text, str(path))
-
-
-@cache
-def known_models() -> dict[str, Model]:
-    """Return the packaged models by name."""
-    return _parse(_packaged("models.toml"), "models.toml")[0]
-
-
-@cache
-def known_gpus() -> dict[str, Gpu]:
-    """Return the packaged accelerators by name."""
-    return _parse(_packaged("gpus.toml"), "gpus.toml")[1]
-
-
-def find_model(name: str, own: Mapping[str, Model] | None = None) -> Model:
-    """Look a model up by name, in any case; the start of one name is enough.
-
-    Parameters
-    ----------
-    name : str
-    own : mapping of str to Model, optional
-        Models that come before the packaged ones, as `read_facts` returns them.
-
-    Raises
-    ------
-    InputError
-        A name that no model has, or the start of several; the message names the nearest.
-
-    Examples
-    --------
-    >>> from craftopt.serving import find_model
-    >>> find_model("GLM-5.2").moe_layers, find_model("kimi-k2").name
-    (75, 'Kimi-K2-Instruct')
-    """
-    return _find("model", name, {**known_models(), **(own or {})})
-
-
-def find_gpu(name: str, own: Mapping[str, Gpu] | None = None) -> Gpu:
-    """Look an accelerator up by name, as `find_model` does."""
-    return _find("gpu", name, {**known_gpus(), **(own or {})})
-
-
-def _find(what: str, name: str, known: Mapping[str, Fact]) -> Fact:
-    wanted = _plain(name)
-    by_name: dict[str, Fact] = {}
-    for entry in known.values():
-        by_name[_plain(entry.name)] = entry
-        for alias in entry.aliases:
-            by_name[_plain(alias)] = entry
-    if wanted in by_name:
-        return by_name[wanted]
-    starts = {fact.name: fact for plain, fact in by_name.items() if plain.startswith(wanted)}
-    if wanted and len(starts) == 1:
-        return next(iter(starts.values()))
-    if wanted and starts:
-        raise InputError(f"{what}={name!r} could be {', '.join(starts)}; pass one of them")
-    close = difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.0)
-    hint = f"; did you mean {by_name[close[0]].name!r}?" if close else ""
-    raise InputError(f"{what}={name!r} is unknown{hint} Known: {', '.join(known)}")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]", "", str(name).lower())
-
-
-def _packaged(name: str) -> str:
-    return (resources.files("craftopt") / "data" / name).read_text(encoding="utf-8")
-
-
-def _parse(text: str, source: str) -> tuple[dict[str, Model], dict[str, Gpu]]:
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FormatError(f"{source} is no TOML: {error}") from None
-    extra = set(document) - {"model", "gpu"}
-    if extra or not document:
-        raise FormatError(
-            f"{source} holds {', '.join(sorted(extra)) or 'nothing'}; it takes tables like "
-            '[model."NAME"] and [gpu."NAME"]'
-        )
-    models = {}
-    for name, entry in _tables(document, "model", source):
-        given = dict(entry)
-        if isinstance(given.get("attention"), dict):
-            given["attention"] = _make(Attention, given["attention"], f"{source}, model {name}")
-        models[name] = _make(Model, {"name": name, **given}, f"{source}, model {name}")
-    gpus = {
-        name: _make(Gpu, {"name": name, **entry}, f"{source}, gpu {name}")
-        for name, entry in _tables(document, "gpu", source)
-    }
-    return models, gpus
-
-
-def _tables(document: dict[str, Any], kind: str, source: str) -> list[tuple[str, dict[str, Any]]]:
-    tables = document.get(kind, {})
-    if not isinstance(tables, dict) or not all(isinstance(row, dict) for row in tables.values()):
-        raise FormatError(f'{source}: {kind} must be tables like [{kind}."NAME"]')
-    return list(tables.items())
-
-
-Made = TypeVar("Made")
-
-
-def _make(kind: type[Made], given: dict[str, Any], where: str) -> Made:
-    hints = get_type_hints(kind)
-    unknown = sorted(set(given) - set(hints))
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], hints, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise FormatError(f"{where}: {unknown[0]} is no field{hint}")
-    known = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
-    values = {}
-    for name, value in given.items():
-        values[name] = tuple(value) if isinstance(value, list) else value
-        kinds = (int, float) if "float" in str(known[name].type) else (int,)
-        if str(known[name].type).startswith(("int", "float")) and (
-            isinstance(value, bool) or not isinstance(value, kinds)
-        ):
-            raise FormatError(f"{where}: {name}={value!r} is no number of the kind it needs")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        missing = str(error).rpartition(": ")[2]
-        raise FormatError(f"{where}: missing {missing}") from None

@@ -1,4 +1,4 @@
-"""How many requests per second, and what each waits: in closed form, and by simulation.
+"""Requests per second and their waiting times: in closed form, and by simulation.
 
 The engine works in rounds: it prefills the prompts that wait and for which there is cache, then
 decodes one token of every running sequence. With n sequences running everywhere, D(n) seconds to
@@ -24,7 +24,7 @@ from functools import cached_property
 
 import numpy as np
 
-from craftopt.errors import InputError
+from craftopt.errors import InputError, number, whole
 from craftopt.loads import FloatArray, read_only
 from craftopt.serving.deployment import Deployment, Workload
 from craftopt.serving.memory import Memory
@@ -43,7 +43,7 @@ class Engine:
     sequences : float64 [points]
         Numbers of running sequences in rising order; the last is what the cache holds.
     decode_seconds : float64 [points]
-        Seconds to decode one token of each of them; on straight lines between the points.
+        Seconds to decode one token of each of them; linearly interpolated between the points.
     prompt_seconds : float
         Seconds of the whole engine per prompt, many being prefilled side by side.
     own_seconds : float
@@ -80,11 +80,9 @@ class Engine:
             raise InputError(f"sequences begin at {self.sequences[0]:g}; pass at least 1")
         if (np.diff(self.decode_seconds / self.sequences) > 1e-9).any():
             raise InputError("decode_seconds grow faster than sequences; a batch cannot cost more")
-        if not (self.prompt_seconds >= 0 and self.own_seconds >= 0 and self.decode_steps >= 1):
-            raise InputError(
-                f"prompt_seconds={self.prompt_seconds}, own_seconds={self.own_seconds}, "
-                f"decode_steps={self.decode_steps}; pass seconds of at least 0 and at least 1 step"
-            )
+        number("prompt_seconds", self.prompt_seconds, least=0)
+        number("own_seconds", self.own_seconds, least=0)
+        whole("decode_steps", self.decode_steps, 1)
 
     @property
     def limit(self) -> float:
@@ -96,16 +94,16 @@ class Engine:
         return float(np.interp(running, self.sequences, self.decode_seconds))
 
     def tpot(self, running: float) -> float:
-        """Compute the seconds between two tokens of a sequence, with so many running."""
+        """Compute the seconds between two tokens of a sequence, with ``running`` sequences."""
         return self.decode(running) + self.prompt_seconds * running / self.decode_steps
 
     def rate(self, running: float) -> float:
-        """Compute the requests per second that keep so many running."""
+        """Compute the requests per second that keep ``running`` sequences going."""
         return running / (self.decode_steps * self.tpot(running))
 
     @cached_property
     def _knots(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Sequences, decoding seconds and rates between which all is on straight lines."""
+        """Knots of the linear interpolation: sequences, decoding seconds and rates."""
         sequences = np.concatenate([[0.0], self.sequences])
         seconds = np.concatenate([self.decode_seconds[:1], self.decode_seconds])
         rates = sequences / (self.decode_steps * seconds + self.prompt_seconds * sequences)
@@ -130,8 +128,7 @@ class Engine:
         place: that of a birth-death process with these rates, halved because outputs of equal
         length queue half as much as exponential ones.
         """
-        if not rate > 0:
-            raise InputError(f"rate={rate}; pass requests per second above 0")
+        rate = number("rate", rate, above=0)
         most = self.rate(self.limit)
         if rate >= most:
             return float("inf")
@@ -149,11 +146,11 @@ class Engine:
         return np.concatenate([[0.0], np.cumsum(np.log(rates))])
 
     def _busy(self, rate: float) -> float:
-        """Compute how likely it is that the cache is full when a request comes."""
-        weights = np.arange(self._log_rates.size) * np.log(rate) - self._log_rates
-        weights = np.exp(weights - weights.max())
-        full = weights[-1] / (1 - rate / self.rate(float(int(self.limit))))
-        return float(full / (weights[:-1].sum() + full))
+        """Compute the probability that the cache is full when a request arrives."""
+        logs = np.arange(self._log_rates.size) * np.log(rate) - self._log_rates
+        odds = np.exp(logs - logs.max())  # of 0, 1, 2, ... running sequences
+        full = odds[-1] / (1 - rate / self.rate(float(int(self.limit))))
+        return float(full / (odds[:-1].sum() + full))
 
     def goodput(self, ttft: float | None = None, tpot: float | None = None) -> tuple[float, str]:
         """Compute the most requests per second within the limits, and what sets them.
@@ -187,7 +184,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What requests waited in a simulation, on average; in seconds."""
+    """Mean waiting times of requests in a simulation, in seconds."""
 
     ttft: float
     tpot: float
@@ -209,8 +206,7 @@ def simulate(engine: Engine, rate: float, requests: int = 20_000, seed: int = 0)
     >>> bool(abs(seen.tpot / engine.tpot(engine.running(20.0)) - 1) < 0.05)
     True
     """
-    if not rate > 0 or requests < 10:
-        raise InputError(f"rate={rate}, requests={requests}; pass above 0 and at least 10")
+    rate, requests = number("rate", rate, above=0), whole("requests", requests, 10)
     generator = np.random.default_rng(seed)
     arrivals = np.cumsum(generator.exponential(1 / rate, size=requests))
     first = np.zeros(requests)
@@ -350,7 +346,7 @@ def chunk_of(deployment: Deployment, workload: Workload) -> int:
 def service_of(
     deployment: Deployment, profile: Profile, memory: Memory, workload: Workload
 ) -> Service:
-    """Compute the goodput of a deployment under a plan, and what its requests wait.
+    """Compute the goodput of a deployment under a plan, and how long its requests wait.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What stands in a GPU's memory, and how much of it is left for the KV cache."""
+"""What a GPU's memory holds, and how much of it is left for the KV cache."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def memory_of(deployment: Deployment, plan: Plan) -> Memory:
 
 
 def memory_for_copies(deployment: Deployment, copies: int) -> Memory:
-    """Account for a GPU that hosts so many copies of experts, over all layers."""
+    """Account for a GPU that hosts a number of copies of experts, over all layers."""
     model = deployment.model
-    weight = bytes_of(deployment.weight_kind)
+    per_weight = bytes_of(deployment.weight_kind)
     group = deployment.attention_gpus
     kv = model.kv_bytes(deployment.kv_dtype)
     if model.attention.kind == "gqa":
@@ -102,10 +102,10 @@ def memory_for_copies(deployment: Deployment, copies: int) -> Memory:
     return Memory(
         total=deployment.gpu.memory,
         reserve=deployment.reserve + deployment.reserve_per_gpu * deployment.gpus,
-        attention=model.attention_weights(group) * weight,
-        shared=model.shared_expert_parameters * weight,
-        dense=(model.dense_parameters + model.router_parameters) * weight,
-        # The embedding stands whole on every GPU, the output head is split.
+        attention=model.attention_weights(group) * per_weight,
+        shared=model.shared_expert_parameters * per_weight,
+        dense=(model.dense_parameters + model.router_parameters) * per_weight,
+        # Every GPU holds the whole embedding; the output head is split.
         embeddings=model.embedding_parameters / 2 * (1 + 1 / group) * bytes_of("bf16"),
         experts=min(copies, least) * deployment.expert_bytes,
         replicas=max(0, copies - least) * deployment.expert_bytes,

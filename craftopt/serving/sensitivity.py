@@ -45,7 +45,7 @@ class Sensitivity:
     ----------
     constant, value : str
     tried : str
-        Values that were looked at.
+        Values that were tried.
     flips : tuple of (value, winner)
         The nearest values below and above at which another candidate is recommended; empty
         where none is.
@@ -57,7 +57,7 @@ class Sensitivity:
     flips: tuple[tuple[str, str], ...]
 
 
-def sensitivity(
+def sensitivities(
     deployment: Deployment, workload: Workload, candidates: Sequence[Candidate], best: Candidate
 ) -> tuple[Sensitivity, ...]:
     """Find, constant by constant, where another candidate is recommended.
@@ -97,7 +97,7 @@ class _Asked:
         self.deployment, self.workload, self.candidates = deployment, workload, candidates
 
     def value(self, name: str) -> Any:
-        """Return a constant as it is."""
+        """Return the present value of a constant."""
         return getattr(self.deployment if hasattr(self.deployment, name) else self.workload, name)
 
     def winner(self, changes: Mapping[str, Any], kept: float = 1.0) -> Candidate | None:
@@ -143,7 +143,7 @@ def _scaled_row(asked: _Asked, name: str, best: Candidate) -> Sensitivity:
 
 
 def _kept_row(asked: _Asked, best: Candidate) -> Sensitivity:
-    """Take the gain in balance away, as drifting traffic does, until another candidate wins."""
+    """Reduce the gain in balance, as drifting traffic does, until another candidate wins."""
     name = "balance gain kept on live traffic"
     last = asked.winner({}, kept=0.0)
     if last is None or last is best:

@@ -1,11 +1,11 @@
 """Goodput of every budget, predicted from benefit curves that are measured once.
 
 Every layer is placed briefly with 0, 1, 2, 4, ... replicas
-(`craftopt.methods.windowed.measure_curves`). From that the model has the time of every layer with
+(`craftopt.planners.windowed.measure_curves`). From that the model has the time of every layer with
 every number of replicas. A GPU's copies cost memory one by one, and the GPU with the most limits
 the cache of all; so budgets are counted in copies per GPU, and what they leave to the cache says
-how many sequences n can run. For each budget the knapsack picks the replicas of every layer that
-serve a request in the least time at that n::
+how many sequences n can run. For each budget a multiple-choice knapsack picks the replicas of
+every layer that serve a request in the least time at that n::
 
     steps * D(n) / n + prefill          summed over the layers
 """
@@ -30,7 +30,7 @@ from craftopt.serving.timing import Phase, Profile, layer_times, profile_of_copi
 
 # Replicas per layer at which curves are measured, as parts of the GPUs.
 CURVE_PARTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
-# Extra slots per GPU and layer, on average, beyond which no budget is looked at.
+# Extra slots per GPU and layer, on average, beyond which no budget is considered.
 MOST_SLOTS = 2
 # Budgets that are planned in full, besides none.
 FINALISTS = 3
@@ -95,14 +95,14 @@ class Sweep:
         self.most = fits[-1]
 
     def memory(self, extra: int) -> Memory:
-        """Account for a GPU with so many copies beyond the least."""
+        """Account for a GPU with ``extra`` copies beyond the least."""
         return memory_for_copies(self.deployment, self.least + extra)
 
     def measure(self, seed: int, workers: int | None) -> None:
         """Place every layer with every number of replicas of the grid; tabulate its times."""
         from scipy.interpolate import PchipInterpolator  # noqa: PLC0415 (slow to import)
 
-        from craftopt.methods.windowed import measure_curves  # noqa: PLC0415 (loads numba)
+        from craftopt.planners.windowed import measure_curves  # noqa: PLC0415 (loads numba)
 
         problem, deployment, workload = self.problem, self.deployment, self.workload
         step = problem.replica_step
@@ -131,7 +131,7 @@ class Sweep:
         self.every: IntArray = np.arange(0, grid[-1] + 1, step)
 
         def table(values: npt.ArrayLike) -> FloatArray:
-            """Spread [..., grid, layers] to [..., layers, every number of replicas]."""
+            """Interpolate [..., grid, layers] to [..., layers, every number of replicas]."""
             array: FloatArray = np.moveaxis(np.asarray(values, dtype=np.float64), -2, -1)
             if grid.size == 1:
                 return array

@@ -6,7 +6,7 @@ groups, k experts per token, and the traffic of one window, expert layer l takes
     max over GPUs g of max(a_g * bytes / bandwidth, t_g * flops / peak)
 
 a_g being the copies on g that get a token, each read once, and t_g = n k * (g's share of the
-load) the tokens that g computes. Both maxima may be taken apart: it is the larger of the most
+load) the tokens that g computes. The two maxima separate: it is the larger of the most
 copies read anywhere and the most tokens computed anywhere. A copy of an expert with the share p
 of the choices, one of c, gets a token with probability 1 - exp(-n k p / c).
 
@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from craftopt.errors import InputError
+from craftopt.errors import InputError, choice, number
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.loads import FloatArray, Loads, read_only
 from craftopt.plan import Copies, Plan
@@ -35,15 +35,14 @@ from craftopt.serving.memory import check_shape
 
 Phase = Literal["prefill", "decode"]
 
-# Token assignments of a layer and step at which activated copies are counted, each twice the
-# last; between them on straight lines, so that a larger step never costs more per token. Below
-# them as many are read as at the first, beyond them as at the last.
+# Token assignments of a layer and step at which activated copies are counted. Linear interpolation
+# between them, so that a larger step never costs more per token; constant outside.
 ASSIGNMENTS = 2.0 ** np.arange(2, 23)
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Say how a plan spreads traffic: all that the time of its expert layers depends on.
+    """Summarise how a plan spreads traffic: all that the time of its expert layers depends on.
 
     Parameters
     ----------
@@ -60,7 +59,7 @@ class Profile:
     activated: FloatArray
 
     def activated_at(self, assignments: float) -> FloatArray:
-        """Look the copies read up for a number of assignments, float64 [windows, layers]."""
+        """Interpolate the copies read for a number of assignments, float64 [windows, layers]."""
         high = int(np.clip(np.searchsorted(ASSIGNMENTS, assignments), 1, ASSIGNMENTS.size - 1))
         low = high - 1
         share = (assignments - ASSIGNMENTS[low]) / (ASSIGNMENTS[high] - ASSIGNMENTS[low])
@@ -119,7 +118,7 @@ def profile_of_copies(copies: Copies, tokens: FloatArray) -> Profile:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Break a step's seconds down.
+    """Break down the seconds of a step.
 
     Parameters
     ----------
@@ -179,10 +178,9 @@ def step_time(
     True
     """
     check_shape(deployment, profile.fullest.shape[1], deployment.model.experts)
-    if phase not in get_args(Phase):
-        raise InputError(f"phase={phase!r} is unknown; pass one of {', '.join(get_args(Phase))}")
-    if not (tokens > 0 and context >= 0):
-        raise InputError(f"tokens={tokens}, context={context}; pass above 0 and at least 0")
+    phase = choice("phase", phase, get_args(Phase))
+    number("tokens", tokens, above=0)
+    number("context", context, least=0)
     by_layer = layer_times(deployment, profile, phase, tokens)
     local = tokens / deployment.attention_gpus
     return StepTime(
@@ -197,7 +195,7 @@ def step_time(
 def layer_times(
     deployment: Deployment, profile: Profile, phase: Phase, tokens: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Compute what depends on the plan: seconds of experts and of exchange, per window and layer.
+    """Compute the seconds of experts and of exchange per window and layer, which the plan decides.
 
     Returns
     -------
@@ -261,8 +259,7 @@ def _link(deployment: Deployment, name: str) -> float:
 def _attention(deployment: Deployment, phase: Phase, tokens: float, context: float) -> float:
     """Compute seconds of attention in all layers: projections, then cache."""
     model, gpu, group = deployment.model, deployment.gpu, deployment.attention_gpus
-    weights = model.attention_weights(group)
-    seconds = _product(deployment, weights, tokens)
+    seconds = _product(deployment, model.attention_weights(group), tokens)
     # A step reads the cache of every decoding sequence; of a prompt, once per step.
     reads = tokens if phase == "decode" else 1.0
     kv = model.kv_bytes(deployment.kv_dtype)
@@ -283,8 +280,8 @@ def _attention(deployment: Deployment, phase: Phase, tokens: float, context: flo
 def _dense(deployment: Deployment, phase: Phase, local: float) -> float:
     """Compute seconds of what every GPU does for its own tokens in all layers."""
     model = deployment.model
-    weights = model.shared_expert_parameters + model.dense_parameters + model.router_parameters
-    seconds = _product(deployment, weights, local)
+    held = model.shared_expert_parameters + model.dense_parameters + model.router_parameters
+    seconds = _product(deployment, held, local)
     if phase == "decode":  # a prompt needs the output head for its last token only
         group = deployment.attention_gpus
         head = model.embedding_parameters / 2 / group
@@ -292,11 +289,12 @@ def _dense(deployment: Deployment, phase: Phase, local: float) -> float:
     return seconds
 
 
-def _product(deployment: Deployment, weights: float, tokens: float) -> float:
-    """Compute seconds to read weights once and to multiply tokens with them."""
+def _product(deployment: Deployment, parameters: float, tokens: float) -> float:
+    """Compute seconds to read parameters once and to multiply tokens with them."""
     kind = deployment.weight_kind
-    reading = weights * bytes_of(kind) / deployment.gpu.bandwidth / deployment.bandwidth_efficiency
-    computing = 2.0 * weights * tokens / deployment.gpu.peak(kind) / deployment.compute_efficiency
+    gpu = deployment.gpu
+    reading = parameters * bytes_of(kind) / gpu.bandwidth / deployment.bandwidth_efficiency
+    computing = 2.0 * parameters * tokens / gpu.peak(kind) / deployment.compute_efficiency
     return max(reading, computing)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from craftopt.loads import FloatArray, IntArray
-from craftopt.objective import ObjectiveName
+from craftopt.objective import OBJECTIVES, ObjectiveName
 from craftopt_formulations._solvers import Model, Run, new_model
 
 # Costs are rounded down to whole parts of the largest one: never more than the truth.
@@ -42,7 +42,7 @@ class CommonCopies(Run):
 
 @dataclass(frozen=True, eq=False)
 class CommonCopiesModel:
-    """The model and its flags `have`; costs are ``base`` and so many units."""
+    """The model and its flags `have`; costs are ``base`` and whole numbers of units."""
 
     model: Model
     have: dict[tuple[int, int], Any]
@@ -128,13 +128,14 @@ def _levels(
     tokens: FloatArray, gpus: int, copies_limit: int, objective: ObjectiveName
 ) -> tuple[float, list[list[tuple[float, int, int]]]]:
     """List every window's levels, ascending: cost above F_w, the expert and step they need."""
+    maximised = OBJECTIVES[objective].maximised
     base = 0.0
     levels = []
     for counts in tokens.tolist():
         mean = sum(counts) / gpus
 
         def cost(load: float, mean: float = mean) -> float:
-            if objective == "time":
+            if not maximised:
                 return load
             return -mean / load if load > 0 else -1.0
 

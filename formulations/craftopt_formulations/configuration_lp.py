@@ -47,7 +47,7 @@ Configuration = tuple[IntArray, IntArray]
 
 # Whole units that a dual value of 1 is rounded to.
 UNITS = 10**9
-# Sizes are rounded down to multiples of T / grid; the grid has at most so many steps.
+# Sizes are rounded down to multiples of T / grid; the grid has at most this many steps.
 MOST_STEPS = 1024
 # How much of the best duals so far goes into those that are priced (Wentges' smoothing).
 PULL = 0.7
@@ -237,7 +237,7 @@ class _Master:
         self._fuller = self._lp.Constraint(-infinity, float(layer.fuller), "fuller")
         self._lp.Objective().SetMinimization()
         self._columns: list[tuple[Any, IntArray]] = []
-        for e, row in enumerate(self._cover):  # so that there is a solution: dear, soon dropped
+        for e, row in enumerate(self._cover):  # so that there is a solution: costly, soon dropped
             spare = self._lp.NumVar(0.0, infinity, f"spare[{e}]")
             row.SetCoefficient(spare, 1.0)
             self._lp.Objective().SetCoefficient(spare, layer.gpus + 1.0)
@@ -315,16 +315,9 @@ class _Options:
                     size.append(steps)
                 before = steps
             first.append(len(copies))
-        most = layer.least_slots + (layer.fuller > 0)
-        return cls(
-            np.array(first),
-            np.array(copies),
-            np.array(size),
-            grid,
-            layer.least_slots,
-            most,
-            layer.even,
-        )
+        least, most = layer.least_slots, layer.least_slots + (layer.fuller > 0)
+        options = np.array(first), np.array(copies), np.array(size)
+        return cls(*options, grid, least, most, layer.even)
 
     def price(self, sigma: IntArray, beta: int, gamma: int) -> tuple[int, list[Configuration]]:
         """Find the most that a configuration is worth, and the best ones of each size."""

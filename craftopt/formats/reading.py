@@ -1,0 +1,299 @@
+"""Read loads, traces and plans from files, recognised by content.
+
+A format is a module with ``matches(head)`` and ``recognise(stream)``, named in `FORMATS`; what it
+returns gives loads, a trace or a plan (`craftopt.formats._contents`).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from craftopt.errors import CraftoptWarning, FormatError
+from craftopt.formats import (
+    ascend,
+    csv_,
+    json_,
+    npy,
+    npz,
+    pt,
+    sglang,
+    tensorrt_llm,
+    vllm_experimental,
+)
+from craftopt.formats._contents import Contents
+from craftopt.formats._source import (
+    Source,
+    errors_named,
+    name_of,
+    opened,
+    read_head,
+    rewound,
+)
+from craftopt.formats._text import shorten
+from craftopt.loads import Loads
+from craftopt.plan import Plan
+from craftopt.traces import Trace
+
+FORMATS = (sglang, npz, npy, vllm_experimental, json_, csv_, tensorrt_llm)
+_READ = (
+    ".npz, .npy, JSON, CSV with columns window, layer, expert, tokens, SGLang's .pt, maps and "
+    "recordings of other engines"
+)
+
+
+def read_loads(source: Source, layers: int | None = None) -> Loads:
+    r"""Read expert loads from a file or folder, whichever of the supported formats it is in.
+
+    - ``.npz``: array ``counts``, else ``tokens``, ``logical_count`` or ``weight``,
+      [windows, layers, experts] or [layers, experts]; optional ``layer_ids`` [layers] and
+      ``step_names`` (or ``window_names``) [windows].
+    - ``.npy``: the array alone. One that looks like expert ids per token is refused.
+    - JSON: nested lists alone, or an object with the keys of ``.npz``.
+    - CSV: a row per cell, columns ``window``, ``layer``, ``expert``, ``tokens`` in any
+      order. Cells without a row are 0; experts are numbered from 0 to the greatest id, so
+      give the last expert a row even if it is idle.
+    - SGLang's recorder, modes ``stat``, ``stat_approx``, ``per_pass`` and ``per_token``: a
+      ``.pt`` file, or the folder with the files of all ranks. A window per step or forward
+      pass; counts of physical slots are mapped back, and refused where the map changed.
+    - TensorRT-LLM's expert statistics: the folder with ``meta_info.json`` and
+      ``rank*.safetensors``. A window per iteration.
+    - MindIE's hotspots: the folder with ``{prefill|decode}_{rank}.csv``, and the expert map
+      that the run used. A window per block.
+    - The JSONL of vLLM's open pull request 41141, with a warning: it is experimental.
+
+    Layers without a token in any window (dense layers, in many recorders) are dropped with
+    a `CraftoptWarning`; windows without tokens are kept. Nothing is ever unpickled: ``.pt``
+    files are decoded without running what they hold.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or binary stream
+        Path of a file or folder, or a stream open for reading bytes, such as
+        ``sys.stdin.buffer``; a stream is read to its end and left open.
+    layers : int, optional
+        MoE layers of a block, for MindIE's hotspots without an expert map, which do not say it.
+
+    Raises
+    ------
+    InputError
+        A source that cannot be opened or read.
+    FormatError
+        A file that is damaged, unsafe or in another format, or whose values are not loads;
+        the message names the file.
+
+    Examples
+    --------
+    >>> import io
+    >>> import craftopt as co
+    >>> table = b"window,layer,expert,tokens\nchat,3,0,6\nchat,3,1,2\n"
+    >>> loads = co.read_loads(io.BytesIO(table))
+    >>> loads
+    Loads(windows=1, layers=1, experts=2, tokens=8)
+    >>> loads.layer_ids
+    array([3])
+    """
+    with _recognised(source, "read_loads", "co.Loads takes arrays", layers) as contents:
+        loads, notes = _active_loads(contents), contents.notes
+    _warn_of(source, notes)
+    return loads
+
+
+def read_trace(source: Source, experts: int | None = None) -> Trace:
+    """Read a token trace from a file or folder, recognised by content.
+
+    - ``.npz``: ``topk_ids`` (or ``routed_experts``) [tokens, layers, k], and if they are there
+      ``layer_ids`` [layers], the domain of every token (``domain``, ``step`` or ``task``) with
+      the ``domain_names`` (or ``step_names``), and the ``sequence`` (or ``seq``) of every token.
+    - ``.npy`` and JSON: the ids alone, such as ``routed_experts`` of vLLM's outputs.
+    - SGLang's recorder, mode ``per_token``: a ``.pt`` file, or the folder of all ranks' files.
+      Slots are mapped back to experts, and refused where the map changed.
+
+    Layers in which no token has an expert (-1 everywhere, as for dense layers) are dropped
+    with a `CraftoptWarning`. Nothing is ever unpickled.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or binary stream
+        Path of a file or folder, or a stream open for reading bytes.
+    experts : int, optional
+        Logical experts per layer; the highest id in the trace plus 1 by default.
+
+    Raises
+    ------
+    InputError
+        A source that cannot be opened or read.
+    FormatError
+        A file that is damaged, unsafe or in another format, or whose values are no trace;
+        the message names the file.
+
+    Examples
+    --------
+    >>> import io
+    >>> import numpy as np
+    >>> import craftopt as co
+    >>> file = io.BytesIO()
+    >>> np.savez(file, topk_ids=[[[0, 2]], [[1, 2]]], seq=[0, 1])
+    >>> _ = file.seek(0)
+    >>> co.read_trace(file).by_sequence().tokens[:, 0]
+    array([[1., 0., 1.],
+           [0., 1., 1.]])
+    """
+    with _recognised(source, "read_trace", "co.Trace takes arrays") as contents:
+        trace, notes = contents.trace(experts), contents.notes
+    _warn_of(source, notes)
+    return trace
+
+
+def read_plan(source: Source, gpus: int | None = None) -> Plan:
+    """Read a plan from the file that `Plan.save` wrote, or from the map of a serving engine.
+
+    Read are SGLang's expert location (JSON or ``.pt``), TensorRT-LLM's load balancer
+    configuration (YAML), the expert map of vllm-ascend and MindIE (JSON), and tables of experts
+    per slot [layers, slots] (``.npy``, ``.npz`` with ``phy2log``, JSON). Of these, the maps of
+    vllm-ascend alone say how many GPUs share the slots.
+
+    Layers are numbered as the file numbers them: by the model's own numbers in SGLang's and
+    TensorRT-LLM's files, else 0, 1, ...
+
+    Parameters
+    ----------
+    source : str, os.PathLike or binary stream
+    gpus : int, optional
+        GPUs that share the slots, where the file does not say it.
+
+    Raises
+    ------
+    InputError
+        A file that cannot be opened.
+    FormatError
+        A file that holds no plan, or a damaged one, or that does not say the GPUs; the message
+        names the file.
+
+    Examples
+    --------
+    >>> import io
+    >>> import craftopt as co
+    >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
+    >>> co.read_plan(io.BytesIO(plan.to_json().encode())) == plan
+    True
+    >>> location = b'{"physical_to_logical_map": [[0, 1, 0, 2]]}'
+    >>> co.read_plan(io.BytesIO(location), gpus=2) == plan
+    True
+    """
+    with _recognised(source, "read_plan", "co.Plan takes arrays") as contents:
+        plan, notes = contents.plan(gpus), contents.notes
+    _warn_of(source, notes)
+    return plan
+
+
+def read_any(
+    source: Source, gpus: int | None = None, layers: int | None = None
+) -> tuple[str, Loads | Trace | Plan]:
+    """Read whatever a file holds, and say in words what it is.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or binary stream
+    gpus : int, optional
+        As for `craftopt.read_plan`.
+    layers : int, optional
+        As for `read_loads`.
+
+    Raises
+    ------
+    InputError, FormatError
+        As `read_loads`.
+    """
+    held: Loads | Trace | Plan
+    with _recognised(source, "read_any", "it takes files alone", layers) as contents:
+        if contents.kind == "plan":
+            held = contents.plan(gpus)
+        else:
+            held = _active_loads(contents) if contents.kind == "loads" else contents.trace(None)
+    _warn_of(source, contents.notes)
+    return contents.name, held
+
+
+def _active_loads(contents: Contents) -> Loads:
+    """Read the loads without layers that have no tokens, which are noted."""
+    loads = contents.loads()
+    active = loads.tokens.any(axis=(0, 2))
+    if not active.any():
+        raise FormatError("holds no tokens: every cell of every window is 0")
+    if active.all():
+        return loads
+    idle = loads.layer_ids[~active].tolist()
+    contents.notes.append(
+        f"dropped {len(idle)} layer(s) without tokens, such as dense layers: {shorten(idle)}"
+    )
+    return Loads(loads.tokens[:, active], loads.layer_ids[active], loads.window_names)
+
+
+def _warn_of(source: Source, notes: list[str]) -> None:
+    """Warn of what a reader noted, at the line that called the reader."""
+    for note in notes:
+        warnings.warn(f"{name_of(source, '', '')}: {note}", CraftoptWarning, stacklevel=3)
+
+
+@contextmanager
+def _recognised(
+    source: Source, function: str, instead: str, layers: int | None = None
+) -> Iterator[Contents]:
+    """Open a file or folder and tell its format; whatever goes wrong names the source.
+
+    Raises
+    ------
+    InputError, FormatError
+        As `read_loads`.
+    """
+    with errors_named(name_of(source, function, instead)):
+        if isinstance(source, str | os.PathLike) and Path(os.fsdecode(source)).is_dir():
+            yield _recognise_folder(Path(os.fsdecode(source)), layers)
+            return
+        with opened(source) as stream:
+            head = read_head(stream)
+            for module in FORMATS:
+                if module.matches(head):
+                    yield module.recognise(rewound(source, stream, head))
+                    return
+        raise FormatError(_refusal(head))
+
+
+def _recognise_folder(folder: Path, layers: int | None) -> Contents:
+    """Tell a recording by the files of its folder."""
+    if (folder / tensorrt_llm.META).is_file():
+        return tensorrt_llm.Statistics(folder)
+    dumps = sorted(file for file in folder.iterdir() if file.suffix == ".pt" and file.is_file())
+    if dumps:
+        return sglang.recognise_folder(dumps)
+    if ascend.hotspot_files(folder):
+        return ascend.Hotspots(folder, layers, ascend.maps_of(folder))
+    raise FormatError(
+        f"is a folder, and not of a recording: neither SGLang's .pt files, nor {tensorrt_llm.META} "
+        "of TensorRT-LLM, nor {prefill|decode}_{rank}.csv of MindIE; pass a file"
+    )
+
+
+def _refusal(head: bytes) -> str:
+    """Say why a file that no module recognises is not read."""
+    if not head.strip():
+        return f"is empty; craftopt reads {_READ}"
+    if pt.is_legacy(head):
+        return (
+            "is in PyTorch's old format, a pickle, and craftopt never unpickles; convert it: "
+            "python -c \"import torch; torch.save(torch.load('OLD.pt', map_location='cpu', "
+            "weights_only=True), 'NEW.pt')\""
+        )
+    if head.startswith(b"\x80"):
+        return (
+            "is a Python pickle, which can run code when it is opened, so craftopt never "
+            "unpickles; save the array with numpy.save or numpy.savez"
+        )
+    if head.startswith(b"\x1f\x8b"):
+        return "is compressed by gzip; decompress it first (gunzip)"
+    first_line = head.splitlines()[0][:40]
+    return f"is in no format that craftopt reads ({_READ}); it starts with {first_line!r}"

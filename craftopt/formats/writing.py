@@ -1,0 +1,251 @@
+"""Write plans as the maps that serving engines load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from craftopt.documents import write_atomically
+from craftopt.errors import InputError, choice
+from craftopt.formats import ascend, deepseek, sglang, tensorrt_llm
+from craftopt.loads import IntArray
+from craftopt.plan import Copies, Plan
+
+EngineName = Literal["sglang", "tensorrt-llm", "vllm-ascend", "deepseek"]
+
+_MOST_LAYERS = 10_000  # far above any model; SGLang's file has a row for every number below
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote, and how the engine is told to load it.
+
+    ``str()`` gives the text that the command line prints.
+
+    Parameters
+    ----------
+    engine, path : str
+    flags : tuple of str
+        The engine's own options that go with the file, line by line.
+    padding : int
+        Copies that were added to make all slot counts equal.
+    notes : tuple of str
+        What this costs, and what to know.
+    """
+
+    engine: str
+    path: str
+    flags: tuple[str, ...]
+    padding: int
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"wrote {self.path} for {self.engine}", *self.flags]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class _Engine:
+    title: str
+    write: Callable[[IntArray, Plan], bytes]
+    flags: Callable[[str, Plan, int], tuple[str, ...]]
+    duplicates: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def export(
+    plan: Plan, engine: EngineName, path: str | os.PathLike[str], pad: bool = False
+) -> Exported:
+    """Write a plan as a serving engine loads it: whole or not at all.
+
+    - ``sglang``: JSON for ``--init-expert-location``. Layers that the plan does not hold, such
+      as dense ones, get SGLang's own start.
+    - ``tensorrt-llm``: YAML for ``moe_config.load_balancer``.
+    - ``vllm-ascend``: JSON, the expert map of vllm-ascend and MindIE.
+    - ``deepseek``: ``.npz`` with ``phy2log``, ``log2phy`` and ``logcnt``, as DeepSeek's EPLB
+      returns them.
+
+    All of them want equally many slots on every GPU in every layer.
+
+    Parameters
+    ----------
+    plan : Plan
+    engine : {"sglang", "tensorrt-llm", "vllm-ascend", "deepseek"}
+        In any case.
+    path : str or os.PathLike
+        File to write.
+    pad : bool
+        Fill up smaller GPUs and layers with further copies, of experts with the fewest. This
+        takes the memory that the plan saved; the result says how much.
+
+    Returns
+    -------
+    Exported
+        The engine's flags to go with the file, and what padding cost.
+
+    Raises
+    ------
+    InputError
+        An unknown engine, a plan that it cannot hold, or a file that cannot be written.
+
+    Examples
+    --------
+    >>> import craftopt as co, tempfile, os
+    >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "location.json")
+    ...     exported = co.export(plan, "sglang", file)
+    ...     print(open(file).read().strip())
+    {"physical_to_logical_map": [[0, 1, 0, 2]]}
+    >>> exported.flags[0]
+    '--ep-size 2 --ep-num-redundant-experts 1'
+    """
+    if not isinstance(plan, Plan):
+        raise InputError(f"export takes a Plan, not {type(plan).__name__}; co.read_plan reads one")
+    engine = choice("engine", engine, _ENGINES)
+    found = _ENGINES[engine]
+    least, most = int(plan.slots.min()), int(plan.slots.max())
+    if least != most and not pad:
+        raise InputError(
+            f"the plan has {least} to {most} slots per GPU and layer, and {found.title} loads "
+            "equally many everywhere; plan with slots='uniform' (--slots uniform), or fill up to "
+            f"{most} with pad=True (--pad)"
+        )
+    if plan.duplicates and not found.duplicates:
+        raise InputError(
+            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
+            f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
+            "such as fast"
+        )
+    copies, notes = plan.copies, list(found.notes)
+    if least != most:
+        copies = padded(copies, most)
+        notes.insert(0, _cost_of_padding(plan, most))
+    if plan.duplicates:
+        notes.append(
+            f"{plan.duplicates} slots are wasted on a second copy of an expert on the same GPU"
+        )
+    full = Plan(copies, plan.layer_ids, plan.nodes)
+    name = os.fsdecode(path)
+    write_atomically(path, found.write(full.phy2log(), full))
+    flags = found.flags(name, full, most)
+    return Exported(engine, name, flags, full.replicas - plan.replicas, tuple(notes))
+
+
+def padded(copies: Copies, slots: int) -> Copies:
+    """Add copies until every GPU has that many in every layer.
+
+    A GPU gets the expert with the fewest copies that it does not host, of equal ones the first:
+    without loads, the one that is likeliest to be light.
+
+    Parameters
+    ----------
+    copies : uint8 [layers, experts, gpus]
+    slots : int
+        At least as many as any GPU has.
+
+    Raises
+    ------
+    InputError
+        More slots than experts that a GPU lacks.
+    """
+    filled = copies.copy()
+    counts = filled.sum(axis=2, dtype=np.int64)
+    for layer, gpu in np.argwhere(filled.sum(axis=1, dtype=np.int64) < slots):
+        column = filled[layer, :, gpu]
+        missing = slots - int(column.sum())
+        absent = np.flatnonzero(column == 0)
+        if absent.size < missing:
+            raise InputError(
+                f"GPU {gpu} cannot fill {slots} slots in layer {layer} with "
+                f"{copies.shape[1]} experts and no duplicates; plan with fewer replicas"
+            )
+        chosen = absent[np.argsort(counts[layer, absent], kind="stable")[:missing]]
+        filled[layer, chosen, gpu] = 1
+        counts[layer, chosen] += 1
+    return filled
+
+
+def _cost_of_padding(plan: Plan, slots: int) -> str:
+    before, after = int(plan.slots.sum(axis=0).max()), slots * plan.layers
+    added = after * plan.gpus - int(plan.slots.sum())
+    return (
+        f"padding added {added} copies: every GPU hosts {slots} in each of {plan.layers} layers, "
+        f"{after} in all, where the plan needs at most {before}; the memory of "
+        f"{after - before} experts per GPU ({(after - before) / before:.1%}) is lost"
+    )
+
+
+def _replicas(plan: Plan, slots: int) -> int:
+    return slots * plan.gpus - plan.experts
+
+
+def _write_sglang(phy2log: IntArray, plan: Plan) -> bytes:
+    if plan.layer_ids.min() < 0 or plan.layer_ids.max() >= _MOST_LAYERS:
+        raise InputError(
+            f"layer_ids are {plan.layer_ids.min()}..{plan.layer_ids.max()}; SGLang's file has a "
+            f"row for every layer of the model, so they must be the model's own, 0..{_MOST_LAYERS}"
+        )
+    return sglang.location(phy2log, plan.layer_ids).encode()
+
+
+def _sglang_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+    return (
+        f"--ep-size {plan.gpus} --ep-num-redundant-experts {_replicas(plan, slots)}",
+        f"--init-expert-location {shlex.quote(path)}",
+        "--ep-dispatch-algorithm dynamic",
+    )
+
+
+def _tensorrt_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+    return (
+        f"--ep_size {plan.gpus} --extra_llm_api_options FILE, with in FILE:",
+        "moe_config:",
+        f"  load_balancer: {path}",
+    )
+
+
+def _ascend_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+    config: dict[str, Any] = {
+        "expert_map_path": path,
+        "num_redundant_experts": _replicas(plan, slots),
+    }
+    return (
+        "--enable-expert-parallel --additional-config "
+        + shlex.quote(json.dumps({"eplb_config": config})),
+        "MindIE: models.deepseekv2.eplb = " + json.dumps({"level": 1, "expert_map_file": path}),
+    )
+
+
+def _deepseek_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+    return (f"numpy.load({path!r}): phy2log, log2phy, logcnt",)
+
+
+_ENGINES: dict[EngineName, _Engine] = {
+    "sglang": _Engine("SGLang", _write_sglang, _sglang_flags),
+    "tensorrt-llm": _Engine(
+        "TensorRT-LLM",
+        lambda phy2log, plan: tensorrt_llm.load_balancer(phy2log, plan.layer_ids).encode(),
+        _tensorrt_flags,
+    ),
+    "vllm-ascend": _Engine(
+        "vllm-ascend",
+        lambda phy2log, plan: ascend.expert_map(phy2log, plan.gpus).encode(),
+        _ascend_flags,
+        duplicates=False,
+        notes=(
+            "vllm-ascend is to remove static maps in v0.25.1, and its model runner V2 rejects them",
+        ),
+    ),
+    "deepseek": _Engine(
+        "DeepSeek's EPLB",
+        lambda phy2log, plan: deepseek.tables(phy2log, plan.experts),
+        _deepseek_flags,
+    ),
+}

@@ -1,1 +1,0 @@
-"""Methods: a problem and options in, an outcome out."""

@@ -1,0 +1,230 @@
+"""The method ``nominal``: a near-optimal plan for the summed load, in milliseconds.
+
+Bound curves, knapsack over layers, greedy replication, longest-processing-time placement,
+exchanges on the fullest GPU, measured values back into the knapsack, equal totals by
+relabelling.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from craftopt.bounds import layer_costs
+from craftopt.evaluation import layer_gpu_loads, objective_value
+from craftopt.loads import FloatArray, IntArray
+from craftopt.plan import Copies
+from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
+from craftopt.planners.layers import Key, Layers, layer_keys
+from craftopt.problem import Problem
+from craftopt.result import Limit, Options, Outcome
+from craftopt.search.placement import improve_layer
+
+# A layer this close to its bound, relative, is done.
+TOLERANCE = 1e-4
+# An allocation is done this close, relative, to what any other could reach ...
+ALLOCATION_TOLERANCE = 3e-4
+# ... but only after this many placements, and at the latest after this many more per layer.
+LEAST_PLACEMENTS = 300
+PLACEMENTS = 8
+# Rounds in which budget that the sum has no use for is offered to the layers.
+SPEND_ROUNDS = 3
+# Costs this close, relative, are equal.
+NOISE = 1e-9
+
+
+def plan_nominal(problem: Problem, options: Options) -> Outcome:
+    """Plan for the sum of the windows.
+
+    Nothing is drawn at random and all is done in moments: ``seed``, ``time_limit`` and
+    ``progress`` change nothing.
+    ``work_limit`` counts placements of one layer. A previous plan is a start: a layer keeps it,
+    improved, where a new placement is no better. For the objective activated it plans for time.
+    """
+    copies, limit = nominal_copies(problem, options)
+    return Outcome(problem.plan(copies, "nominal"), limit=limit)
+
+
+def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | None]:
+    """Return the copies of `plan_nominal`, and what stopped it before its end."""
+    # The sum of batches activates everything.
+    objective = problem.objective if problem.goal.even_dispatch else "time"
+    total = problem.variant(loads=problem.loads.total(), objective=objective)
+    work = options.work_limit
+    if work is None:
+        work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers
+    layers = _Placements(total, Options(workers=options.workers))
+    fill = _fill_uniform if problem.slots == "uniform" else _allocate
+    copies, stopped = fill(layers, work)
+    return copies, "work" if stopped else None
+
+
+def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
+    """Allocate the budget over the layers, place them, and equalise the GPUs' totals.
+
+    Where equal totals need repairs that cost something, smaller budgets are tried as well, as
+    long as they could do better: so more budget is never worse.
+    """
+    problem = layers.problem
+    step = problem.replica_step
+    allocation = MeasuredAllocation(
+        allocation_bounds(problem),
+        step,
+        layers.measure,
+        tolerance=ALLOCATION_TOLERANCE,
+        least=LEAST_PLACEMENTS,
+        work=work,
+    )
+    allocation.measure_known(layers.previous)
+    best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
+    repaired = False
+    budget = problem.replicas
+    while budget >= 0:
+        replicas, cost, ran_out = allocation.solve(budget)
+        stopped |= ran_out
+        if cost >= best_cost:
+            break
+        copies, repaired = layers.copies(replicas)
+        reached = layers.cost(copies) if repaired else cost
+        if reached < best_cost:
+            best, best_cost = copies, reached
+        if not repaired or stopped:
+            break
+        budget = int(replicas.sum()) - step  # budgets between the two have the same allocation
+    previous = layers.improved_previous()
+    if previous is not None and layers.cost(previous) < best_cost:
+        return previous, stopped
+    if repaired and layers.slack:
+        # Where equal totals cost something, the layout that needs no repairs may be better.
+        level, ran_out = _allocate(_Placements(problem.variant(slots="even"), layers.options), work)
+        stopped |= ran_out
+        if layers.cost(level) < best_cost:
+            return level, stopped
+    if LEAST_PLACEMENTS <= allocation.spent < work:
+        best = _spend(layers, best, best_cost)
+    return best, stopped
+
+
+def _spend(layers: _Placements, copies: Copies, cost: float) -> Copies:
+    """Offer budget that the sum has no use for to the layers with the fewest replicas.
+
+    Copies that cost the sum nothing, within the tolerance, still help its windows, which differ
+    more than their sum says.
+    """
+    problem = layers.problem
+    step = problem.replica_step
+    replicas = copies.sum(axis=(1, 2), dtype=np.int64) - problem.loads.experts
+    chosen = copies
+    for _ in range(SPEND_ROUNDS):
+        left = problem.replicas - int(replicas.sum())
+        level = _level(replicas, left, problem.layer_replicas_limit) // step * step
+        fewer = np.flatnonzero(level >= replicas + step)
+        if not fewer.size:
+            break
+        before = layers.costs(fewer, replicas[fewer])
+        after = layers.measure(fewer, level[fewer] // step)
+        kept = fewer[after <= before + TOLERANCE * np.abs(before)]
+        replicas[kept] = level[kept]
+        spent, repaired = layers.copies(replicas)
+        if repaired and layers.cost(spent) > cost + TOLERANCE * abs(cost):
+            break
+        chosen = spent
+    return chosen
+
+
+def _level(replicas: IntArray, left: int, limit: int) -> IntArray:
+    """Fill up the lowest counts to one level with ``left`` more, none beyond the limit."""
+    level = int(replicas.min())
+    while level < limit and int(np.maximum(level + 1 - replicas, 0).sum()) <= left:
+        level += 1
+    return np.maximum(replicas, level)
+
+
+def _fill_uniform(layers: _Placements, work: int) -> tuple[Copies, bool]:
+    """Fill the slots that the budget buys, or fewer where that is better."""
+    problem = layers.problem
+    count, experts = problem.loads.layers, problem.loads.experts
+    every = np.arange(count)
+    best, best_cost = np.zeros(0, dtype=np.int64), np.inf
+    stopped = False
+    for slots in range(problem.uniform_slots, -(-experts // problem.gpus) - 1, -1):
+        replicas = np.full(count, slots * problem.gpus - experts)
+        if best.size:
+            fewer = problem.variant(replicas=int(replicas.sum()))
+            if layer_costs(fewer).sum() >= best_cost - NOISE * abs(best_cost):
+                break  # no plan with so few slots is better, nor with fewer
+            if work < count:
+                stopped = True
+                break
+        cost = float(layers.measure(every, replicas // problem.replica_step).sum())
+        work -= count
+        if not best.size or cost < best_cost - NOISE * abs(best_cost):
+            best, best_cost = replicas, cost
+    return layers.copies(best)[0], stopped
+
+
+class _Placements(Layers):
+    """Place layers on demand, and remember what came out."""
+
+    def __init__(self, problem: Problem, options: Options) -> None:
+        super().__init__(problem, options, uneven=True)
+        self._placed: dict[Key, Copies] = {}
+        self._costs: dict[Key, float] = {}
+
+    def copies(self, replicas: IntArray) -> tuple[Copies, bool]:
+        """Make a plan of the placements of all layers; see `Layers.join`."""
+        return self.join([self._placed[key] for key in enumerate(replicas.tolist())])
+
+    def cost(self, copies: Copies) -> float:
+        """Compute the summed cost of a whole plan, in the unit of `measure`."""
+        problem = self.problem
+        value = objective_value(problem.plan(copies, "nominal"), problem)
+        return problem.goal.cost(value, problem.loads, problem.gpus)
+
+    def measure(self, layers: IntArray, choices: IntArray) -> FloatArray:
+        """Place layers with ``choices * replica_step`` replicas; return their costs."""
+        keys = layer_keys(layers, choices * self.problem.replica_step)
+        placed = self.each(lambda index: self._place(*keys[index]), len(keys))
+        mean = self.total[layers].sum(axis=1) / self.problem.gpus
+        largest = np.array([value for _, value in placed])
+        cost = self.problem.goal.costs(largest, mean)
+        self._placed.update(zip(keys, (copies for copies, _ in placed), strict=True))
+        self._costs.update(zip(keys, cost.tolist(), strict=True))
+        return cost
+
+    def costs(self, layers: IntArray, replicas: IntArray) -> FloatArray:
+        """Look up what `measure` returned."""
+        return np.array([self._costs[key] for key in layer_keys(layers, replicas)])
+
+    def improved_previous(self) -> Copies | None:
+        """Return the previous plan, improved, where it keeps the rules as it is."""
+        if self.problem.previous is None or (self.previous < 0).any():
+            return None
+        totals = self.problem.previous_copies.sum(axis=(0, 1), dtype=np.int64)
+        if self.previous.sum() > self.problem.replicas or np.ptp(totals) > 1:
+            return None
+        layers = range(self.problem.loads.layers)
+        return np.stack([self._improve_previous(layer)[0] for layer in layers])
+
+    def _place(self, layer: int, replicas: int) -> tuple[Copies, float]:
+        """Place a layer, or improve the previous plan's where that is no worse."""
+        placed, largest = self.place(self.total[layer], replicas, TOLERANCE)
+        if self.previous[layer] == replicas:
+            kept, reached = self._improve_previous(layer)
+            mean = float(self.total[layer].sum()) / self.problem.gpus
+            if reached <= max(largest, mean * (1.0 + TOLERANCE)):
+                return kept, reached
+        return placed, largest
+
+    def _improve_previous(self, layer: int) -> tuple[Copies, float]:
+        """Improve the previous plan's placement of a layer, node by node."""
+        copies = self.problem.previous_copies[layer].copy()
+        weight = self.total[layer]
+        share = weight / copies.sum(axis=1)
+        # Stop where a new placement stops, so that a plan is kept as it is.
+        load = layer_gpu_loads(weight[np.newaxis], copies)[0]
+        by_node = load.reshape(self.problem.group_nodes, -1)
+        mean = by_node.sum(axis=1) / by_node.shape[1]
+        target = max(float(share.max()), float(mean.max())) * (1.0 + TOLERANCE)
+        copies = self.by_node(copies, lambda part: improve_layer(share, part, target))
+        load = layer_gpu_loads(weight[np.newaxis], copies)[0]
+        return copies, float(load.max())

@@ -1,0 +1,189 @@
+"""The method ``fast`` for several windows: a plan for the windows of traffic themselves.
+
+The steps of ``nominal`` with the windowed objective: benefit curves measured by short
+annealing, the knapsack over layers, long annealing of every layer, equal totals by relabelling.
+Windows are shrunk toward similar ones, so that the plan fits the traffic rather than the sample.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from craftopt.evaluation import layer_gpu_loads
+from craftopt.knapsack import allocate
+from craftopt.loads import IntArray
+from craftopt.plan import Copies, Plan
+from craftopt.planners.layers import Layers
+from craftopt.planners.nominal import nominal_copies
+from craftopt.problem import Problem
+from craftopt.result import Options, Outcome
+from craftopt.search.annealing import anneal
+from craftopt.search.kernels import Schedule
+from craftopt.windows import in_mean_loads, shrink
+
+# First and last temperature, in mean GPU loads.
+HOT, COLD = 1e-3, 2e-5
+# Mini-batch schedule, (share of steps, windows): small batches at high temperature, larger ones at
+# the end, where sampling noise would decide. Fewer windows than a small batch all count at once.
+STAGES = ((0.7, 32), (0.3, 256))
+# Annealing steps per copy in a layer, unless work_limit says otherwise.
+STEPS_PER_COPY = 2000
+# A point of a benefit curve gets this fraction of the steps: one in ...
+CURVE_SHARE = 16
+# Replicas at which curves are measured, as multiples of the average budget of a layer.
+CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
+
+
+def plan_windowed(problem: Problem, options: Options) -> Outcome:
+    """Plan for every window; ``work_limit`` counts annealing steps of a layer.
+
+    Annealing minimises a smooth surrogate, the mean over windows of a p-norm of the GPU loads,
+    weighted by tokens for the objective time. The objective itself decides between a layer's
+    start and what annealing made of it, over the allocation, and between the whole plan, the
+    previous one and the nominal one: the result is no worse on the planned windows.
+    """
+    search = WindowedSearch(problem, options)
+    candidates = [search.plan(search.allocate())]
+    if problem.previous is not None:
+        candidates.append(problem.previous_copies)
+    candidates.append(nominal_copies(problem, Options(workers=options.workers))[0])
+    return Outcome(search.best(candidates, "fast"), limit=search.limit)
+
+
+def plan_allocated(
+    problem: Problem, replicas: IntArray, *, seed: int = 0, workers: int | None = None
+) -> Plan:
+    """Plan every window as `plan_windowed` does, with the replicas of every layer given.
+
+    Parameters
+    ----------
+    problem : Problem
+    replicas : int64 [layers]
+        Within the problem's budget and rules.
+    """
+    search = WindowedSearch(problem, Options(seed=seed, workers=workers))
+    return problem.plan(search.plan(replicas), "fast")
+
+
+def measure_curves(
+    problem: Problem, grid: IntArray, *, seed: int = 0, workers: int | None = None
+) -> list[Copies]:
+    """Place every layer with each number of replicas, as for the benefit curves of `fast`.
+
+    Placements are brief, a little worse than those of a plan, and alike in that; GPUs may differ
+    in their totals.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its budget and slot rule do not matter.
+    grid : int64 [points]
+        Replicas per layer, in steps of ``problem.replica_step``.
+
+    Returns
+    -------
+    list of uint8 [layers, experts, gpus]
+        One per point of the grid.
+    """
+    search = WindowedSearch(problem, Options(seed=seed, workers=workers))
+    return [np.stack([copies for copies, _ in layers]) for layers in search.measure(grid)]
+
+
+class WindowedSearch(Layers):
+    """Anneal layers on all windows.
+
+    Also under ``free`` every GPU takes floor or ceil of a layer's copies: uneven numbers were
+    tried and did no better on unseen windows.
+    """
+
+    def __init__(self, problem: Problem, options: Options) -> None:
+        problem.goal.require_even_dispatch("the search on loads")
+        super().__init__(problem, options)
+        self.scaled, mean = in_mean_loads(problem.loads.tokens, problem.gpus)
+        self.mean = mean.T  # [layers, windows]
+        self.counts = problem.goal.window_weights(mean).T
+        # [layers, experts, windows]
+        self.shrunk = np.ascontiguousarray(shrink(self.scaled).transpose(1, 2, 0))
+
+    def allocate(self) -> IntArray:
+        """Choose the replicas of every layer by curves that short annealing measures."""
+        problem = self.problem
+        layers, step = problem.loads.layers, problem.replica_step
+        most = problem.layer_replicas_limit
+        if problem.slots == "uniform":
+            return np.full(layers, most)
+        average = problem.replicas / layers
+        points = {min(round(part * average / step) * step, most) for part in CURVE_POINTS}
+        points.add(min(step, most))
+        grid = np.array(sorted(points))
+        if grid.size == 1:
+            return np.zeros(layers, dtype=np.int64)
+        costs = np.array([[cost for _, cost in point] for point in self.measure(grid)]).T
+        costs = np.minimum.accumulate(costs, axis=1)
+        every = np.arange(0, grid[-1] + 1, step)
+        # Straight lines between the points would make the knapsack pick the points themselves.
+        table = PchipInterpolator(grid, costs, axis=1)(every)
+        return allocate(table, problem.replicas, step)[0]
+
+    def measure(self, grid: IntArray) -> list[list[tuple[Copies, float]]]:
+        """Anneal all layers briefly with every number of replicas: [points][layers]."""
+        part = 1 / 3 / grid.size
+        return [
+            self.each(
+                partial(self._anneal, replicas=replicas, share=CURVE_SHARE),
+                self.problem.loads.layers,
+                done=index * part,
+                part=part,
+            )
+            for index, replicas in enumerate(grid.tolist())
+        ]
+
+    def plan(self, replicas: IntArray) -> Copies:
+        """Anneal all layers for all their steps; return the copies of a whole plan."""
+        done = 0.0 if self.problem.slots == "uniform" else 1 / 3
+        found = self.each(
+            lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],
+            replicas.size,
+            done=done,
+            part=1.0 - done,
+        )
+        return self.join(found)[0]
+
+    def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
+        """Anneal a layer for one in ``share`` of its steps; return copies and cost."""
+        counts = self.counts[layer]
+        weight = counts / max(counts.sum(), 1e-300)
+        start = self.start(
+            layer,
+            (self.shrunk[layer] * weight).sum(axis=1),
+            replicas,
+            lambda copies: self._cost(layer, copies),
+        )
+        cost = self._cost(layer, start)
+        steps = self.steps(STEPS_PER_COPY * (self.problem.loads.experts + replicas))
+        used = np.flatnonzero(counts)
+        if not steps or not used.size:
+            return start, cost
+        tokens = np.ascontiguousarray(self.shrunk[layer][:, used])
+        stages = STAGES if used.size > STAGES[0][1] else ((1.0, used.size),)
+        found, done = start, 0.0
+        for part, in_play in stages:
+            schedule = Schedule(
+                int(steps // share * part),
+                HOT * (COLD / HOT) ** done,
+                HOT * (COLD / HOT) ** (done + part),
+                in_play,
+            )
+            seed = self.seed(layer, share + round(done * 509))
+            found = anneal(tokens, weight[used], found, self.rules(replicas), schedule, seed)
+            done += part
+        reached = self._cost(layer, found)
+        return (found, reached) if reached < cost else (start, cost)
+
+    def _cost(self, layer: int, copies: Copies) -> float:
+        """Compute the layer's part of the objective on the windows as they are, as a cost."""
+        largest = layer_gpu_loads(self.scaled[:, layer], copies).max(axis=1)
+        return self.problem.goal.summed_cost(largest, self.mean[layer])

@@ -1,0 +1,332 @@
+"""How many replicas to pay for: a sweep over budgets, full plans for the best, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from craftopt.errors import InfeasibleError, InputError, choice
+from craftopt.loads import Loads
+from craftopt.plan import Plan
+from craftopt.problem import Problem, SlotRule
+from craftopt.serving.candidates import Candidate, score, winner
+from craftopt.serving.catalogue import find_gpu, find_model
+from craftopt.serving.deployment import GIB, TIE, Deployment, Workload, with_constants
+from craftopt.serving.facts import Gpu, Model
+from craftopt.serving.memory import check_shape, memory_of
+from craftopt.serving.sensitivity import Sensitivity, sensitivities
+from craftopt.serving.sweep import Budget, Sweep, finalists, label, none_of
+from craftopt.solving import solve
+from craftopt.windows import holdout as split_windows
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """Hold a recommendation with its reasons.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    workload : Workload
+    planned_windows, served_windows : int
+    curve : tuple of Budget
+        What the sweep predicts, by slot rule and rising budget.
+    candidates : tuple of Candidate
+        Full plans, best first: the best budgets, and no replicas.
+    recommended, runner_up : Candidate
+    loadable : Candidate or None
+        The best that engines can load today.
+    eplb : Candidate or None
+        What engines do by default: EPLB with one extra slot per GPU and layer. None where it
+        leaves no cache.
+    reasons : tuple of str
+    sensitivity : tuple of Sensitivity
+    """
+
+    deployment: Deployment
+    workload: Workload
+    planned_windows: int
+    served_windows: int
+    curve: tuple[Budget, ...]
+    candidates: tuple[Candidate, ...]
+    recommended: Candidate
+    runner_up: Candidate
+    loadable: Candidate | None
+    eplb: Candidate | None
+    reasons: tuple[str, ...]
+    sensitivity: tuple[Sensitivity, ...]
+
+    @property
+    def ratio_to_eplb(self) -> float | None:
+        """Modelled goodput of the recommendation over EPLB's, on the windows served."""
+        if self.eplb is None or self.eplb.goodput == 0:
+            return None
+        return self.recommended.goodput / self.eplb.goodput
+
+    def flags(self) -> dict[str, str]:
+        """Return the options that load `loadable`, by engine."""
+        if self.loadable is None:
+            return {}
+        plan = self.loadable.plan
+        extra = plan.replicas // plan.layers
+        slots = plan.experts + extra
+        return {
+            "sglang": f"--ep-num-redundant-experts {extra} --init-expert-location <the plan's map>",
+            "vllm": f"--enable-eplb --eplb-config '{{\"num_redundant_experts\": {extra}}}' "
+            "(it places the copies itself)",
+            "tensorrt-llm": f"moe_config.load_balancer: num_slots: {slots}, "
+            "initial_global_assignments: <the plan's map>, layer_updates_per_iter: 0",
+            "vllm-ascend": f"eplb_config: num_redundant_experts: {extra}, "
+            "expert_map_path: <the plan's map>",
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the advice as plain values, for JSON; plans by what they cost."""
+        deployment = asdict(self.deployment)
+        deployment["model"], deployment["gpu"] = (
+            self.deployment.model.name,
+            self.deployment.gpu.name,
+        )
+        return {
+            "deployment": deployment,
+            "workload": asdict(self.workload),
+            "planned_windows": self.planned_windows,
+            "served_windows": self.served_windows,
+            "recommended": self.recommended.name,
+            "runner_up": self.runner_up.name,
+            "loadable": self.loadable.name if self.loadable else None,
+            "ratio_to_eplb": self.ratio_to_eplb,
+            "reasons": list(self.reasons),
+            "candidates": [_plain(candidate) for candidate in self.candidates],
+            "eplb": _plain(self.eplb) if self.eplb else None,
+            "curve": [asdict(budget) for budget in self.curve],
+            "sensitivity": [asdict(row) for row in self.sensitivity],
+            "flags": self.flags(),
+        }
+
+
+def advise(
+    loads: Loads,
+    model: str | Model,
+    gpu: str | Gpu,
+    gpus: int,
+    nodes: int = 1,
+    *,
+    slots: Sequence[SlotRule] = ("uniform", "even"),
+    holdout: str = "odd-even",
+    expert_groups: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[str], None] | None = None,
+    **constants: Any,
+) -> Advice:
+    """Say how many replicas to pay for, and why.
+
+    Parameters
+    ----------
+    loads : Loads
+        Two windows or more, of all MoE layers of the model.
+    model, gpu : str or Model and str or Gpu
+        Names of packaged facts, or facts of one's own.
+    gpus, nodes : int
+    slots : sequence of str
+        Memory layouts to consider. ``free`` plans differ little from ``even`` ones.
+    holdout : str
+        Which windows to score on and not to plan on, as in `craftopt.holdout`.
+    expert_groups : int, optional
+        As in `Problem`.
+    seed, workers : int
+        As in `solve`.
+    progress : callable, optional
+        Called with what is done next.
+    **constants
+        Any other constant of `Deployment` or `Workload`, such as ``input_tokens=2000`` or
+        ``kv_dtype="fp8"``.
+
+    Returns
+    -------
+    Advice
+        A model's word, not a measurement: its constants are guesses until calibrated.
+        ``sensitivity`` says what would change the answer.
+
+    Raises
+    ------
+    InputError
+        Unknown names or constants; loads of another shape than the model's.
+    InfeasibleError
+        A model that does not fit, or that leaves no cache for one sequence; limits on waiting
+        that no plan keeps.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.serving import find_model
+    >>> small = find_model("olmoe-1b-7b").replace(layers=2, moe_layers=2, experts=8, top_k=2)
+    >>> loads = co.Loads([[[9, 3, 2, 2, 4, 4, 1, 1], [1, 1, 2, 8, 5, 5, 2, 2]]] * 4)
+    >>> advice = co.advise(loads, model=small, gpu="h100", gpus=4, input_tokens=500)
+    >>> advice.recommended in advice.candidates, advice.served_windows
+    (True, 2)
+    """
+    from craftopt.planners.windowed import plan_allocated  # noqa: PLC0415 (loads numba)
+
+    if not isinstance(loads, Loads):
+        raise InputError(f"loads is a {type(loads).__name__}; pass craftopt.Loads(tokens)")
+    found = model if isinstance(model, Model) else find_model(model)
+    device = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
+    deployment, workload = with_constants(
+        Deployment(found, device, gpus, nodes), Workload(), constants
+    )
+    check_shape(deployment, loads.layers, loads.experts)
+    if isinstance(slots, str) or not slots:
+        raise InputError(
+            f"slots={slots!r}; pass a list of one or more of {', '.join(get_args(SlotRule))}"
+        )
+    rules = tuple(dict.fromkeys(choice("slots", rule, get_args(SlotRule)) for rule in slots))
+    planned, served = split_windows(loads, holdout)
+    say = progress or (lambda _: None)
+    problem = Problem(planned, gpus, nodes=nodes, slots="even", expert_groups=expert_groups)
+    sweep = Sweep(deployment, workload, problem)
+    say("measuring the layers' benefit")
+    sweep.measure(seed, workers)
+    say("sweeping budgets")
+    curve = tuple(sweep.curve(rules))
+    candidates = []
+    for budget in (none_of(curve), *finalists(curve)):
+        say(f"planning {label(budget)}")
+        variant = problem.replace(slots=budget.slots, replicas=budget.replicas)
+        plan = plan_allocated(variant, np.array(budget.allocation), seed=seed, workers=workers)
+        candidates.append(
+            score(label(budget), plan, budget.slots, deployment, workload, planned, served)
+        )
+    if not any(candidate.goodput > 0 for candidate in candidates):
+        waits = min((candidate.served for candidate in candidates), key=lambda found: found.tpot)
+        raise InfeasibleError(
+            f"no plan keeps ttft={workload.ttft} and tpot={workload.tpot} seconds, not even for "
+            f"one request at a time: a token takes at least {waits.tpot:.3g} s and a prompt "
+            f"{waits.prefill.total:.3g} s a step; allow more, or use more GPUs"
+        )
+    say("planning as EPLB does")
+    eplb = None
+    plan_of_eplb = _eplb(problem)
+    if (
+        plan_of_eplb is not None
+        and memory_of(deployment, plan_of_eplb).concurrency(workload.context) > 0
+    ):
+        eplb = score(
+            "EPLB's default", plan_of_eplb, "uniform", deployment, workload, planned, served
+        )
+    best = winner(candidates, [candidate.goodput for candidate in candidates])
+    others = [candidate for candidate in candidates if candidate is not best]
+    others.sort(key=lambda candidate: -candidate.goodput)
+    loadable = [candidate for candidate in candidates if candidate.loadable]
+    return Advice(
+        deployment=deployment,
+        workload=workload,
+        planned_windows=planned.windows,
+        served_windows=served.windows,
+        curve=curve,
+        candidates=(best, *others),
+        recommended=best,
+        runner_up=others[0] if others else best,
+        loadable=winner(loadable, [candidate.goodput for candidate in loadable])
+        if loadable
+        else None,
+        eplb=eplb,
+        reasons=_reasons(deployment, workload, best, candidates, eplb),
+        sensitivity=sensitivities(deployment, workload, candidates, best),
+    )
+
+
+def _eplb(problem: Problem) -> Plan | None:
+    """Plan as engines do by default: one extra slot on every GPU in every layer."""
+    experts, gpus = problem.loads.experts, problem.gpus
+    extra = (experts // gpus + 1) * gpus - experts
+    if extra > experts * (problem.copies_limit - 1):
+        return None
+    variant = problem.replace(slots="uniform", replicas_per_layer=extra)
+    grouped = problem.expert_groups is not None
+    result = solve(variant, "eplb-hierarchical" if grouped else "eplb")
+    return result.plan if result.has_plan else None
+
+
+def _reasons(
+    deployment: Deployment,
+    workload: Workload,
+    best: Candidate,
+    candidates: Sequence[Candidate],
+    eplb: Candidate | None,
+) -> tuple[str, ...]:
+    """Give the reasons in numbers that can be checked by hand."""
+    lines = []
+    none = candidates[0]
+    for candidate in [none] if best is none else [none, best]:
+        service, memory = candidate.served, candidate.memory
+        lines.append(
+            f"{candidate.name}: {memory.kv / GIB:.2f} GiB of cache per GPU hold "
+            f"{memory.kv_tokens:,} tokens = {service.concurrency} sequences of "
+            f"{workload.context:,}; the fullest GPU computes {candidate.relative_time_served:.2f} "
+            f"times the mean; a round takes {service.tpot * 1e3:.1f} ms with "
+            f"{service.sequences:.0f} sequences per group ({service.bound} sets this), so "
+            f"{deployment.groups} x {service.sequences:.1f} / ({workload.output_tokens - 1} x "
+            f"{service.tpot:.4f} s) = {service.requests_per_second:.2f} requests/s"
+        )
+    if best is not none:
+        copies = (best.memory.replicas - none.memory.replicas) / deployment.expert_bytes
+        lines.append(
+            f"the price: {copies:.0f} copies x {deployment.expert_bytes / 2**20:.1f} MiB = "
+            f"{copies * deployment.expert_bytes / GIB:.2f} GiB per GPU, "
+            f"{1 - best.memory.kv_tokens / none.memory.kv_tokens:.1%} of the cache; what it buys: "
+            f"a prefill step's experts take {best.served.prefill.experts * 1e3:.0f} instead of "
+            f"{none.served.prefill.experts * 1e3:.0f} ms, {_gain(best, none)} goodput"
+        )
+    elif len(candidates) > 1:
+        other = max(candidates[1:], key=lambda candidate: candidate.goodput)
+        lines.append(
+            f"no replica earns its memory here: the best plan with replicas, {other.name}, gives "
+            f"{other.goodput:.2f} requests/s ({_gain(other, none)}) and takes "
+            f"{1 - other.memory.kv_tokens / none.memory.kv_tokens:.1%} of the cache; the model "
+            f"does not tell plans within {TIE:.0%} apart"
+        )
+    if eplb is not None:
+        lines.append(
+            f"EPLB's default gives {eplb.goodput:.2f} requests/s with "
+            f"{eplb.memory.replicas / GIB:.2f} GiB of replicas per GPU and a fullest GPU of "
+            f"{eplb.relative_time_served:.2f} times the mean"
+        )
+    if not best.loadable:
+        lines.append(
+            "no engine can load this today: SGLang, vLLM, TensorRT-LLM and vllm-ascend want the "
+            "same slots on every GPU in every layer (slots='uniform')"
+        )
+    most = max(candidates, key=lambda candidate: candidate.goodput)
+    if most is not best and best is not none:
+        lines.append(
+            f"{most.name} gives {_gain(most, best)}, within the {TIE:.0%} that "
+            f"the model cannot tell apart, and {best.name} "
+            + ("can be loaded" if best.loadable > most.loadable else "takes less memory")
+        )
+    return tuple(lines)
+
+
+def _gain(candidate: Candidate, other: Candidate) -> str:
+    if not other.goodput:
+        return "from nothing to some"
+    return f"{candidate.goodput / other.goodput - 1:+.1%}"
+
+
+def _plain(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "name": candidate.name,
+        "slots": candidate.slots,
+        "replicas": candidate.plan.replicas,
+        "loadable": candidate.loadable,
+        "memory": {**asdict(candidate.memory), "kv": candidate.memory.kv},
+        "kv_tokens": candidate.memory.kv_tokens,
+        "relative_time_planned": candidate.relative_time_planned,
+        "relative_time_served": candidate.relative_time_served,
+        "planned": asdict(candidate.planned),
+        "served": asdict(candidate.served),
+    }

@@ -1,0 +1,7 @@
+"""What witnesses prove: a module for every kind that has a check of its own, called by `kinds`."""
+
+from craftopt.verification.witnesses.box import Box, heaviest_copies, window_cost
+from craftopt.verification.witnesses.credits import line_of_credits
+from craftopt.verification.witnesses.kinds import layer_cost
+
+__all__ = ["Box", "heaviest_copies", "layer_cost", "line_of_credits", "window_cost"]
