@@ -6,15 +6,31 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.evaluation import Evaluation, evaluate, mean_activated
 from craftopt.loads import Loads
+from craftopt.objective import ObjectiveName
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Result
 from craftopt.routing import DISPATCHES, Dispatch
 from craftopt.solving import MethodName, find_method, methods, solve
 from craftopt.windows import domains, holdout
+
+# Columns of scores: their names in tables.
+_COLUMNS = {
+    "balanced": "balancedness",
+    "worst layer": "worst_layer",
+    "time": "relative_time",
+    "activated": "activated",
+}
+# What a bound rules out, by objective.
+_BOUNDS: dict[ObjectiveName, str] = {
+    "time": "a planned relative time below",
+    "balancedness": "a planned balancedness above",
+    "activated": "fewer planned activated copies than",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Displayed):
     """Methods side by side; ``bound`` is on the objective over the planned windows.
 
     Rows are scored under ``dispatch``; objective, bound and gap are always of even dispatch, for
@@ -88,6 +104,62 @@ class Comparison:
             "served_windows": list(self.served.window_names) if self.served else [],
             "rows": [asdict(row) for row in self.rows],
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row per method."""
+        rows = [asdict(row) for row in self.rows]
+        for row in rows:
+            for side in ("planned", "served"):  # what is not scored makes no column
+                scores = row[side] or {}
+                row[side] = {name: score for name, score in scores.items() if score is not None}
+        return data_frame(rows)
+
+    def table(self) -> Table:
+        """Lay out methods side by side, planned windows beside served ones."""
+        problem, dispatch = self.problem, self.dispatch
+        title = (
+            f"{problem.loads.layers} layers x {problem.loads.experts} experts on "
+            f"{problem.gpus} GPUs, {problem.nodes} node(s), {problem.replicas} replicas, "
+            f"slots {problem.slots}"
+        )
+        if dispatch != "even":
+            judged = "even" if problem.goal.even_dispatch else "exact"
+            title += f", dispatch {dispatch} (gaps: {judged})"
+        if self.served is not None:
+            title += f"\nplanned on {problem.loads.windows} windows, "
+            title += f"served {self.served.windows} that no plan has seen"
+        columns = dict(_COLUMNS)
+        if problem.goal.even_dispatch:
+            del columns["activated"]
+        header = ["method", "replicas", "slots/GPU"]
+        for name in columns:
+            header += [name] if self.served is None else [f"{name}\nplanned", "\nserved"]
+        rows = []
+        for row in self.rows:
+            if row.planned is None or row.slots_per_gpu is None:
+                continue
+            few, most = row.slots_per_gpu
+            cells = [row.method, str(row.replicas), str(few) if few == most else f"{few}-{most}"]
+            for name in columns.values():
+                scores = (row.planned, row.served)
+                cells += [f"{getattr(score, name):.3f}" for score in scores if score is not None]
+            cells += [
+                "-" if row.gap is None else f"{row.gap:.1%}",
+                str(row.duplicates),
+                f"{row.milliseconds:,.0f}" if row.milliseconds >= 10 else f"{row.milliseconds:.1f}",
+            ]
+            rows.append(cells)
+        notes = [f"{row.method}: {row.note}" for row in self.rows if row.note]
+        bound = f"No plan has {_BOUNDS[problem.objective]} {self.bound:.4f}"
+        return Table(
+            title,
+            [*header, "gap", "dup.", "ms"],
+            rows,
+            [f"{bound}: gaps are to that bound.", *notes],
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
 
 
 def compare(

@@ -324,3 +324,19 @@ def test_help_names_every_command():
     assert done.returncode == 0
     for command in ("plan", "compare", "evaluate", "info"):
         assert command.encode() in done.stdout
+
+
+# --- warm-up --------------------------------------------------------------------------------
+
+
+def test_warm_up_compiles_the_methods_that_are_named(run):
+    done = run("warm-up", "eplb", "NOMINAL", "--json")
+    assert done.code == 0
+    assert list(json.loads(done.out)) == ["eplb", "nominal"]
+    assert run("warm-up", "eplb").out.startswith("eplb: ")
+
+
+def test_warm_up_of_an_unknown_method_exits_2(run):
+    done = run("warm-up", "eplbb")
+    assert done.code == 2
+    assert "did you mean 'eplb'" in done.err

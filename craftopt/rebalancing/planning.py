@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,23 @@ class Rebalancing(Result):
     def moved_share(self) -> float:
         """Share of the plan's copies that are moves."""
         return self.moves / int(self.plan.slots.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values, for JSON."""
+        return super().to_dict() | {
+            "previous_objective": self.previous_objective,
+            "moves": self.moves if self.has_plan else None,
+            "moved_share": self.moved_share if self.has_plan else None,
+        }
+
+    def summary(self) -> dict[str, str]:
+        """Return the figures in words, for a table."""
+        rows = super().summary()
+        if self.previous_objective is not None:
+            rows[f"{self.problem.goal.label} before"] = f"{self.previous_objective:.4f}"
+        if self.has_plan:
+            rows["moves"] = f"{self.moves:,}, {self.moved_share:.1%} of the copies"
+        return rows
 
     def migration(self, staging: int = 1) -> Migration:
         """Order the steps; see `plan_migration`."""
