@@ -2,6 +2,7 @@
 
 from craftopt.baselines import eplb as eplb
 from craftopt.certificates import certify as certify
+from craftopt.coactivation import Coactivation as Coactivation
 from craftopt.comparison import Comparison as Comparison
 from craftopt.comparison import compare as compare
 from craftopt.comparison import compare_domains as compare_domains
@@ -17,6 +18,7 @@ from craftopt.errors import VerificationError as VerificationError
 from craftopt.evaluation import Evaluation as Evaluation
 from craftopt.evaluation import evaluate as evaluate
 from craftopt.formats import export as export
+from craftopt.formats import read_coactivation as read_coactivation
 from craftopt.formats import read_loads as read_loads
 from craftopt.formats import read_plan as read_plan
 from craftopt.formats import read_trace as read_trace
@@ -47,6 +49,7 @@ from craftopt.solving import methods as methods
 from craftopt.solving import solve as solve
 from craftopt.solving import warm_up as warm_up
 from craftopt.traces import Trace as Trace
+from craftopt.traffic import Traffic as Traffic
 from craftopt.verification import Certificate as Certificate
 from craftopt.verification import verify as verify
 from craftopt.windows import blend as blend

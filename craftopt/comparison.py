@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+from craftopt.coactivation import Coactivation, standard_error
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.evaluation import Evaluation, evaluate, mean_activated
@@ -16,15 +18,10 @@ from craftopt.problem import Problem
 from craftopt.result import Result
 from craftopt.routing import DISPATCHES, Dispatch
 from craftopt.solving import MethodName, find_method, methods, solve
+from craftopt.traces import Trace
+from craftopt.traffic import NOT_MEASURED
 from craftopt.windows import domains, holdout
 
-# Columns of scores: their names in tables.
-_COLUMNS = {
-    "balanced": "balancedness",
-    "worst layer": "worst_layer",
-    "time": "relative_time",
-    "activated": "activated",
-}
 # What a bound rules out, by objective.
 _BOUNDS: dict[ObjectiveName, str] = {
     "time": "a planned relative time below",
@@ -35,21 +32,30 @@ _BOUNDS: dict[ObjectiveName, str] = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What a plan scores on some windows; ``activated`` for the objective of that name only."""
+    """What a plan scores on some windows.
+
+    ``activated`` for the objective of that name only; ``nodes_per_token`` and ``critical_nodes``
+    where a trace or pair counts were given.
+    """
 
     balancedness: float
     worst_layer: float
     relative_time: float
     activated: float | None = None
+    nodes_per_token: float | None = None
+    critical_nodes: float | None = None
 
     @classmethod
     def of(cls, evaluation: Evaluation, activated: float | None = None) -> Scores:
         """Take the scores of an evaluation."""
+        traffic = evaluation.traffic
         return cls(
             evaluation.mean_balancedness,
             evaluation.worst_layer,
             evaluation.relative_time,
             activated,
+            None if traffic is None else traffic.nodes_per_token,
+            None if traffic is None else traffic.critical_nodes,
         )
 
 
@@ -80,7 +86,8 @@ class Comparison(Displayed):
     """Methods side by side; ``bound`` is on the objective over the planned windows.
 
     Rows are scored under ``dispatch``; objective, bound and gap are always of even dispatch, for
-    the objective activated of exact routing.
+    the objective activated of exact routing. ``traffic`` says what traffic was measured on, None
+    where it was not.
     """
 
     problem: Problem
@@ -88,6 +95,7 @@ class Comparison(Displayed):
     bound: float
     rows: tuple[Row, ...]
     dispatch: Dispatch = "even"
+    traffic: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, for JSON."""
@@ -99,6 +107,7 @@ class Comparison(Displayed):
             "slots": problem.slots,
             "objective": problem.objective,
             "dispatch": self.dispatch,
+            "traffic": self.traffic,
             "bound": self.bound,
             "planned_windows": list(problem.loads.window_names),
             "served_windows": list(self.served.window_names) if self.served else [],
@@ -128,9 +137,15 @@ class Comparison(Displayed):
         if self.served is not None:
             title += f"\nplanned on {problem.loads.windows} windows, "
             title += f"served {self.served.windows} that no plan has seen"
-        columns = dict(_COLUMNS)
-        if problem.goal.even_dispatch:
-            del columns["activated"]
+        columns = {
+            "balanced": "balancedness",
+            "worst layer": "worst_layer",
+            "time": "relative_time",
+        }
+        if not problem.goal.even_dispatch:
+            columns["activated"] = "activated"
+        if self.traffic is not None:
+            columns |= {"nodes": "nodes_per_token", "critical": "critical_nodes"}
         header = ["method", "replicas", "slots/GPU"]
         for name in columns:
             header += [name] if self.served is None else [f"{name}\nplanned", "\nserved"]
@@ -149,14 +164,14 @@ class Comparison(Displayed):
                 f"{row.milliseconds:,.0f}" if row.milliseconds >= 10 else f"{row.milliseconds:.1f}",
             ]
             rows.append(cells)
-        notes = [f"{row.method}: {row.note}" for row in self.rows if row.note]
         bound = f"No plan has {_BOUNDS[problem.objective]} {self.bound:.4f}"
-        return Table(
-            title,
-            [*header, "gap", "dup.", "ms"],
-            rows,
-            [f"{bound}: gaps are to that bound.", *notes],
-        )
+        notes = [f"{bound}: gaps are to that bound."]
+        if self.traffic is not None:
+            notes.append(f"Nodes per token, and those of the busiest node, from {self.traffic}.")
+        elif problem.nodes > 1:
+            notes.append(f"Traffic between nodes is {NOT_MEASURED}.")
+        notes += [f"{row.method}: {row.note}" for row in self.rows if row.note]
+        return Table(title, [*header, "gap", "dup.", "ms"], rows, notes)
 
     def __str__(self) -> str:
         return str(self.table())
@@ -168,6 +183,8 @@ def compare(
     names: Sequence[str] | None = None,
     *,
     dispatch: Dispatch = "even",
+    trace: Trace | None = None,
+    coactivation: Coactivation | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -186,6 +203,8 @@ def compare(
         Methods; by default all that can run here but `exact`, which may take minutes.
     dispatch : str
         How the scored plans split tokens over copies, as in `evaluate`.
+    trace, coactivation : Trace or Coactivation, optional
+        What to measure or estimate the traffic of the plans from, as in `evaluate`.
     progress : callable, optional
         Called with the name of the method that comes next.
 
@@ -205,6 +224,12 @@ def compare(
     if not chosen:
         raise InputError("names is empty; pass at least one method, or None")
     dispatch = choice("dispatch", dispatch, DISPATCHES)
+    score = partial(evaluate, dispatch=dispatch, trace=trace, coactivation=coactivation)
+    source = None
+    if trace is not None:
+        source = f"{trace}, standard error {standard_error(trace.tokens):.3f}"
+    elif coactivation is not None:
+        source = f"{coactivation}, estimated, standard error {coactivation.standard_error:.3f}"
     rows, bound = [], float("nan")
     for label, variant, name in _runs(problem, chosen):
         if progress is not None:
@@ -212,8 +237,8 @@ def compare(
         result = solve(variant, name, seed=seed, workers=workers)
         if variant is problem:
             bound = result.bound
-        rows.append(_row(label, result, served, dispatch, over_budget=variant is not problem))
-    return Comparison(problem, served, bound, tuple(rows), dispatch)
+        rows.append(_row(label, result, served, score, over_budget=variant is not problem))
+    return Comparison(problem, served, bound, tuple(rows), dispatch, source)
 
 
 def compare_domains(
@@ -221,6 +246,8 @@ def compare_domains(
     names: Sequence[str] | None = None,
     *,
     dispatch: Dispatch = "even",
+    trace: Trace | None = None,
+    coactivation: Coactivation | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -233,6 +260,8 @@ def compare_domains(
         With the windows of all domains, two or more (`holdout` says what a domain is).
     names : sequence of str, optional
         Methods, as in `compare`.
+    dispatch, trace, coactivation
+        As in `compare`.
     progress : callable, optional
         Called with the domain that is left out next.
 
@@ -257,8 +286,9 @@ def compare_domains(
         planned, served = holdout(problem.loads, f"domain:{domain}")
         variant = problem.replace(loads=planned)
         results[domain] = compare(
-            variant, served, names, dispatch=dispatch, seed=seed, workers=workers
-        )
+            variant, served, names, dispatch=dispatch, trace=trace, coactivation=coactivation,
+            seed=seed, workers=workers,
+        )  # fmt: skip
     return results
 
 
@@ -280,7 +310,12 @@ def _runs(
 
 
 def _row(
-    label: str, result: Result, served: Loads | None, dispatch: Dispatch, *, over_budget: bool
+    label: str,
+    result: Result,
+    served: Loads | None,
+    score: Callable[[Plan, Loads], Evaluation],
+    *,
+    over_budget: bool,
 ) -> Row:
     note = "over the budget: what engines spend by default" if over_budget else result.message
     if not result.has_plan:
@@ -296,8 +331,8 @@ def _row(
         status=result.status.value,
         replicas=plan.replicas,
         slots_per_gpu=(int(totals.min()), int(totals.max())),
-        planned=_scores(plan, result.problem.loads, dispatch, decode),
-        served=_scores(plan, served, dispatch, decode) if served is not None else None,
+        planned=_scores(plan, result.problem.loads, score, decode),
+        served=_scores(plan, served, score, decode) if served is not None else None,
         gap=None if over_budget else result.gap,
         duplicates=plan.duplicates,
         milliseconds=result.runtime * 1e3,
@@ -305,6 +340,8 @@ def _row(
     )
 
 
-def _scores(plan: Plan, loads: Loads, dispatch: Dispatch, decode: bool) -> Scores:
+def _scores(
+    plan: Plan, loads: Loads, score: Callable[[Plan, Loads], Evaluation], decode: bool
+) -> Scores:
     activated = mean_activated(plan, loads) if decode else None
-    return Scores.of(evaluate(plan, loads, dispatch), activated)
+    return Scores.of(score(plan, loads), activated)

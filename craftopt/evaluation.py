@@ -7,13 +7,23 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from craftopt.coactivation import Coactivation
 from craftopt.display import Displayed, Table, data_frame, sparkline
 from craftopt.errors import InputError, choice
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
-from craftopt.routing import DISPATCHES, Dispatch, route
+from craftopt.routing import COUNT_DISPATCHES, DISPATCHES, Dispatch, route
+from craftopt.traces import Trace
+from craftopt.traffic import (
+    TRAFFIC_RULES,
+    Traffic,
+    traffic_of_pairs,
+    traffic_of_trace,
+    traffic_summary,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +35,16 @@ class Evaluation(Displayed):
     max_load, mean_load : float64 [windows, layers]
         Largest and mean GPU load, in token assignments.
     max_activated : int64 [windows, layers] or None
-        Most activated copies on a GPU; None under even dispatch, which is scored in tokens alone.
+        Most activated copies on a GPU; None under even dispatch and cover, which are scored in
+        tokens alone.
+    traffic : Traffic or None
+        What GPUs send, where a trace or pair counts are given.
     """
 
     max_load: FloatArray
     mean_load: FloatArray
     max_activated: IntArray | None = None
+    traffic: Traffic | None = None
 
     @cached_property
     def balancedness(self) -> FloatArray:
@@ -79,6 +93,7 @@ class Evaluation(Displayed):
             "relative_time": self.relative_time,
             "engine_metrics": self.engine_metrics,
             "balancedness": self.balancedness.tolist(),
+            "traffic": self.traffic and self.traffic.to_dict(),
         }
 
     def to_frame(self) -> Any:
@@ -99,6 +114,7 @@ class Evaluation(Displayed):
             "relative time": f"{self.relative_time:.4f}",
             "by layer": sparkline(self.balancedness.mean(axis=0)),
             **{f"{name} figure": f"{value:.4f}" for name, value in self.engine_metrics.items()},
+            **traffic_summary(self.traffic),
         }
 
     def table(self) -> Table:
@@ -113,7 +129,15 @@ class Evaluation(Displayed):
         )
 
 
-def evaluate(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> Evaluation:
+def evaluate(
+    plan: Plan,
+    loads: Loads,
+    dispatch: Dispatch = "even",
+    *,
+    trace: Trace | None = None,
+    coactivation: Coactivation | None = None,
+    homes: npt.ArrayLike | None = None,
+) -> Evaluation:
     """Score a plan on loads, whether it was planned on them or not.
 
     Parameters
@@ -121,10 +145,18 @@ def evaluate(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> Evaluatio
     plan : Plan
     loads : Loads
         As many layers and experts as the plan has.
-    dispatch : {"even", "hash", "nearest", "metro", "exact", "lp", "mixed"}
+    dispatch : {"even", "hash", "nearest", "nearest-even", "metro", "exact", "lp", "mixed", "cover"}
         How an expert's tokens are split over its copies: equally, or by a rule of `route`, each
         window as a batch. Under ``metro``, ``exact``, ``lp`` and ``mixed`` a second copy on one
-        GPU counts for nothing.
+        GPU counts for nothing. ``cover`` needs a trace, of which the loads are windows.
+    trace : Trace, optional
+        Tokens to measure the traffic of, in closed form. Its windows are those of the loads where
+        they were cut from it (`Trace.windows_of`), else consecutive batches of as many tokens.
+    coactivation : Coactivation, optional
+        Pair counts to estimate the traffic from, in place of a trace.
+    homes : array_like of int, shape [tokens], optional
+        GPU that holds each token of the trace; all equally likely by default. Loads are always
+        scored with tokens held equally by all GPUs, but for ``cover``.
 
     Returns
     -------
@@ -134,7 +166,9 @@ def evaluate(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> Evaluatio
     Raises
     ------
     InputError
-        Loads of another shape or other layers than the plan's; an unknown dispatch.
+        Loads, trace or pair counts of another shape or other layers than the plan's; an unknown
+        dispatch; a trace or pair counts with a dispatch other than ``even``, ``nearest``,
+        ``nearest-even`` and (trace) ``cover``.
 
     Examples
     --------
@@ -146,21 +180,42 @@ def evaluate(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> Evaluatio
     array([[1.]])
     """
     dispatch = choice("dispatch", dispatch, DISPATCHES)
-    _check_match(plan, loads)
-    activated = None
-    if dispatch != "even":
+    plan.check_layers(loads, "loads")
+    if homes is not None and trace is None:
+        raise InputError("homes without trace; pass the trace whose tokens they hold")
+    if trace is not None and coactivation is not None:
+        raise InputError("trace and coactivation are both given; pass one of them")
+    if (trace is not None or coactivation is not None) and dispatch not in TRAFFIC_RULES:
+        raise InputError(
+            f"dispatch={dispatch!r} does not follow from a token's experts, so its traffic is not "
+            f"known; pass one of {', '.join(TRAFFIC_RULES)}, or neither trace nor coactivation"
+        )
+    if dispatch not in COUNT_DISPATCHES and trace is None:
+        raise InputError(f"dispatch={dispatch!r} asks which experts a token chose; pass trace=")
+    traffic, served, activated = None, None, None
+    if trace is not None:
+        traffic, served = traffic_of_trace(plan, trace, loads, dispatch, homes)
+    if served is None and dispatch in ("even", "nearest-even"):
+        served = gpu_loads(plan, loads, dispatch)
+    if served is None:
         routed = [route(plan, window, dispatch) for window in loads.tokens]
-        largest = np.array([routing.max_tokens for routing in routed])
+        served = np.array([routing.loads for routing in routed])
         activated = read_only(np.array([routing.max_activated for routing in routed]))
-    else:
-        largest = gpu_loads(plan, loads).max(axis=2)
+    elif dispatch == "nearest-even":
+        activated = read_only(_all_copies_read(plan, loads))
+    if coactivation is not None:
+        traffic = traffic_of_pairs(plan, coactivation, loads, served, dispatch)
+    largest = served.max(axis=2)
     mean = loads.tokens.sum(axis=2) / plan.gpus
     # A load can round to just under the mean of all; the largest never is.
-    return Evaluation(read_only(np.maximum(largest, mean)), read_only(mean), activated)
+    return Evaluation(read_only(np.maximum(largest, mean)), read_only(mean), activated, traffic)
 
 
-def gpu_loads(plan: Plan, loads: Loads) -> FloatArray:
-    """Compute every GPU's load under even dispatch, float64 [windows, layers, gpus].
+def gpu_loads(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> FloatArray:
+    """Compute every GPU's load, float64 [windows, layers, gpus].
+
+    Under ``even`` and ``nearest-even`` dispatch, where each host of an expert serves a share of its
+    tokens that does not depend on the loads.
 
     Examples
     --------
@@ -170,10 +225,17 @@ def gpu_loads(plan: Plan, loads: Loads) -> FloatArray:
     >>> gpu_loads(plan, co.Loads([[6, 2, 4]]))
     array([[[5., 7.]]])
     """
-    _check_match(plan, loads)
+    plan.check_layers(loads, "loads")
+    if dispatch != "even":
+        # What a host serves of one token per expert.
+        shares = route(plan, np.ones((plan.layers, plan.experts)), dispatch).tokens
     result = np.empty((loads.windows, plan.layers, plan.gpus))
     for layer in range(plan.layers):
-        result[:, layer] = layer_gpu_loads(loads.tokens[:, layer], plan.copies[layer])
+        tokens = loads.tokens[:, layer]
+        if dispatch == "even":
+            result[:, layer] = layer_gpu_loads(tokens, plan.copies[layer])
+        else:
+            result[:, layer] = _spread(tokens, shares[layer])
     return result
 
 
@@ -189,14 +251,27 @@ def layer_gpu_loads(tokens: FloatArray, copies: Copies) -> FloatArray:
     -------
     float64 [windows, gpus]
     """
-    gpu, expert = np.nonzero(copies.T)
-    part = copies[expert, gpu] / copies.sum(axis=1, dtype=np.int64)[expert]
+    return _spread(tokens, copies / copies.sum(axis=1, dtype=np.int64)[:, np.newaxis])
+
+
+def _spread(tokens: FloatArray, shares: FloatArray) -> FloatArray:
+    """Add up the shares [experts, gpus] of an expert's tokens that the GPUs serve."""
+    gpu, expert = np.nonzero(shares.T)
     # Summed copy by copy, in the order of the experts: matrix products of numpy's libraries
     # may add up in another order on another number of threads.
     hosted, first = np.unique(gpu, return_index=True)
-    loads = np.zeros((copies.shape[1], tokens.shape[0]))
-    loads[hosted] = np.add.reduceat(tokens.T[expert] * part[:, np.newaxis], first, axis=0)
+    loads = np.zeros((shares.shape[1], tokens.shape[0]))
+    served = tokens.T[expert] * shares[expert, gpu][:, np.newaxis]
+    loads[hosted] = np.add.reduceat(served, first, axis=0)
     return np.ascontiguousarray(loads.T)
+
+
+def _all_copies_read(plan: Plan, loads: Loads) -> IntArray:
+    """Count the hosted experts with tokens on the GPU that has the most, [windows, layers]."""
+    active = (loads.tokens > 0).astype(np.float64)
+    hosts = (plan.copies > 0).astype(np.float64)
+    most = [(active[:, layer] @ hosts[layer]).max(axis=1) for layer in range(plan.layers)]
+    return np.stack(most, axis=1).astype(np.int64)
 
 
 def objective_value(plan: Plan, problem: Problem) -> float:
@@ -242,7 +317,7 @@ def violations(plan: Plan, problem: Problem) -> tuple[str, ...]:
     >>> violations(co.Plan.from_phy2log([[0, 0, 1, 2]], gpus=2), problem)
     ('duplicates: 1 copies share a GPU with a copy of the same expert (layer 0, expert 0, GPU 0)',)
     """
-    _check_match(plan, problem.loads)
+    plan.check_layers(problem.loads, "loads")
     if plan.gpus != problem.gpus:
         raise InputError(f"the plan is for {plan.gpus} GPUs, the problem for {problem.gpus}")
     found = [
@@ -260,22 +335,6 @@ def violations(plan: Plan, problem: Problem) -> tuple[str, ...]:
 def _ratio(above: FloatArray, below: FloatArray, empty: float) -> FloatArray:
     """Divide where there are tokens; ``empty`` elsewhere."""
     return np.divide(above, below, out=np.full_like(below, empty), where=below > 0)
-
-
-def _check_match(plan: Plan, loads: Loads) -> None:
-    if (plan.layers, plan.experts) != (loads.layers, loads.experts):
-        raise InputError(
-            f"the plan has {plan.layers} layers of {plan.experts} experts, the loads "
-            f"{loads.layers} of {loads.experts}; both must describe the same model"
-        )
-    # Plans from engine maps number their layers 0, 1, ...: they match any loads by position.
-    numbered = not np.array_equal(plan.layer_ids, np.arange(plan.layers))
-    if numbered and not np.array_equal(plan.layer_ids, loads.layer_ids):
-        layer = int(np.flatnonzero(plan.layer_ids != loads.layer_ids)[0])
-        raise InputError(
-            f"layer {layer} is the model's layer {plan.layer_ids[layer]} in the plan and "
-            f"{loads.layer_ids[layer]} in the loads; pass loads of the same layers"
-        )
 
 
 def _duplicates(plan: Plan) -> str:

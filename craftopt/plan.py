@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.coactivation import Coactivation
 from craftopt.display import Displayed, sparkline
 from craftopt.documents import check_envelope, read_json, write_atomically, write_json
 from craftopt.errors import FormatError, InputError, divide_gpus, whole
-from craftopt.loads import IntArray, as_array, name_layers, read_only, valid_layer_ids
+from craftopt.loads import IntArray, Loads, as_array, name_layers, read_only, valid_layer_ids
+from craftopt.traces import Trace
 
 # How many copies a GPU hosts, by expert and GPU, mostly with layers in front.
 Copies = npt.NDArray[np.uint8]
@@ -202,6 +204,31 @@ class Plan(Displayed):
         layer, slot = np.nonzero(table >= 0)
         np.add.at(copies, (layer, table[layer, slot], gpu_of_slot[slot]), 1)
         return cls(copies, layer_ids, nodes, method)
+
+    def check_layers(self, held: Loads | Trace | Coactivation, name: str) -> None:
+        """Check that loads, a trace or pair counts describe the plan's layers and experts.
+
+        Raises
+        ------
+        InputError
+            Other layers or experts.
+        """
+        if (self.layers, self.experts) != (held.layers, held.experts):
+            raise InputError(
+                f"the plan has {self.layers} layers of {self.experts} experts, the {name} "
+                f"{held.layers} of {held.experts}; both must describe the same model"
+            )
+        # Plans from engine maps number their layers 0, 1, ...: they match anything by position. So
+        # do traces and pair counts, most of which come without numbers.
+        mine, theirs = self.layer_ids.tolist(), held.layer_ids.tolist()
+        plain = list(range(self.layers))
+        unnumbered = mine == plain or (theirs == plain and not isinstance(held, Loads))
+        if not unnumbered and mine != theirs:
+            layer = int(np.flatnonzero(self.layer_ids != held.layer_ids)[0])
+            raise InputError(
+                f"layer {layer} is the model's layer {self.layer_ids[layer]} in the plan and "
+                f"{held.layer_ids[layer]} in the {name}; pass {name} of the same layers"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `to_json` writes, as plain lists and numbers."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.coactivation import Coactivation, few_tokens, name_error, standard_error
 from craftopt.display import Displayed
-from craftopt.errors import InputError, choice, unknown, whole
+from craftopt.errors import CraftoptWarning, InputError, choice, unknown, whole
 from craftopt.loads import (
     FloatArray,
     IntArray,
@@ -234,6 +237,107 @@ class Trace(Displayed):
             names = self._named(names, one_hot[self.domain[first[drawn]]].sum(axis=1))
         return Loads(tokens, self.layer_ids, names)
 
+    def coactivation(self) -> Coactivation:
+        """Count the tokens that chose two experts together, pair by pair.
+
+        A token without any choice in a layer (-1 in all places) is not counted there, a choice
+        that a token repeats is counted once.
+
+        Returns
+        -------
+        Coactivation
+            With a `CraftoptWarning` where the tokens are too few to plan traffic from.
+
+        Examples
+        --------
+        >>> import craftopt as co
+        >>> ids = [[[0, 1]], [[0, 1]], [[1, 2]]] * 1000
+        >>> co.Trace(ids).coactivation().pairs
+        array([[[   0, 2000,    0],
+                [2000,    0, 1000],
+                [   0, 1000,    0]]])
+        """
+        width = self.experts + 1  # the first row and column collect -1
+        pairs = np.zeros((self.layers, width, width), dtype=np.int64)
+        assignments = np.empty((self.layers, width), dtype=np.int64)
+        tokens = np.empty(self.layers, dtype=np.int64)
+        k = self.topk_ids.shape[2]
+        for layer in range(self.layers):
+            cells = np.sort(self.topk_ids[:, layer].astype(np.int64), axis=1) + 1
+            cells[:, 1:][cells[:, 1:] == cells[:, :-1]] = 0
+            assignments[layer] = np.bincount(cells.ravel(), minlength=width)
+            tokens[layer] = np.count_nonzero(cells.any(axis=1))
+            for i in range(k):
+                for j in range(i + 1, k):
+                    both = cells[:, i] * width + cells[:, j]
+                    pairs[layer] += np.bincount(both, minlength=width**2).reshape(width, width)
+        counts = pairs[:, 1:, 1:]
+        text = few_tokens(int(tokens.min()))
+        if text:
+            warnings.warn(text, CraftoptWarning, stacklevel=2)
+        return Coactivation(
+            counts + counts.transpose(0, 2, 1),
+            assignments[:, 1:],
+            tokens,
+            top_k=k,
+            layer_ids=self.layer_ids,
+        )
+
+    def windows_of(self, loads: Loads) -> IntArray | None:
+        """Find the window of every token, for loads whose windows were cut from this trace.
+
+        Known are windows that follow one another as recorded, such as `batches` makes, some of
+        them (by their names), and windows of whole sequences or domains by name. What is found is
+        counted again and equals the loads.
+
+        Returns
+        -------
+        int64 [tokens] or None
+            Position of the window, -1 for tokens in none of them; None where these loads were
+            not cut from this trace in such a way.
+
+        Examples
+        --------
+        >>> import craftopt as co
+        >>> trace = co.Trace([[[0]], [[1]], [[1]], [[2]]])
+        >>> trace.windows_of(trace.batches(2).select([1]))
+        array([-1, -1,  0,  0])
+        """
+        if (loads.layers, loads.experts) != (self.layers, self.experts):
+            return None
+        for window in self._possible_windows(loads):
+            if np.array_equal(self._count(window + 1, loads.windows + 1)[1:], loads.tokens):
+                return window
+        return None
+
+    def _possible_windows(self, loads: Loads) -> Iterator[IntArray]:
+        """Guess the window of every token, in four ways."""
+        choices = np.count_nonzero(self.topk_ids >= 0, axis=(1, 2))
+        totals = loads.tokens.sum(axis=(1, 2))
+        # One after the other, from the first token on.
+        window = np.searchsorted(np.cumsum(totals), np.cumsum(choices) - 0.5)
+        yield np.where(window < loads.windows, window, -1)
+        # Some of equally many tokens, by the positions in their names.
+        numbers = [re.search(r"(?:^|/)(\d+)$", name) for name in loads.window_names]
+        if all(numbers) and choices.max() > 0:
+            size = round(totals.max() / choices.max())
+            if size >= 1:
+                positions = [str(int(found[1])) for found in numbers if found]
+                window = np.arange(self.tokens) // size
+                yield _positions(positions, [str(number) for number in window.tolist()])
+        names = list(loads.window_names)
+        if self.domain is not None:
+            yield _positions(names, self.domain_names)[self.domain]
+        if self.sequence is not None:
+            window, first, numbers_of = self._sequences()
+            wanted = [str(number) for number in numbers_of[first]]
+            if self.domain is not None:
+                wanted = [
+                    f"{self.domain_names[domain]}/{name}"
+                    for domain, name in zip(self.domain[first], wanted, strict=True)
+                ]
+            yield _positions(names, wanted)[window]
+
     def _sequences(self) -> tuple[IntArray, IntArray, IntArray]:
         """Give every sequence a number, in order of first tokens.
 
@@ -305,6 +409,7 @@ class Trace(Displayed):
             "experts": self.experts,
             "layer_ids": self.layer_ids.tolist(),
             "domain_names": list(self.domain_names),
+            "standard_error": standard_error(self.tokens),
         }
 
     def summary(self) -> dict[str, str]:
@@ -316,6 +421,7 @@ class Trace(Displayed):
             "experts": str(self.experts),
             "domains": ", ".join(self.domain_names) or "-",
             "sequences": "yes" if self.sequence is not None else "-",
+            "standard error": name_error(standard_error(self.tokens)),
         }
 
     def __repr__(self) -> str:
@@ -385,3 +491,9 @@ def _valid_domain_names(names: Sequence[str] | None, domain: IntArray | None) ->
     if len(set(checked)) != len(checked):
         raise InputError("domain_names repeats a name; every domain needs its own")
     return checked
+
+
+def _positions(names: Sequence[str], wanted: Sequence[str]) -> IntArray:
+    """Look names up in a list: int64 [wanted], -1 where one is not in it."""
+    position = {name: index for index, name in enumerate(names)}
+    return np.array([position.get(name, -1) for name in wanted], dtype=np.int64)

@@ -14,9 +14,10 @@ from rich.console import Console
 import craftopt as co
 from craftopt import cli
 from craftopt.evaluation import violations
-from craftopt.planners.windowed import plan_allocated
+from craftopt.planners.windowed import WindowedSearch
 from craftopt.reporting.plots import plot_budgets
 from craftopt.reporting.serving import advice_tables
+from craftopt.result import Options
 from craftopt.serving import (
     Deployment,
     find_gpu,
@@ -255,7 +256,8 @@ def test_experts_that_the_gpus_do_not_divide():
 def test_given_allocations_are_planned_as_they_are():
     planned, _ = co.holdout(loads(1.0), "odd-even")
     problem = co.Problem(planned, GPUS, replicas=10, slots="even")
-    plan = plan_allocated(problem, np.array([4, 0, 1, 5]), workers=1)
+    copies = WindowedSearch(problem, Options(workers=1)).plan(np.array([4, 0, 1, 5]))
+    plan = problem.plan(copies, "fast")
     assert (plan.replica_counts.sum(axis=1) - EXPERTS).tolist() == [4, 0, 1, 5]
     assert not violations(plan, problem)
 

@@ -30,15 +30,19 @@ def shown(loads) -> dict[str, Displayed]:
     planned, served = co.holdout(loads, "first-half")
     problem = co.Problem(planned, gpus=4, nodes=2, replicas=8, expert_groups=2, max_copies=2)
     result = co.solve(problem, "nominal")
+    trace = co.Trace([[[0, 1]], [[1, 2]]] * 4, domain=[0, 1] * 4, domain_names=[NAME, "chat"])
+    traced = co.Plan.from_phy2log([[0, 1, 2, 1]], gpus=2, nodes=2)
     loads2 = co.Loads(loads.tokens[:, :, ::-1])
     model = find_model("olmoe-1b-7b").replace(layers=2, moe_layers=2, experts=8, top_k=2)
     return {
         "Loads": loads,
-        "Trace": co.Trace([[[0, 1]], [[1, 2]]], domain=[0, 1], domain_names=[NAME, "chat"]),
+        "Trace": trace,
+        "Coactivation": co.Coactivation([[[9, 9, 0], [9, 12, 3], [0, 3, 3]]], top_k=2),
         "Problem": problem,
         "Plan": result.plan,
         "Result": result,
         "Evaluation": co.evaluate(result.plan, served, "exact"),
+        "Traffic": co.evaluate(traced, trace.batches(8), trace=trace).traffic,
         "Comparison": co.compare(problem, served, ["trivial", "eplb-hierarchical", "craft"]),
         "Certificate": co.certify(problem, result.plan),
         "Rebalancing": co.rebalance(problem.replace(loads=loads2), result.plan, max_moves=4),
@@ -47,8 +51,8 @@ def shown(loads) -> dict[str, Displayed]:
 
 
 KINDS = (
-    "Loads", "Trace", "Problem", "Plan", "Result", "Evaluation", "Comparison", "Certificate",
-    "Rebalancing", "Advice",
+    "Loads", "Trace", "Coactivation", "Problem", "Plan", "Result", "Evaluation", "Traffic",
+    "Comparison", "Certificate", "Rebalancing", "Advice",
 )  # fmt: skip
 each_kind = pytest.mark.parametrize("kind", KINDS)
 

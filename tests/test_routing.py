@@ -15,7 +15,7 @@ from strategies import copies_arrays
 
 import craftopt as co
 from craftopt import cli
-from craftopt.routing import DECODE_COST, DISPATCHES, check_witness
+from craftopt.routing import COUNT_DISPATCHES, DECODE_COST, check_witness
 
 FIXED = ("even", "hash", "nearest")
 ONE_COPY = ("metro", "exact")
@@ -107,7 +107,7 @@ def least_time(plan, tokens, cost):
 # --- every rule ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", DISPATCHES)
+@pytest.mark.parametrize("rule", COUNT_DISPATCHES)
 @given(batches())
 @settings(max_examples=60)
 def test_all_tokens_are_served_by_copies_and_counted(rule, case):
@@ -133,7 +133,7 @@ def test_all_tokens_are_served_by_copies_and_counted(rule, case):
         assert np.array_equal((dense > 0).sum(axis=2), tokens > 0)
 
 
-@pytest.mark.parametrize("rule", DISPATCHES)
+@pytest.mark.parametrize("rule", COUNT_DISPATCHES)
 def test_the_same_batch_is_routed_the_same_and_layer_by_layer(rule):
     plan, tokens = served_batch(layers=3, experts=32, gpus=8, per_gpu=100)
     routing = co.route(plan, tokens, rule)
@@ -143,7 +143,7 @@ def test_the_same_batch_is_routed_the_same_and_layer_by_layer(rule):
         assert np.array_equal(alone.tokens[0], routing.tokens[layer])
 
 
-@pytest.mark.parametrize("rule", DISPATCHES)
+@pytest.mark.parametrize("rule", COUNT_DISPATCHES)
 def test_evaluate_takes_each_window_as_a_batch(rule):
     plan, tokens = served_batch(layers=2, experts=16, gpus=4, per_gpu=20)
     windows = np.array([tokens, tokens[:, ::-1]])
@@ -153,7 +153,7 @@ def test_evaluate_takes_each_window_as_a_batch(rule):
         np.testing.assert_allclose(scored.max_load[window], most, rtol=1e-12)
 
 
-@pytest.mark.parametrize("rule", DISPATCHES)
+@pytest.mark.parametrize("rule", COUNT_DISPATCHES)
 def test_a_batch_without_tokens_activates_nothing(rule):
     routing = co.route(co.Plan(np.ones((2, 3, 2), dtype=int)), np.zeros((2, 3)), rule)
     assert not routing.activated.any()

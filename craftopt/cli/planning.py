@@ -18,21 +18,26 @@ from craftopt.cli.shared import (
     Holdout,
     LoadsArgument,
     MapGpus,
+    MapNodes,
     MaxCopies,
     Nodes,
     ObjectiveOption,
+    PairsOption,
     PerLayer,
     PlanArgument,
     Replicas,
     Seed,
     Slots,
+    TraceOption,
     Workers,
     make_problem,
+    on_nodes,
     print_json,
     print_rich,
     progress,
     read_both,
     read_source,
+    read_tokens,
 )
 from craftopt.errors import InputError, choice
 from craftopt.formats.reading import read_any
@@ -118,6 +123,8 @@ def compare(
     holdout: Holdout = None,
     blend: Blend = None,
     dispatch: DispatchOption = "even",
+    trace: TraceOption = None,
+    coactivation: PairsOption = None,
     seed: Seed = 0,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -139,16 +146,17 @@ def compare(
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
         names = list(co.methods())
+    tokens, pairs = read_tokens(trace, coactivation, planned.experts)
     with progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
-                problem, names, dispatch=rule, seed=seed, workers=workers,
-                progress=report,
+                problem, names, dispatch=rule, trace=tokens, coactivation=pairs,
+                seed=seed, workers=workers, progress=report,
             )  # fmt: skip
         else:
             result = co.compare(
-                problem, served, names, dispatch=rule, seed=seed, workers=workers,
-                progress=report,
+                problem, served, names, dispatch=rule, trace=tokens, coactivation=pairs,
+                seed=seed, workers=workers, progress=report,
             )  # fmt: skip
     if holdout == "domains":
         if as_json:
@@ -170,12 +178,17 @@ def evaluate(
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
+    nodes: MapNodes = None,
     dispatch: DispatchOption = "even",
+    trace: TraceOption = None,
+    coactivation: PairsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a plan, or the map that an engine serves with, on loads."""
-    held, served = read_both(plan, loads, gpus)
-    scored = co.evaluate(held, served, choice("dispatch", dispatch, DISPATCHES))
+    held, served = read_both(plan, loads, gpus, nodes)
+    tokens, pairs = read_tokens(trace, coactivation, held.experts)
+    rule = choice("dispatch", dispatch, DISPATCHES)
+    scored = co.evaluate(held, served, rule, trace=tokens, coactivation=pairs)
     if as_json:
         print_json(scored.to_dict())
         return
@@ -189,28 +202,38 @@ def info(
         str,
         typer.Argument(
             metavar="FILE",
-            help="File or folder of loads, a trace or a plan, - for stdin, or an example's name.",
+            help="File or folder of loads, a trace, pair counts or a plan, - for stdin, or an "
+            "example's name.",
         ),
     ],
     gpus: MapGpus = None,
+    nodes: MapNodes = None,
+    trace: TraceOption = None,
+    coactivation: PairsOption = None,
     layers: Annotated[
         int | None, typer.Option(help="MoE layers of a block of MindIE's hotspots.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a file is and holds: loads, a token trace or a plan."""
+    """Say what a file is and holds: loads, a token trace, pair counts or a plan.
+
+    For a plan, also what its GPUs send, where a trace or pair counts are given.
+    """
     from craftopt.reporting.tables import (  # noqa: PLC0415
         loads_table,
+        pairs_table,
         plan_table,
         share_error,
         trace_table,
     )
 
-    held: co.Loads | co.Trace | co.Plan
+    held: co.Loads | co.Trace | co.Plan | co.Coactivation
     if file != "-" and not Path(file).exists():
         name, held = "an example", read_source(file)
     else:
         name, held = read_any(sys.stdin.buffer if file == "-" else file, gpus, layers)
+    if not isinstance(held, co.Plan) and (trace, coactivation, nodes) != (None, None, None):
+        raise InputError(f"--trace, --coactivation and --nodes are for plans; this is {name}")
     match held:
         case co.Loads():
             facts = {**held.to_dict(), "share_error": share_error(held).tolist()}
@@ -218,7 +241,12 @@ def info(
         case co.Trace():
             facts = held.to_dict()
             table = trace_table(held, name)
+        case co.Coactivation():
+            facts = held.to_dict()
+            table = pairs_table(held, name)
         case _:
+            held = on_nodes(held, nodes)
+            traffic = _traffic_of(held, *read_tokens(trace, coactivation, held.experts))
             facts = {
                 "layers": held.layers,
                 "experts": held.experts,
@@ -228,8 +256,9 @@ def info(
                 "duplicates": held.duplicates,
                 "slots": [int(held.slots.min()), int(held.slots.max())],
                 "layer_ids": held.layer_ids.tolist(),
+                "traffic": traffic and traffic.to_dict(),
             }
-            table = plan_table(held, name)
+            table = plan_table(held, name, traffic)
     if as_json:
         print_json({"format": name, "kind": type(held).__name__.lower(), **facts})
     else:
@@ -253,3 +282,15 @@ def warm_up(
         return
     for name, spent in seconds.items():
         print_rich(f"{name}: {spent:.1f} s")
+
+
+def _traffic_of(
+    plan: co.Plan, trace: co.Trace | None, pairs: co.Coactivation | None
+) -> co.Traffic | None:
+    """Measure a plan's traffic on all tokens together."""
+    if trace is not None:
+        return co.evaluate(plan, trace.batches(trace.tokens), trace=trace).traffic
+    if pairs is not None:
+        loads = co.Loads(pairs.assignments, pairs.layer_ids)
+        return co.evaluate(plan, loads, coactivation=pairs).traffic
+    return None

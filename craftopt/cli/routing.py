@@ -21,7 +21,7 @@ from craftopt.cli.shared import (
     same_layers,
 )
 from craftopt.errors import InputError, choice
-from craftopt.routing import DISPATCHES
+from craftopt.routing import COUNT_DISPATCHES
 from craftopt.traces import Order
 
 
@@ -40,7 +40,7 @@ def route(
         typer.Option(
             "--dispatch",
             "--rule",
-            help=f"Rules, separated by commas: {', '.join(DISPATCHES)}, or all.",
+            help=f"Rules, separated by commas: {', '.join(COUNT_DISPATCHES)}, or all.",
         ),
     ] = "even,metro,exact",
     batch: Annotated[
@@ -56,7 +56,11 @@ def route(
     from craftopt.routing.timing import measure_dispatch  # noqa: PLC0415
 
     names = [name.strip() for name in dispatch.split(",")]
-    rules = DISPATCHES if names == ["all"] else [choice("dispatch", n, DISPATCHES) for n in names]
+    rules = (
+        COUNT_DISPATCHES
+        if names == ["all"]
+        else [choice("dispatch", n, COUNT_DISPATCHES) for n in names]
+    )
     if plan == traffic == "-":
         raise InputError("stdin can be the plan or the traffic, not both")
     held = read_plan(plan, gpus)

@@ -56,9 +56,22 @@ Holdout = Annotated[
 DispatchOption = Annotated[
     str,
     typer.Option(
-        help="How tokens are split over copies: even, hash, nearest, metro, exact, mixed, or lp "
-        "(the best balance there is)."
+        help="How tokens are split over copies: even, hash, nearest, nearest-even, metro, exact, "
+        "mixed, lp (the best balance there is), or cover (fewest nodes; with --trace)."
     ),
+]
+TraceOption = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="Token trace to measure the traffic on."),
+]
+PairsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--coactivation", metavar="FILE", help="Pair counts to estimate the traffic from."
+    ),
+]
+MapNodes = Annotated[
+    int | None, typer.Option("--nodes", help="Nodes of an engine's map, which does not say them.")
 ]
 Blend = Annotated[
     float | None,
@@ -81,13 +94,32 @@ def read_source(source: str) -> co.Loads:
     raise InputError(f"there is no file {source}, and {wrong}")
 
 
-def read_both(plan: str, loads: str, gpus: int | None) -> tuple[co.Plan, co.Loads]:
+def read_both(
+    plan: str, loads: str, gpus: int | None, nodes: int | None = None
+) -> tuple[co.Plan, co.Loads]:
     """Read a plan and loads, and leave layers out of an engine's map that the loads do not have."""
     if plan == loads == "-":
         raise InputError("stdin can be the plan or the loads, not both")
-    held = read_plan(plan, gpus)
+    held = on_nodes(read_plan(plan, gpus), nodes)
     traffic = read_source(loads)
     return same_layers(held, traffic), traffic
+
+
+def on_nodes(plan: co.Plan, nodes: int | None) -> co.Plan:
+    """Say in how many nodes the GPUs of an engine's map stand."""
+    if nodes is None:
+        return plan
+    return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest)
+
+
+def read_tokens(
+    trace: str | None, coactivation: str | None, experts: int
+) -> tuple[co.Trace | None, co.Coactivation | None]:
+    """Read what traffic is measured on, where it is given."""
+    return (
+        None if trace is None else co.read_trace(trace, experts),
+        None if coactivation is None else co.read_coactivation(coactivation, experts),
+    )
 
 
 def read_plan(plan: str, gpus: int | None) -> co.Plan:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.coactivation import Coactivation
 from craftopt.errors import FormatError
 from craftopt.formats._text import shorten
 from craftopt.loads import Loads
@@ -15,15 +16,20 @@ from craftopt.plan import Plan
 from craftopt.traces import Trace
 
 AnyArray = npt.NDArray[Any]
-Kind = Literal["loads", "trace", "plan"]
-_WORDS = {"loads": "loads", "trace": "a token trace", "plan": "a plan"}
+Kind = Literal["loads", "trace", "plan", "coactivation"]
+_WORDS = {
+    "loads": "loads",
+    "trace": "a token trace",
+    "plan": "a plan",
+    "coactivation": "pair counts",
+}
 
 
 class Contents:
     """Hold an opened file whose format is known, not yet read.
 
-    A format overrides those of `loads`, `trace` and `plan` that it can give, in its module's
-    ``recognise(stream)``. Readers append what they drop or doubt to ``notes``.
+    A format overrides those of `loads`, `trace`, `plan` and `coactivation` that it can give, in its
+    module's ``recognise(stream)``. Readers append what they drop or doubt to ``notes``.
     """
 
     def __init__(self, name: str, kind: Kind) -> None:
@@ -42,6 +48,10 @@ class Contents:
     def plan(self, gpus: int | None) -> Plan:
         """Read a plan; ``gpus`` is needed where the file does not say it."""
         raise self.refusal("plan")
+
+    def coactivation(self) -> Coactivation:
+        """Read pair counts; layers without tokens are dropped."""
+        raise self.refusal("coactivation")
 
     def active_trace(
         self,

@@ -1,10 +1,13 @@
-"""``.npz``: a zip of arrays; loads, a token trace or a map of slots by the arrays' names."""
+"""``.npz``: a zip of arrays; by their names loads, a token trace, a map of slots, pair counts."""
 
 from __future__ import annotations
 
 import zipfile
 from typing import BinaryIO
 
+import numpy as np
+
+from craftopt.coactivation import COACTIVATION_KEYS, Coactivation
 from craftopt.errors import FormatError
 from craftopt.formats._contents import AnyArray, Contents, Kind, check_rank, plan_of
 from craftopt.formats._keys import key_of, kind_of, names_key, window_names
@@ -15,6 +18,7 @@ from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.traces import Trace
 
+_PAIRS = "pairs"  # of pair counts; the others are `COACTIVATION_KEYS`
 _COLUMNS = {
     "layer_ids": ("layer_ids",),
     "domain": ("domain", "step", "task"),
@@ -45,10 +49,11 @@ def recognise(stream: BinaryIO) -> Contents:
 
 
 class _NamedArrays(Contents):
-    """Loads under ``counts``, a trace under ``topk_ids``, or a map under ``phy2log``."""
+    """Loads under ``counts``, a trace under ``topk_ids``, a map under ``phy2log``, or ``pairs``."""
 
     def __init__(self, archive: Archive) -> None:
-        super().__init__("an .npz archive", kind_of(archive.keys))
+        kind = "coactivation" if _PAIRS in archive.keys else kind_of(archive.keys)
+        super().__init__("an .npz archive", kind)
         self._archive = archive
 
     def loads(self) -> Loads:
@@ -103,11 +108,50 @@ class _NamedArrays(Contents):
         layer_ids = self._archive.array("layer_ids") if "layer_ids" in self._archive.keys else None
         return plan_of(self._archive.array(key), gpus, layer_ids)
 
+    def coactivation(self) -> Coactivation:
+        """Read pair counts, and nothing beside them that is not known.
+
+        Raises
+        ------
+        InputError
+            Arrays that are no pair counts.
+        """
+        if self.kind != "coactivation":
+            raise self.refusal("coactivation")
+        keys = self._archive.keys
+        foreign = sorted(keys.difference(COACTIVATION_KEYS))
+        if foreign:
+            raise FormatError(
+                f"holds {shorten(foreign)} beside the pairs; arrays of pair counts are "
+                f"{', '.join(COACTIVATION_KEYS)}"
+            )
+        if "top_k" not in keys:
+            raise FormatError("holds pairs without 'top_k', the experts that a token chooses")
+        held = {key: self._archive.array(key) for key in sorted(keys)}
+        top_k = held.pop("top_k")
+        if top_k.size != 1 or top_k.dtype.kind not in "iu":
+            raise FormatError(f"'top_k' has shape {top_k.shape} and type {top_k.dtype}")
+        return active_pairs(
+            self.notes, Coactivation(held.pop(_PAIRS), **held, top_k=int(top_k.item()))
+        )
+
     def _key(self, wanted: Kind) -> str:
         key = key_of(wanted, self._archive.keys)
         if key is None:
             raise self.refusal(wanted)
         return key
+
+
+def active_pairs(notes: list[str], pairs: Coactivation) -> Coactivation:
+    """Keep the layers that have tokens; note which were dropped."""
+    active = pairs.tokens > 0
+    if not active.any():
+        raise FormatError("holds no tokens: 0 in every layer")
+    if active.all():
+        return pairs
+    dropped = shorten(pairs.layer_ids[~active].tolist())
+    notes.append(f"dropped layers without tokens, such as dense layers: {dropped}")
+    return pairs.select(np.flatnonzero(active).tolist())
 
 
 class Archive:

@@ -1,7 +1,7 @@
-"""Read loads, traces and plans from files, recognised by content.
+"""Read loads, traces, pair counts and plans from files, recognised by content.
 
 A format is a module with ``matches(head)`` and ``recognise(stream)``, named in `FORMATS`; what it
-returns gives loads, a trace or a plan (`craftopt.formats._contents`).
+returns gives loads, a trace, pair counts or a plan (`craftopt.formats._contents`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from craftopt.coactivation import Coactivation, few_tokens
 from craftopt.errors import CraftoptWarning, FormatError
 from craftopt.formats import (
     ascend,
@@ -190,9 +191,59 @@ def read_plan(source: Source, gpus: int | None = None) -> Plan:
     return plan
 
 
+def read_coactivation(source: Source, experts: int | None = None) -> Coactivation:
+    """Read pair counts from the ``.npz`` of a recorder, or count them in a token trace.
+
+    - ``.npz``: ``pairs`` [layers, experts, experts], tokens that chose both experts, and
+      ``top_k``; ``assignments`` [layers, experts], tokens that chose each, unless they are on the
+      diagonal of ``pairs``; ``tokens`` [layers] or one number, unless every token chose ``top_k``
+      experts; optional ``layer_ids`` [layers]. Any other array is refused.
+    - Token traces in every format of `read_trace`.
+
+    Layers without tokens (dense layers, in many recorders) are dropped with a `CraftoptWarning`.
+    Another warns where the tokens are too few to plan traffic from.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or binary stream
+        Path of a file or folder, or a stream open for reading bytes.
+    experts : int, optional
+        For a trace, logical experts per layer; its highest id plus 1 by default.
+
+    Raises
+    ------
+    InputError
+        A source that cannot be opened or read.
+    FormatError
+        A file that is damaged, unsafe or in another format, or whose values are no pair counts;
+        the message names the file.
+
+    Examples
+    --------
+    >>> import io
+    >>> import numpy as np
+    >>> import craftopt as co
+    >>> file = io.BytesIO()
+    >>> np.savez(file, pairs=[[[2000, 2000, 0], [2000, 3000, 1000], [0, 1000, 1000]]], top_k=2)
+    >>> _ = file.seek(0)
+    >>> co.read_coactivation(file)
+    Coactivation(layers=1, experts=3, top_k=2, tokens=3000)
+    """
+    with _recognised(source, "read_coactivation", "co.Coactivation takes arrays") as contents:
+        if contents.kind == "trace":
+            pairs = contents.trace(experts).coactivation()
+        else:
+            pairs = contents.coactivation()
+            if text := few_tokens(int(pairs.tokens.min())):
+                contents.notes.append(text)
+        notes = contents.notes
+    _warn_of(source, notes)
+    return pairs
+
+
 def read_any(
     source: Source, gpus: int | None = None, layers: int | None = None
-) -> tuple[str, Loads | Trace | Plan]:
+) -> tuple[str, Loads | Trace | Plan | Coactivation]:
     """Read whatever a file holds, and say in words what it is.
 
     Parameters
@@ -208,10 +259,12 @@ def read_any(
     InputError, FormatError
         As `read_loads`.
     """
-    held: Loads | Trace | Plan
+    held: Loads | Trace | Plan | Coactivation
     with _recognised(source, "read_any", "it takes files alone", layers) as contents:
         if contents.kind == "plan":
             held = contents.plan(gpus)
+        elif contents.kind == "coactivation":
+            held = contents.coactivation()
         else:
             held = _active_loads(contents) if contents.kind == "loads" else contents.trace(None)
     _warn_of(source, contents.notes)

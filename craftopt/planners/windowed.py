@@ -15,7 +15,7 @@ from scipy.interpolate import PchipInterpolator
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.knapsack import allocate
 from craftopt.loads import IntArray
-from craftopt.plan import Copies, Plan
+from craftopt.plan import Copies
 from craftopt.planners.layers import Layers
 from craftopt.planners.nominal import nominal_copies
 from craftopt.problem import Problem
@@ -53,50 +53,16 @@ def plan_windowed(problem: Problem, options: Options) -> Outcome:
     return Outcome(search.best(candidates, "fast"), limit=search.limit)
 
 
-def plan_allocated(
-    problem: Problem, replicas: IntArray, *, seed: int = 0, workers: int | None = None
-) -> Plan:
-    """Plan every window as `plan_windowed` does, with the replicas of every layer given.
-
-    Parameters
-    ----------
-    problem : Problem
-    replicas : int64 [layers]
-        Within the problem's budget and rules.
-    """
-    search = WindowedSearch(problem, Options(seed=seed, workers=workers))
-    return problem.plan(search.plan(replicas), "fast")
-
-
-def measure_curves(
-    problem: Problem, grid: IntArray, *, seed: int = 0, workers: int | None = None
-) -> list[Copies]:
-    """Place every layer with each number of replicas, as for the benefit curves of `fast`.
-
-    Placements are brief, a little worse than those of a plan, and alike in that; GPUs may differ
-    in their totals.
-
-    Parameters
-    ----------
-    problem : Problem
-        Its budget and slot rule do not matter.
-    grid : int64 [points]
-        Replicas per layer, in steps of ``problem.replica_step``.
-
-    Returns
-    -------
-    list of uint8 [layers, experts, gpus]
-        One per point of the grid.
-    """
-    search = WindowedSearch(problem, Options(seed=seed, workers=workers))
-    return [np.stack([copies for copies, _ in layers]) for layers in search.measure(grid)]
-
-
 class WindowedSearch(Layers):
     """Anneal layers on all windows.
 
     Also under ``free`` every GPU takes floor or ceil of a layer's copies: uneven numbers were
     tried and did no better on unseen windows.
+
+    Raises
+    ------
+    InputError
+        A problem with the objective ``activated``.
     """
 
     def __init__(self, problem: Problem, options: Options) -> None:
@@ -129,7 +95,21 @@ class WindowedSearch(Layers):
         return allocate(table, problem.replicas, step)[0]
 
     def measure(self, grid: IntArray) -> list[list[tuple[Copies, float]]]:
-        """Anneal all layers briefly with every number of replicas: [points][layers]."""
+        """Anneal all layers briefly with every number of replicas.
+
+        The placements are a little worse than those of a plan, all of them alike; GPUs may differ
+        in their totals. Budget and slot rule do not matter.
+
+        Parameters
+        ----------
+        grid : int64 [points]
+            Replicas per layer, in steps of ``problem.replica_step``.
+
+        Returns
+        -------
+        list [points] of list [layers] of (uint8 [experts, gpus], float)
+            Copies and cost.
+        """
         part = 1 / 3 / grid.size
         return [
             self.each(
@@ -142,7 +122,7 @@ class WindowedSearch(Layers):
         ]
 
     def plan(self, replicas: IntArray) -> Copies:
-        """Anneal all layers for all their steps; return the copies of a whole plan."""
+        """Anneal all layers, with ``replicas`` [layers] each; return the copies of the plan."""
         done = 0.0 if self.problem.slots == "uniform" else 1 / 3
         found = self.each(
             lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],

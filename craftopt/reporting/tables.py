@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from craftopt import display
+from craftopt.coactivation import Coactivation
 from craftopt.comparison import Comparison
 from craftopt.display import sparkline
 from craftopt.loads import FloatArray, Loads
@@ -17,6 +18,7 @@ from craftopt.plan import Plan
 from craftopt.routing import Dispatch
 from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
+from craftopt.traffic import Traffic, traffic_summary
 from craftopt.verification import Certificate
 
 # Loads are enough for planning where the hottest experts' shares are known this well, relative.
@@ -99,9 +101,14 @@ def trace_table(trace: Trace, name: str) -> Table:
     return _pairs("token trace", {"format": name} | trace.summary())
 
 
-def plan_table(plan: Plan, name: str) -> Table:
-    """Lay out what a plan holds."""
-    return _pairs("plan", {"format": name} | plan.summary())
+def pairs_table(pairs: Coactivation, name: str) -> Table:
+    """Lay out what pair counts hold."""
+    return _pairs("pair counts", {"format": name} | pairs.summary())
+
+
+def plan_table(plan: Plan, name: str, traffic: Traffic | None = None) -> Table:
+    """Lay out what a plan holds, and what its GPUs send."""
+    return _pairs("plan", {"format": name} | plan.summary() | traffic_summary(traffic))
 
 
 def certificate_table(certificate: Certificate) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from craftopt.routing.batch import (
+    COUNT_DISPATCHES,
     DECODE_COST,
     DISPATCHES,
     Dispatch,
@@ -11,4 +12,12 @@ from craftopt.routing.batch import (
     route,
 )
 
-__all__ = ["DECODE_COST", "DISPATCHES", "Dispatch", "Routing", "check_witness", "route"]
+__all__ = [
+    "COUNT_DISPATCHES",
+    "DECODE_COST",
+    "DISPATCHES",
+    "Dispatch",
+    "Routing",
+    "check_witness",
+    "route",
+]

@@ -12,9 +12,14 @@ import numpy.typing as npt
 from craftopt.errors import CraftoptError, InputError, choice, deprecated, renamed
 from craftopt.loads import BoolArray, FloatArray, IntArray, as_array, read_only
 from craftopt.plan import Plan
+from craftopt.traces import Trace
 
-Dispatch = Literal["even", "hash", "nearest", "metro", "exact", "lp", "mixed"]
+Dispatch = Literal[
+    "even", "hash", "nearest", "nearest-even", "metro", "exact", "lp", "mixed", "cover"
+]
 DISPATCHES: tuple[Dispatch, ...] = get_args(Dispatch)
+# All but `cover`, which asks which experts a token chose together.
+COUNT_DISPATCHES = DISPATCHES[:-1]
 
 # Microseconds of a DeepSeek-V3 layer in fp8 as TEMPO fits them (arXiv 2608.13057): to read a copy
 # and to compute a token. Below 156 tokens per copy, reading takes longer.
@@ -118,7 +123,7 @@ class Routing:
 @renamed(rule="dispatch")
 def route(
     plan: Plan,
-    tokens: npt.ArrayLike,
+    tokens: npt.ArrayLike | Trace,
     dispatch: Dispatch = "exact",
     *,
     cost: tuple[float, float, float, float] = DECODE_COST,
@@ -128,16 +133,21 @@ def route(
     Parameters
     ----------
     plan : Plan
-    tokens : array_like [layers, experts]
-        Tokens of the batch that chose each expert.
-    dispatch : {"even", "hash", "nearest", "metro", "exact", "lp", "mixed"}
+    tokens : array_like [layers, experts] or Trace
+        Tokens of the batch that chose each expert, or the tokens themselves.
+    dispatch : {"even", "hash", "nearest", "nearest-even", "metro", "exact", "lp", "mixed", "cover"}
         ``even``: every copy the same share. ``hash``: a hash of the token's index chooses, as in
         vLLM. ``nearest``: a copy on the token's GPU, else the first in its node, else each in
-        turn, as SGLang's static dispatch. ``metro``: the least activated host, expert by expert,
+        turn, as SGLang's static dispatch. ``nearest-even``: evenly the copies on the token's GPU,
+        else those in its node, else all, as SGLang's dynamic dispatch with an all-to-all backend.
+        ``metro``: the least activated host, expert by expert,
         as METRO has it; by id, so that it is deterministic. ``exact``: the fewest activated copies
         on the fullest GPU. ``lp``: the fewest tokens on the fullest GPU. ``mixed``: the least time
         of the slowest GPU, max(a + b * activated, c + d * tokens), by search.
-        ``metro`` and ``exact`` send all tokens of an expert to one copy.
+        ``metro`` and ``exact`` send all tokens of an expert to one copy. ``cover``: every token to
+        the fewest nodes that host its experts (a set cover, exact), its own among them where that
+        takes no more; copies there evenly. It needs a `Trace`. Every GPU holds the same share of
+        the tokens.
     cost : tuple of 4 floats
         a, b, c and d of ``mixed``, at least 0; a and c are times of a GPU, b and d those of a copy
         and a token. Other rules do not look at it.
@@ -149,8 +159,8 @@ def route(
     Raises
     ------
     InputError
-        Tokens of another shape than the plan's, negative or not finite; an unknown rule; a cost
-        below 0.
+        Tokens of another shape than the plan's, negative or not finite; an unknown rule; counts
+        where the rule asks for tokens; a cost below 0.
 
     References
     ----------
@@ -171,7 +181,34 @@ def route(
     dispatch = choice("dispatch", dispatch, DISPATCHES)
     if len(cost) != 4 or not all(0 <= rate < np.inf for rate in cost):
         raise InputError(f"cost={cost}; pass four finite numbers of at least 0: a, b, c, d")
-    return _route(plan, _valid_batch(plan, tokens), dispatch, cost)
+    if dispatch not in COUNT_DISPATCHES:
+        return _route_tokens(plan, tokens, dispatch)
+    counts = tokens.batches(tokens.tokens).tokens[0] if isinstance(tokens, Trace) else tokens
+    return _route(plan, _valid_batch(plan, counts), dispatch, cost)
+
+
+def _route_tokens(plan: Plan, trace: npt.ArrayLike | Trace, dispatch: Dispatch) -> Routing:
+    from craftopt.routing.cover import cover_layer  # noqa: PLC0415 (it loads numba)
+    from craftopt.routing.visits import tokens_of  # noqa: PLC0415
+
+    if not isinstance(trace, Trace):
+        raise InputError(f"dispatch={dispatch!r} asks which experts a token chose; pass a Trace")
+    plan.check_layers(trace, "trace")
+    loads = np.zeros((plan.layers, plan.gpus))
+    shares = []
+    for layer in range(plan.layers):
+        _, loads[layer : layer + 1], share = cover_layer(plan, layer, tokens_of(trace, layer))
+        shares.append(share)
+    share = np.concatenate(shares)
+    serving = np.zeros(plan.copies.shape, dtype=bool)
+    serving[np.nonzero(plan.copies)] = share > 0
+    return Routing(
+        plan,
+        dispatch,
+        read_only(share),
+        read_only(serving.sum(axis=1, dtype=np.int64)),
+        read_only(loads),
+    )
 
 
 def _route(
@@ -187,11 +224,16 @@ def _route(
     value: FloatArray | None = None
     bound: FloatArray | None = None
     witness: BoolArray | None = None
-    if dispatch in ("even", "hash", "nearest"):
+    if dispatch in ("even", "hash", "nearest", "nearest-even"):
         from craftopt.routing import fixed  # noqa: PLC0415 (it loads numba)
 
+        gpus_per_node = plan.gpus // plan.nodes
         if dispatch == "nearest":
-            fixed.serve_nearest(hosts.first, hosts.gpu, batch, plan.gpus // plan.nodes, *filled)
+            fixed.serve_nearest(hosts.first, hosts.gpu, batch, gpus_per_node, *filled)
+        elif dispatch == "nearest-even":
+            fixed.serve_nearest_evenly(
+                hosts.first, hosts.gpu, hosts.copies, batch, gpus_per_node, *filled
+            )
         else:
             serve = fixed.serve_evenly if dispatch == "even" else fixed.serve_by_hash
             serve(hosts.first, hosts.gpu, hosts.copies, batch, *filled)

@@ -1,4 +1,4 @@
-"""Rules that look at no load: even, hash and nearest.
+"""Rules that look at no load: even, hash, nearest and nearest-even.
 
 All kernels of this package fill what a `Routing` holds: ``share`` [hosts], the tokens that a host
 gets, ``activated`` [layers, gpus], the copies that it reads, and ``loads`` [layers, gpus].
@@ -138,3 +138,60 @@ def serve_nearest(
             for place in range(begin, end):
                 activated[layer, gpu[place]] += share[place] > 0.0
                 loads[layer, gpu[place]] += share[place]
+
+
+@njit(cache=True, nogil=True)
+def serve_nearest_evenly(
+    first: Int32Array,
+    gpu: Int32Array,
+    copies: Int32Array,
+    tokens: FloatArray,
+    gpus_per_node: int,
+    share: FloatArray,
+    activated: IntArray,
+    loads: FloatArray,
+) -> None:
+    """Let every GPU's tokens go evenly to the copies on it, else in its node, else to all.
+
+    Every GPU sends the same share of an expert's tokens.
+    """
+    layers, experts = tokens.shape
+    gpus = activated.shape[1]
+    for layer in range(layers):
+        for expert in range(experts):
+            count = tokens[layer, expert]
+            if count <= 0.0:
+                continue
+            cell = layer * experts + expert
+            for source in range(gpus):
+                begin, end = nearest_places(
+                    gpu, first[cell], first[cell + 1], source, gpus_per_node
+                )
+                total = 0
+                for place in range(begin, end):
+                    total += copies[place]
+                for place in range(begin, end):
+                    share[place] += count / gpus * copies[place] / total
+            for place in range(first[cell], first[cell + 1]):
+                activated[layer, gpu[place]] += share[place] > 0.0
+                loads[layer, gpu[place]] += share[place]
+
+
+@njit(cache=True, nogil=True)
+def nearest_places(
+    gpu: Int32Array, begin: int, end: int, source: int, gpus_per_node: int
+) -> tuple[int, int]:
+    """Return which of an expert's hosts are nearest to a GPU: itself, else its node, else all.
+
+    Hosts stand in rising order, so these are places of one stretch of the list.
+    """
+    node = source // gpus_per_node
+    low = begin
+    while low < end and gpu[low] // gpus_per_node < node:
+        low += 1
+    high = low
+    while high < end and gpu[high] // gpus_per_node == node:
+        if gpu[high] == source:
+            return high, high + 1
+        high += 1
+    return (low, high) if low < high else (begin, end)

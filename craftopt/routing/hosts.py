@@ -80,3 +80,11 @@ def _list_hosts(plan: Plan) -> Hosts:
         np.argsort(of_gpu, kind="stable"),
     )
     return Hosts(*(np.ascontiguousarray(array, dtype=np.int32) for array in arrays))
+
+
+def layer_hosts(plan: Plan, layer: int) -> tuple[Int32Array, Int32Array, Int32Array]:
+    """Return `first`, `gpu` and `copies` of one layer alone, the layer by its position."""
+    hosts = hosts_of(plan)
+    first = hosts.first[layer * plan.experts : (layer + 1) * plan.experts + 1]
+    here = slice(first[0], first[-1])
+    return first - first[0], hosts.gpu[here], hosts.copies[here]

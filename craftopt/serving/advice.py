@@ -13,6 +13,7 @@ from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem, SlotRule
+from craftopt.result import Options
 from craftopt.serving.candidates import Candidate, score, winner
 from craftopt.serving.catalogue import find_gpu, find_model
 from craftopt.serving.deployment import GIB, TIE, Deployment, Workload, with_constants
@@ -221,7 +222,7 @@ def advise(
     >>> advice.recommended in advice.candidates, advice.served_windows
     (True, 2)
     """
-    from craftopt.planners.windowed import plan_allocated  # noqa: PLC0415 (loads numba)
+    from craftopt.planners.windowed import WindowedSearch  # noqa: PLC0415 (loads numba)
 
     if not isinstance(loads, Loads):
         raise InputError(f"loads is a {type(loads).__name__}; pass craftopt.Loads(tokens)")
@@ -248,7 +249,8 @@ def advise(
     for budget in (none_of(curve), *finalists(curve)):
         say(f"planning {label(budget)}")
         variant = problem.replace(slots=budget.slots, replicas=budget.replicas)
-        plan = plan_allocated(variant, np.array(budget.allocation), seed=seed, workers=workers)
+        search = WindowedSearch(variant, Options(seed, workers=workers))
+        plan = variant.plan(search.plan(np.array(budget.allocation)), "fast")
         candidates.append(
             score(label(budget), plan, budget.slots, deployment, workload, planned, served)
         )

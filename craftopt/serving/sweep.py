@@ -1,7 +1,7 @@
 """Goodput of every budget, predicted from benefit curves that are measured once.
 
 Every layer is placed briefly with 0, 1, 2, 4, ... replicas
-(`craftopt.planners.windowed.measure_curves`). From that the model has the time of every layer with
+(`craftopt.planners.windowed.WindowedSearch`). From that the model has the time of every layer with
 every number of replicas. A GPU's copies cost memory one by one, and the GPU with the most limits
 the cache of all; so budgets are counted in copies per GPU, and what they leave to the cache says
 how many sequences n can run. For each budget a multiple-choice knapsack picks the replicas of
@@ -23,6 +23,7 @@ from craftopt.errors import InfeasibleError
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem, SlotRule
+from craftopt.result import Options
 from craftopt.serving.deployment import TIE, Deployment, Workload
 from craftopt.serving.goodput import Engine, chunk_of, engine_from
 from craftopt.serving.memory import Memory, memory_for_copies
@@ -102,7 +103,7 @@ class Sweep:
         """Place every layer with every number of replicas of the grid; tabulate its times."""
         from scipy.interpolate import PchipInterpolator  # noqa: PLC0415 (slow to import)
 
-        from craftopt.planners.windowed import measure_curves  # noqa: PLC0415 (loads numba)
+        from craftopt.planners.windowed import WindowedSearch  # noqa: PLC0415 (loads numba)
 
         problem, deployment, workload = self.problem, self.deployment, self.workload
         step = problem.replica_step
@@ -112,7 +113,8 @@ class Sweep:
         wanted = {replicas for replicas in parts if replicas <= most}
         # Where the experts do not fill the GPUs evenly, uniform layouts can take a few more.
         grid = np.array(sorted(wanted | {replicas for _, replicas in self._uniform()}))
-        placed = measure_curves(problem, grid, seed=seed, workers=workers)
+        search = WindowedSearch(problem, Options(seed, workers=workers))
+        placed = [np.stack([copies for copies, _ in point]) for point in search.measure(grid)]
         profiles = [profile_of_copies(copies, problem.loads.tokens) for copies in placed]
         limit = self.memory(0).concurrency(workload.context)
         self.points = np.unique(np.minimum(np.geomspace(1, limit, _POINTS), limit))
