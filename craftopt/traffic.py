@@ -52,6 +52,19 @@ class Traffic(Displayed):
         there are exact.
     windows : str
         What the windows are.
+
+    Examples
+    --------
+    Experts 0 and 1 are on one node, 2 and 3 on the other:
+
+    >>> import craftopt as co
+    >>> plan = co.Plan([[[1, 0], [1, 0], [0, 1], [0, 1]]], nodes=2)
+    >>> trace = co.Trace([[[0, 1]], [[0, 1]], [[1, 2]]])
+    >>> traffic = co.evaluate(plan, trace.batches(3), trace=trace).traffic
+    >>> traffic.nodes_per_token, traffic.critical_nodes
+    (1.3333333333333333, 2.0)
+    >>> traffic.node_matrix.round(2).tolist()
+    [[1.0, 0.33], [1.0, 0.33]]
     """
 
     tokens: FloatArray

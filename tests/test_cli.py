@@ -326,6 +326,77 @@ def test_help_names_every_command():
         assert command.encode() in done.stdout
 
 
+# --- what GPUs send ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokens_file(tmp_path_factory):
+    """Write a trace, the loads of its windows, its pair counts, and a plan on 2 nodes."""
+    folder = tmp_path_factory.mktemp("traffic")
+    rng = np.random.default_rng(0)
+    ids = np.argsort(rng.random((3000, 2, 8)), axis=2)[:, :, :2]
+    np.savez(folder / "trace.npz", topk_ids=ids)
+    trace = co.Trace(ids)
+    windows = trace.batches(1000)
+    np.savez(folder / "loads.npz", counts=windows.tokens, step_names=list(windows.window_names))
+    trace.coactivation().save(folder / "pairs.npz")
+    co.Plan(np.eye(8, dtype=int)[[range(8)] * 2], nodes=4).save(folder / "plan.json")
+    return lambda name: str(folder / f"{name}.npz" if name != "plan" else folder / "plan.json")
+
+
+@pytest.mark.parametrize("source", ["trace", "coactivation"])
+def test_evaluate_and_info_say_what_gpus_send(run, tokens_file, source):
+    given = (f"--{source}", tokens_file("trace" if source == "trace" else "pairs"))
+    plan, loads = tokens_file("plan"), tokens_file("loads")
+    printed = run("evaluate", plan, loads, *given).out
+    # Two of eight experts at random on 4 nodes of 2: the same node in 1 of 7 cases.
+    scored = json.loads(run("evaluate", plan, loads, *given, "--json").out)["traffic"]
+    assert scored["nodes_per_token"] == pytest.approx(2 - 1 / 7, abs=0.02)
+    assert scored["estimated"] == (source == "coactivation")
+    assert f"{scored['nodes_per_token']:.4f}" in printed
+    assert f"{scored['critical_nodes']:.4f}" in printed
+    held = json.loads(run("info", plan, *given, "--json").out)["traffic"]
+    assert held["nodes_per_token"] == pytest.approx(scored["nodes_per_token"], abs=1e-3)
+    assert "nodes per token" in run("info", plan, *given).out
+
+
+def test_compare_says_what_gpus_send(run, tokens_file):
+    arguments = ("compare", tokens_file("loads"), "--gpus", 8, "--nodes", 4)
+    arguments += ("--methods", "trivial", "--holdout", "odd-even")
+    given = (*arguments, "--trace", tokens_file("trace"))
+    row = json.loads(run(*given, "--json").out)["rows"][0]
+    for windows in ("planned", "served"):
+        assert 1 < row[windows]["nodes_per_token"] <= row[windows]["critical_nodes"]
+    assert row["planned"]["nodes_per_token"] != row["served"]["nodes_per_token"]
+    assert "critical" in run(*given).out
+    assert "not measured: pass --trace or --coactivation" in run(*arguments).out
+
+
+def test_what_is_not_measured_is_said(run, tokens_file):
+    plan = tokens_file("plan")
+    for arguments in (("evaluate", plan, tokens_file("loads")), ("info", plan)):
+        assert "not measured: pass --trace or --coactivation" in run(*arguments).out
+        assert json.loads(run(*arguments, "--json").out)["traffic"] is None
+
+
+def test_info_knows_pair_counts(run, tokens_file):
+    facts = json.loads(run("info", tokens_file("pairs"), "--json").out)
+    assert (facts["kind"], facts["top_k"], facts["tokens"]) == ("coactivation", 2, [3000, 3000])
+    assert "standard error" in run("info", tokens_file("pairs")).out
+    wrong = run("info", tokens_file("pairs"), "--trace", tokens_file("trace"))
+    assert wrong.code == 2
+    assert "are for plans" in wrong.err
+
+
+def test_nodes_of_an_engines_map_can_be_given(run, tokens_file, tmp_path):
+    np.savez(tmp_path / "map.npz", phy2log=[list(range(8))] * 2)
+    arguments = ("evaluate", tmp_path / "map.npz", tokens_file("loads"), "--gpus", 8, "--json")
+    arguments += ("--trace", tokens_file("trace"))
+    alone, four = (json.loads(run(*arguments, *more).out) for more in ((), ("--nodes", 4)))
+    assert alone["traffic"]["nodes_per_token"] == 1
+    assert four["traffic"]["nodes_per_token"] > 1.8
+
+
 # --- warm-up --------------------------------------------------------------------------------
 
 

@@ -289,8 +289,11 @@ def _traffic_of(
 ) -> co.Traffic | None:
     """Measure a plan's traffic on all tokens together."""
     if trace is not None:
-        return co.evaluate(plan, trace.batches(trace.tokens), trace=trace).traffic
+        plan.check_layers(trace, "trace")
+        loads = co.Loads(trace.batches(trace.tokens).tokens, plan.layer_ids)
+        return co.evaluate(plan, loads, trace=trace).traffic
     if pairs is not None:
-        loads = co.Loads(pairs.assignments, pairs.layer_ids)
+        plan.check_layers(pairs, "pair counts")
+        loads = co.Loads(pairs.assignments, plan.layer_ids)
         return co.evaluate(plan, loads, coactivation=pairs).traffic
     return None

@@ -137,7 +137,8 @@ class _NamedArrays(Contents):
 
     def _key(self, wanted: Kind) -> str:
         key = key_of(wanted, self._archive.keys)
-        if key is None:
+        # Pair counts have a key in common with loads: tokens.
+        if key is None or self.kind == "coactivation":
             raise self.refusal(wanted)
         return key
 
