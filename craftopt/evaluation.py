@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.coactivation import Coactivation
+from craftopt.display import Displayed, Table, data_frame, sparkline
 from craftopt.errors import InputError, choice
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.routing import COUNT_DISPATCHES, DISPATCHES, Dispatch, route
 from craftopt.traces import Trace
-from craftopt.traffic import TRAFFIC_RULES, Traffic, traffic_of_pairs, traffic_of_trace
+from craftopt.traffic import (
+    TRAFFIC_RULES,
+    Traffic,
+    traffic_of_pairs,
+    traffic_of_trace,
+    traffic_summary,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Displayed):
     """Say how a plan does on loads.
 
     Parameters
@@ -76,6 +84,43 @@ class Evaluation:
             "vllm": 1.0 / self.relative_time,
             "tensorrt-llm": float(excess.mean()),
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values, for JSON."""
+        return {
+            "mean_balancedness": self.mean_balancedness,
+            "worst_layer": self.worst_layer,
+            "relative_time": self.relative_time,
+            "engine_metrics": self.engine_metrics,
+            "balancedness": self.balancedness.tolist(),
+            "traffic": self.traffic and self.traffic.to_dict(),
+        }
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row per window and layer."""
+        names = ("balancedness", "max_load", "mean_load", "max_activated")
+        arrays = {name: getattr(self, name) for name in names}
+        return data_frame(
+            {"window": place[0], "layer": place[1]}
+            | {name: array[place] for name, array in arrays.items() if array is not None}
+            for place in np.ndindex(self.max_load.shape)
+        )
+
+    def summary(self) -> dict[str, str]:
+        """Return the figures in words, for a table."""
+        return {
+            "mean balancedness": f"{self.mean_balancedness:.4f}",
+            "worst layer": f"{self.worst_layer:.4f}",
+            "relative time": f"{self.relative_time:.4f}",
+            "by layer": sparkline(self.balancedness.mean(axis=0)),
+            **{f"{name} figure": f"{value:.4f}" for name, value in self.engine_metrics.items()},
+            **traffic_summary(self.traffic),
+        }
+
+    def table(self) -> Table:
+        """Lay the figures out as a table."""
+        windows, layers = self.max_load.shape
+        return replace(super().table(), title=f"{windows} windows x {layers} layers")
 
     def __repr__(self) -> str:
         return (

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.display import Displayed
 from craftopt.errors import (
     CraftoptWarning,
     InfeasibleError,
@@ -26,7 +27,7 @@ SlotRule = Literal["uniform", "even", "free"]
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(Displayed):
     """State what to plan: for which loads, on which GPUs, under which rules.
 
     Parameters
@@ -257,6 +258,28 @@ class Problem:
     def plan(self, copies: npt.ArrayLike, method: str) -> Plan:
         """Make a plan for these layers, nodes and loads, of copies [layers, experts, gpus]."""
         return Plan(copies, self.loads.layer_ids, self.nodes, method, self.loads.digest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the problem as plain values, for JSON: rules, and the facts of loads and moves."""
+        return {"loads": self.loads.to_dict(), **self.rules, "max_moves": self.max_moves}
+
+    def summary(self) -> dict[str, str]:
+        """Return the problem in words, for a table; without rules that do not bind."""
+        loads = self.loads
+        rows = {
+            "loads": f"{loads.windows} windows x {loads.layers} layers x {loads.experts} experts",
+            "GPUs": f"{self.gpus} in {self.nodes} node(s)",
+            "replicas": f"{self.replicas}, {self.replicas / loads.layers:g} per layer",
+            "slots": self.slots,
+            "objective": self.objective,
+        }
+        if self.expert_groups is not None:
+            rows["expert groups"] = str(self.groups)
+        if self.max_copies is not None:
+            rows["most copies"] = str(self.max_copies)
+        if self.max_moves is not None:
+            rows["most moves"] = str(self.max_moves)
+        return rows
 
     def __repr__(self) -> str:
         groups = "" if self.expert_groups is None else f", groups={self.groups}"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.coactivation import Coactivation, standard_error
+from craftopt.coactivation import Coactivation, name_error, standard_error
+from craftopt.display import Displayed
 from craftopt.errors import InputError
 from craftopt.loads import FloatArray, IntArray, Loads, as_array, read_only
 from craftopt.plan import Plan
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 # Rules under which a token's nodes follow from its experts and its home alone.
 TRAFFIC_RULES = ("even", "nearest", "nearest-even", "cover")
 
+NOT_MEASURED = "not measured; pass a trace or pair counts"
+
 
 @dataclass(frozen=True, eq=False)
-class Traffic:
+class Traffic(Displayed):
     """Say how many nodes and GPUs a token visits: what an all-to-all with deduplication sends.
 
     A token *visits* a node that serves at least one of its experts: there it is sent once. All
@@ -118,6 +121,19 @@ class Traffic:
             "windows": self.windows,
         }
 
+    def summary(self) -> dict[str, str]:
+        """Return the figures in words, for a table."""
+        kind = "estimated from pair counts" if self.estimated else "exact for the trace"
+        return {
+            "nodes per token": f"{self.nodes_per_token:.4f}",
+            "remote nodes": f"{self.remote_nodes:.4f}",
+            "critical nodes": f"{self.critical_nodes:.4f} (the busiest of each window)",
+            "GPUs per token": f"{self.gpus_per_token:.4f}",
+            "critical GPUs": f"{self.critical_gpus:.4f}",
+            "traffic": f"{kind}; windows: {self.windows}",
+            "standard error": name_error(self.standard_error),
+        }
+
     def _mean(self, figure: FloatArray) -> float:
         total = float(self.tokens.sum())
         return float((figure * self.tokens).sum()) / total if total > 0 else 0.0
@@ -129,6 +145,11 @@ class Traffic:
             f"critical_nodes={self.critical_nodes:.4f}, "
             f"standard_error={self.standard_error:.4f}{about})"
         )
+
+
+def traffic_summary(traffic: Traffic | None) -> dict[str, str]:
+    """Return traffic in words, or that there is none to tell of."""
+    return {"traffic": NOT_MEASURED} if traffic is None else traffic.summary()
 
 
 def traffic_of_trace(

@@ -395,3 +395,19 @@ def test_nodes_of_an_engines_map_can_be_given(run, tokens_file, tmp_path):
     alone, four = (json.loads(run(*arguments, *more).out) for more in ((), ("--nodes", 4)))
     assert alone["traffic"]["nodes_per_token"] == 1
     assert four["traffic"]["nodes_per_token"] > 1.8
+
+
+# --- warm-up --------------------------------------------------------------------------------
+
+
+def test_warm_up_compiles_the_methods_that_are_named(run):
+    done = run("warm-up", "eplb", "NOMINAL", "--json")
+    assert done.code == 0
+    assert list(json.loads(done.out)) == ["eplb", "nominal"]
+    assert run("warm-up", "eplb").out.startswith("eplb: ")
+
+
+def test_warm_up_of_an_unknown_method_exits_2(run):
+    done = run("warm-up", "eplbb")
+    assert done.code == 2
+    assert "did you mean 'eplb'" in done.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -39,7 +39,6 @@ from craftopt.cli.shared import (
     read_source,
     read_tokens,
 )
-from craftopt.coactivation import standard_error
 from craftopt.errors import InputError, choice
 from craftopt.formats.reading import read_any
 from craftopt.routing import DISPATCHES
@@ -77,7 +76,7 @@ def plan(
     with progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
-            method,
+            cast(co.MethodName, method),
             seed=seed,
             work_limit=work_limit,
             time_limit=time_limit,
@@ -89,25 +88,17 @@ def plan(
     if as_json:
         print_json(
             {
-                "method": result.method,
-                "status": result.status.value,
-                "limit": result.limit,
-                "objective": result.objective,
-                "bound": result.bound,
-                "gap": result.gap,
-                "violations": result.violations,
-                "runtime": result.runtime,
-                "message": result.message,
-                "replicas": result.plan.replicas if result.has_plan else None,
+                **result.to_dict(),
                 "output": str(output) if output is not None and result.has_plan else None,
             }
         )
         if not result.has_plan:
             raise typer.Exit(1)
         return
-    from craftopt.reporting.tables import result_table  # noqa: PLC0415
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(result_table(result))
+    _ = result.plan  # says why where there is none
+    print_rich(rich_table(result.table()))
     if output is not None:
         print_rich(f"wrote {output}")
 
@@ -178,9 +169,9 @@ def compare(
     if as_json:
         print_json(result.to_dict())
         return
-    from craftopt.reporting.tables import comparison_table  # noqa: PLC0415
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(comparison_table(result))
+    print_rich(rich_table(result.table()))
 
 
 def evaluate(
@@ -199,20 +190,11 @@ def evaluate(
     rule = choice("dispatch", dispatch, DISPATCHES)
     scored = co.evaluate(held, served, rule, trace=tokens, coactivation=pairs)
     if as_json:
-        print_json(
-            {
-                "mean_balancedness": scored.mean_balancedness,
-                "worst_layer": scored.worst_layer,
-                "relative_time": scored.relative_time,
-                "engine_metrics": scored.engine_metrics,
-                "balancedness": scored.balancedness.tolist(),
-                "traffic": scored.traffic and scored.traffic.to_dict(),
-            }
-        )
+        print_json(scored.to_dict())
         return
-    from craftopt.reporting.tables import evaluation_table  # noqa: PLC0415
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(evaluation_table(scored))
+    print_rich(rich_table(scored.table()))
 
 
 def info(
@@ -254,38 +236,13 @@ def info(
         raise InputError(f"--trace, --coactivation and --nodes are for plans; this is {name}")
     match held:
         case co.Loads():
-            facts = {
-                "windows": held.windows,
-                "layers": held.layers,
-                "experts": held.experts,
-                "tokens": held.tokens.sum(),
-                "layer_ids": held.layer_ids.tolist(),
-                "window_names": held.window_names,
-                "digest": held.digest,
-                "share_error": share_error(held).tolist(),
-            }
+            facts = {**held.to_dict(), "share_error": share_error(held).tolist()}
             table = loads_table(held, name)
         case co.Trace():
-            facts = {
-                "tokens": held.tokens,
-                "layers": held.layers,
-                "k": held.topk_ids.shape[2],
-                "experts": held.experts,
-                "layer_ids": held.layer_ids.tolist(),
-                "domain_names": held.domain_names,
-                "standard_error": standard_error(held.tokens),
-            }
+            facts = held.to_dict()
             table = trace_table(held, name)
         case co.Coactivation():
-            facts = {
-                "layers": held.layers,
-                "experts": held.experts,
-                "top_k": held.top_k,
-                "tokens": held.tokens.tolist(),
-                "layer_ids": held.layer_ids.tolist(),
-                "digest": held.digest,
-                "standard_error": held.standard_error,
-            }
+            facts = held.to_dict()
             table = pairs_table(held, name)
         case _:
             held = on_nodes(held, nodes)
@@ -306,6 +263,25 @@ def info(
         print_json({"format": name, "kind": type(held).__name__.lower(), **facts})
     else:
         print_rich(table)
+
+
+def warm_up(
+    methods: Annotated[
+        list[str] | None, typer.Argument(metavar="METHOD", help="All by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile what the methods need, once on a machine; plans then start at once."""
+    seconds: dict[str, float] = {}
+    with progress("compiling") as report:
+        for name in methods or co.methods():
+            report(name)
+            seconds |= co.warm_up([name])
+    if as_json:
+        print_json(seconds)
+        return
+    for name, spent in seconds.items():
+        print_rich(f"{name}: {spent:.1f} s")
 
 
 def _traffic_of(
