@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations, combinations_with_replacement
 
 import numpy as np
