@@ -35,7 +35,7 @@ class Problem(Displayed):
     loads : Loads
         The windows to plan for.
     gpus, nodes : int
-        GPUs (EP ranks) and the nodes that they stand in, in equal and consecutive shares.
+        GPUs (EP ranks) and the nodes that hold them, in equal and consecutive shares.
     replicas : int, optional
         Budget: extra copies over **all** layers together; 0 by default.
     replicas_per_layer : int, optional
@@ -128,7 +128,7 @@ class Problem(Displayed):
             self._check_uniform()
 
     def replace(self, **changes: Any) -> Problem:
-        """Return the same problem with some arguments changed, checked anew.
+        """Return the same problem with some arguments changed, and check it.
 
         Examples
         --------
@@ -206,7 +206,7 @@ class Problem(Displayed):
 
     @property
     def goal(self) -> Objective:
-        """What the name `objective` stands for: sense, costs, gap."""
+        """The objective by its properties: sense, costs, gap."""
         return OBJECTIVES[self.objective]
 
     @property

@@ -59,7 +59,7 @@ class Traffic(Displayed):
 
     >>> import craftopt as co
     >>> plan = co.Plan([[[1, 0], [1, 0], [0, 1], [0, 1]]], nodes=2)
-    >>> trace = co.Trace([[[0, 1]], [[0, 1]], [[1, 2]]])
+    >>> trace = co.Trace([[[0, 1]], [[0, 1]], [[1, 2]]], experts=4)
     >>> traffic = co.evaluate(plan, trace.batches(3), trace=trace).traffic
     >>> traffic.nodes_per_token, traffic.critical_nodes
     (1.3333333333333333, 2.0)

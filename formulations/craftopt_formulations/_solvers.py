@@ -72,7 +72,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Shares:
-    """What one copy carries if its expert has so many, in the unit of a model.
+    """What one copy carries for each number of copies of its expert, in the unit of a model.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class TimedRouting:
     tokens : float64 [experts, gpus]
         Tokens that every GPU serves.
     value : float
-        Time of the slowest GPU under ``tokens``, computed anew.
+        Time of the slowest GPU under ``tokens``, recomputed.
     bound : float
         Least time that the solver leaves possible.
     """

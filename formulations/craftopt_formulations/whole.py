@@ -4,7 +4,7 @@ Sets: windows w, layers l, experts e, GPUs g, copies c, nodes n, expert groups k
 t[w,l,e] tokens; B budget; m[w,l] mean GPU load; h[l,e,g] = 1 if g hosts e in the previous plan;
 M moves. Variables: y[l,e,c] and z[l,e,c,g] as in `joint`, T[w,l] the largest GPU loads, S slots,
 b_l the fewest slots of a GPU in layer l, b the fewest copies of a GPU over all layers,
-a[l,k,n] = 1 if group k stands on node n. With s[l,g] = sum_{e,c} z[l,e,c,g]:
+a[l,k,n] = 1 if node n hosts group k. With s[l,g] = sum_{e,c} z[l,e,c,g]:
 
     minimise    sum_{w,l} T[w,l]                            objective time
     one_count, hosted, linked, load, heaviest               as in `joint`, for all l
