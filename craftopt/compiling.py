@@ -80,7 +80,10 @@ def miniature(problem: Problem) -> Problem:
 
 
 def _kind(problem: Problem) -> tuple[object, ...]:
-    """Name what decides which kernels a method runs, and on which types."""
+    """Name what decides which kernels a method runs, and on which types.
+
+    A new field of `Problem` that does belongs here, and into `miniature` if it has a shape.
+    """
     return (
         problem.loads.windows > 1,
         problem.loads.layers > 1,

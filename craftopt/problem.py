@@ -272,14 +272,11 @@ class Problem(Displayed):
             "replicas": f"{self.replicas}, {self.replicas / loads.layers:g} per layer",
             "slots": self.slots,
             "objective": self.objective,
+            "expert groups": None if self.expert_groups is None else self.groups,
+            "most copies": self.max_copies,
+            "most moves": self.max_moves,
         }
-        if self.expert_groups is not None:
-            rows["expert groups"] = str(self.groups)
-        if self.max_copies is not None:
-            rows["most copies"] = str(self.max_copies)
-        if self.max_moves is not None:
-            rows["most moves"] = str(self.max_moves)
-        return rows
+        return {name: str(value) for name, value in rows.items() if value is not None}
 
     def __repr__(self) -> str:
         groups = "" if self.expert_groups is None else f", groups={self.groups}"

@@ -14,7 +14,9 @@ import pytest
 from files import measured
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import broken_rules, copies_arrays, problems, quiet, slow_objective
+from reference.rules import broken_rules
+from reference.scores import slow_objective
+from strategies import copies_arrays, problems, quiet
 
 import craftopt as co
 from craftopt.rebalancing import (

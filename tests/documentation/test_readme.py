@@ -14,7 +14,7 @@ from files import measured
 import craftopt as co
 from craftopt.solving import METHODS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import broken_rules, quiet
+from reference.rules import broken_rules
+from strategies import quiet
 
 import craftopt as co
 from craftopt.engines import _planning, vllm, vllm_ascend

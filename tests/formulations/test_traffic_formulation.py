@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from test_traffic_bounds import fewest_visits, tiny_layer
+from reference.visits import fewest_visits, tiny_layer
 
 from craftopt.bounds.traffic import column_bound, count_visits
 from craftopt.errors import InfeasibleError

@@ -9,7 +9,8 @@ import pytest
 from files import measured
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import broken_rules, problems, quiet, rules_named
+from reference.rules import broken_rules, rules_named
+from strategies import problems, quiet
 
 import craftopt as co
 from craftopt.bounds import least_activated, whole_plan_bound

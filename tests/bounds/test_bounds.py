@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from strategies import best_by_enumeration, problems, quiet, token_arrays
+from reference.enumeration import best_by_enumeration
+from strategies import problems, quiet, token_arrays
 
 import craftopt as co
 from craftopt.bounds import layer_costs, max_copy_load, whole_plan_bound

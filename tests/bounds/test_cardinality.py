@@ -4,67 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numba import njit
-from strategies import best_by_enumeration, quiet
+from reference.enumeration import best_by_enumeration, least_max_load
+from strategies import quiet
 
 import craftopt as co
 from craftopt.bounds import cardinality_bound, layer_costs, max_copy_load, whole_plan_bound
 
 # --- the optimum, by enumeration ------------------------------------------------------------
-
-
-@njit(cache=True)
-def least_max_load(tokens, replicas, gpus, copies_limit):
-    """Enumerate all even placements with exactly ``replicas`` extra copies.
-
-    Expert by expert, every set of GPUs (as bits) is tried; a branch ends only where its load is
-    no better than the best, where slots are overfilled or where copies do not work out.
-    """
-    experts = tokens.size
-    copies = experts + replicas
-    floor, fuller = copies // gpus, copies % gpus
-    sets = 2**gpus
-    size = np.zeros(sets, dtype=np.int64)
-    for bits in range(sets):
-        for gpu in range(gpus):
-            size[bits] += bits >> gpu & 1
-    best = np.inf
-    load = np.zeros((experts + 1, gpus))
-    slots = np.zeros((experts + 1, gpus), dtype=np.int64)
-    left = np.empty(experts + 1, dtype=np.int64)
-    left[0] = copies
-    tried = np.zeros(experts, dtype=np.int64)  # the last set tried for every expert
-    depth = 0
-    while depth >= 0:
-        if depth == experts:
-            if left[depth] == 0 and slots[depth].min() >= floor:
-                best = min(best, load[depth].max())
-            depth -= 1
-            continue
-        tried[depth] += 1
-        bits = tried[depth]
-        if bits == sets:
-            tried[depth] = 0
-            depth -= 1
-            continue
-        count = size[bits]
-        rest = left[depth] - count
-        if count > copies_limit or rest < experts - depth - 1:
-            continue
-        share = tokens[depth] / count
-        over, heaviest = 0, 0.0
-        for gpu in range(gpus):
-            hosted = bits >> gpu & 1
-            load[depth + 1, gpu] = load[depth, gpu] + share * hosted
-            slots[depth + 1, gpu] = slots[depth, gpu] + hosted
-            heaviest = max(heaviest, load[depth + 1, gpu])
-            over += max(0, slots[depth + 1, gpu] - floor)
-            if slots[depth + 1, gpu] > floor + 1:
-                over = fuller + 1
-        if heaviest < best and over <= fuller:
-            left[depth + 1] = rest
-            depth += 1
-    return best
 
 
 def floor_of(tokens: np.ndarray, replicas: int, gpus: int, copies_limit: int) -> float:
@@ -138,7 +84,7 @@ def test_the_bound_never_exceeds_the_optimum_on_thousands():
 
 
 def test_enumeration_agrees_with_the_other_enumeration():
-    """`strategies.best_by_enumeration` is slower and shares nothing with `least_max_load`."""
+    """`best_by_enumeration` is slower and shares nothing with `least_max_load`."""
     rng = np.random.default_rng(3)
     compared = 0
     while compared < 40:

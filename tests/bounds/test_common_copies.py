@@ -10,7 +10,8 @@ import pytest
 from files import measured
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import best_by_enumeration, problems, token_arrays
+from reference.enumeration import best_by_enumeration
+from strategies import problems, token_arrays
 
 import craftopt as co
 from craftopt.bounds import layer_costs

@@ -9,7 +9,9 @@ import pytest
 from files import measured
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import best_by_enumeration, broken_rules, problems, quiet
+from reference.enumeration import best_by_enumeration
+from reference.rules import broken_rules
+from strategies import problems, quiet
 
 import craftopt as co
 

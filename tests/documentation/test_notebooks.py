@@ -8,7 +8,7 @@ import pytest
 
 jupytext = pytest.importorskip("jupytext")
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 

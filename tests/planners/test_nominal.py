@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from files import measured
 from hypothesis import given, settings
-from strategies import best_by_enumeration, broken_rules, problems, quiet
+from reference.enumeration import best_by_enumeration
+from reference.rules import broken_rules
+from strategies import problems, quiet
 
 import craftopt as co
 from craftopt.evaluation import objective_value

@@ -369,13 +369,13 @@ def test_compare_says_what_gpus_send(run, tokens_file):
         assert 1 < row[windows]["nodes_per_token"] <= row[windows]["critical_nodes"]
     assert row["planned"]["nodes_per_token"] != row["served"]["nodes_per_token"]
     assert "critical" in run(*given).out
-    assert "not measured: pass --trace or --coactivation" in run(*arguments).out
+    assert "not measured; pass a trace or pair counts" in run(*arguments).out
 
 
 def test_what_is_not_measured_is_said(run, tokens_file):
     plan = tokens_file("plan")
     for arguments in (("evaluate", plan, tokens_file("loads")), ("info", plan)):
-        assert "not measured: pass --trace or --coactivation" in run(*arguments).out
+        assert "not measured; pass a trace or pair counts" in run(*arguments).out
         assert json.loads(run(*arguments, "--json").out)["traffic"] is None
 
 

@@ -10,7 +10,8 @@ import pytest
 from files import GOLDEN, measured
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import broken_rules, problems, quiet
+from reference.rules import broken_rules
+from strategies import problems, quiet
 
 import craftopt as co
 from craftopt.baselines.craft import (

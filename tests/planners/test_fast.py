@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import broken_rules, problems, slow_objective
+from reference.rules import broken_rules
+from reference.scores import slow_objective
+from strategies import problems
 
 import craftopt as co
 from craftopt.evaluation import objective_value

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from strategies import plans
 
 import craftopt as co
 from craftopt.serving import (
@@ -29,7 +30,6 @@ from craftopt.serving import (
     step_time,
 )
 from craftopt.serving.timing import ASSIGNMENTS
-from tests.strategies import plans
 
 GIB = 2**30
 H200 = find_gpu("h200")
