@@ -65,6 +65,10 @@ class Visits(NamedTuple):
     pooled: bool
 
 
+# Traffic does not count; set the nodes.
+NO_VISITS = Visits(0.0, 1, np.zeros((1, 1)), np.zeros(1), 0.0, 0.0, False)
+
+
 def visits_surrogate(
     price: float, nodes: int, pairs: FloatArray, chosen: FloatArray, *, pooled: bool
 ) -> Visits:
