@@ -282,20 +282,32 @@ def objective_value(plan: Plan, problem: Problem) -> float:
     """
     if not problem.goal.even_dispatch:
         return mean_activated(plan, problem.loads)
-    source = problem.coactivation if problem.traffic_price > 0 else None
-    traced = isinstance(source, Trace)
-    scored = evaluate(
-        plan,
-        problem.loads,
-        problem.dispatch,
-        trace=source if traced else None,
-        coactivation=None if traced else source,
-    )
+    scored = evaluate_for(plan, problem, traffic=problem.traffic_price > 0)
     if problem.goal.maximised:
         return scored.mean_balancedness
     if scored.traffic is None:
         return scored.relative_time
     return scored.relative_time + problem.traffic_price * scored.traffic.critical_nodes
+
+
+def evaluate_for(plan: Plan, problem: Problem, *, traffic: bool) -> Evaluation:
+    """Score a plan on the problem's loads under its dispatch, with its traffic or without.
+
+    Parameters
+    ----------
+    plan : Plan
+    problem : Problem
+        With ``coactivation``, if traffic is wanted.
+    traffic : bool
+    """
+    source = problem.coactivation if traffic else None
+    return evaluate(
+        plan,
+        problem.loads,
+        problem.dispatch,
+        trace=source if isinstance(source, Trace) else None,
+        coactivation=source if isinstance(source, Coactivation) else None,
+    )
 
 
 def mean_activated(plan: Plan, loads: Loads) -> float:

@@ -93,8 +93,8 @@ class Problem(Displayed):
         How engines will serve the copies: all evenly, or those on the token's GPU, else those in
         its node, else all, evenly among them (SGLang's dynamic dispatch).
     coactivation : Coactivation or Trace, optional
-        Which experts tokens choose together, for ``traffic`` and ``max_slowdown``: pair counts, from
-        which visits of nodes are estimated, or tokens, from which they follow exactly.
+        Which experts tokens choose together, for ``traffic`` and ``max_slowdown``: pair counts,
+        from which visits of nodes are estimated, or tokens, from which they follow exactly.
     traffic : float or Deployment, optional
         Plan for balance and traffic together: what a node that a token visits costs, in mean GPU
         loads. Objective ``time`` is then relative time + traffic * critical nodes per token (the

@@ -6,15 +6,13 @@ import math
 import time
 from dataclasses import replace
 
-from craftopt.evaluation import Evaluation, evaluate
-from craftopt.plan import Plan
+from craftopt.evaluation import evaluate_for
 from craftopt.planners.decode import plan_decode
 from craftopt.planners.joint import plan_joint
 from craftopt.planners.nominal import nominal_copies
 from craftopt.planners.windowed import plan_windowed
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
-from craftopt.traces import Trace
 
 # Prices of traffic that are tried for the least of it within a slowdown, ascending.
 SLOWDOWN_PRICES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -58,7 +56,7 @@ def _plan_within(problem: Problem, options: Options) -> Outcome:
     if problem.free_traffic:
         return replace(best, message=problem.free_traffic)
     assert best.plan is not None
-    scored = _scored(best.plan, problem)
+    scored = evaluate_for(best.plan, problem, traffic=True)
     assert scored.traffic is not None
     fewest, limit = scored.traffic.critical_nodes, best.limit
     slowest = scored.relative_time * (1.0 + problem.max_slowdown)
@@ -66,20 +64,13 @@ def _plan_within(problem: Problem, options: Options) -> Outcome:
         priced = free.variant(traffic=price)
         found = plan_fast(priced, _share(options, deadline, index / parts, 1 / parts))
         assert found.plan is not None
-        scored, limit = _scored(found.plan, problem), found.limit or limit
+        scored, limit = evaluate_for(found.plan, problem, traffic=True), found.limit or limit
         assert scored.traffic is not None
         if scored.relative_time > slowest:
             break
         if scored.traffic.critical_nodes < fewest:
             best, fewest = found, scored.traffic.critical_nodes
     return replace(best, limit=limit)
-
-
-def _scored(plan: Plan, problem: Problem) -> Evaluation:
-    source = problem.coactivation
-    if isinstance(source, Trace):
-        return evaluate(plan, problem.loads, problem.dispatch, trace=source)
-    return evaluate(plan, problem.loads, problem.dispatch, coactivation=source)
 
 
 def _share(options: Options, deadline: float, done: float, part: float) -> Options:

@@ -7,12 +7,12 @@ prices. The objective itself decides between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from craftopt.evaluation import layer_gpu_loads
-from craftopt.loads import IntArray
+from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies, Plan
 from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, WindowedSearch
 from craftopt.problem import Problem
@@ -86,7 +86,7 @@ class JointSearch(WindowedSearch):
         self.offsets = np.cumsum(uneven) - uneven
         return super().plan(replicas)
 
-    def join(self, layers: list[Copies]) -> tuple[Copies, bool]:
+    def join(self, layers: Sequence[Copies]) -> tuple[Copies, bool]:
         """Make a plan of layers, whose GPUs have equal totals already."""
         return np.stack(layers), False
 
@@ -110,15 +110,20 @@ class JointSearch(WindowedSearch):
             if self.expired:
                 self.late = True
                 break
-            found = self._cool(
-                layer,
-                start,
-                lambda tokens, weight, copies, schedule, seed, visits=visits: anneal_joint(
-                    tokens, weight, copies, rules, visits, nearest, schedule, seed
-                )[0],
-                schedule,
-                share + 1_000_000 * part,
-            )
+
+            def kernel(
+                tokens: FloatArray,
+                weight: FloatArray,
+                copies: Copies,
+                schedule: Schedule,
+                seed: int,
+                visits: Visits = visits,
+            ) -> Copies:
+                return anneal_joint(tokens, weight, copies, rules, visits, nearest, schedule, seed)[
+                    0
+                ]
+
+            found = self._cool(layer, start, kernel, schedule, share + 1_000_000 * part)
             reached = self._cost(layer, found)
             if reached < cost:
                 best, cost = found, reached

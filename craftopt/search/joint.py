@@ -130,8 +130,8 @@ def copy_shares(hosted: BoolArray, nodes: int, nearest: bool, shares: FloatArray
 def _visit_rows(
     nodes: IntArray,
     many: int,
-    visits: Visits,
-    scale: float,
+    pooled: bool,
+    choices: float,
     expected: FloatArray,
     assigned: FloatArray,
     node_load: FloatArray,
@@ -148,9 +148,9 @@ def _visit_rows(
     for k in range(many):
         node = nodes[k]
         # A visit has at most all the choices of a token; the line may be below that.
-        least = assigned[node] / scale
+        least = assigned[node] / choices
         visited = max(expected[node], least)
-        if visits.pooled:
+        if pooled:
             rows[k, 0] = visited
         else:
             rate = visited / max(assigned[node], 1e-300)
@@ -197,8 +197,10 @@ def anneal_joint(
     """
     group_nodes, low, high, copies_limit = rules
     steps, hot, cold, in_play = schedule
-    nodes = visits.nodes
+    nodes, pooled = visits.nodes, visits.pooled
     priced = visits.price > 0.0
+    pairs, chosen = visits.pairs, visits.chosen
+    per_assignment, per_pair = visits.per_assignment, visits.per_pair
     node_of = home_nodes(start, group_nodes)
     experts, all_windows = tokens.shape
     windows = min(all_windows, in_play)
@@ -236,8 +238,8 @@ def anneal_joint(
     of_node = np.zeros((experts, nodes))
     assigned, expected = np.zeros(nodes), np.zeros(nodes)
     partners = np.zeros((nodes, experts))
-    choices = max(visits.chosen.sum(), 1e-300)
-    visit_windows = 1 if visits.pooled else windows
+    choices = max(chosen.sum(), 1e-300)
+    visit_windows = 1 if pooled else windows
     visit_weight = np.empty(visit_windows)
     node_load = np.zeros((nodes, windows))
     visit, visit_power = np.zeros((nodes, visit_windows)), np.zeros((nodes, visit_windows))
@@ -295,24 +297,22 @@ def anneal_joint(
                 for expert in range(experts):
                     for node in range(nodes):
                         for other in range(experts):
-                            partners[node, expert] += (
-                                visits.pairs[expert, other] * of_node[other, node]
-                            )
-                        assigned[node] += visits.chosen[expert] * of_node[expert, node]
+                            partners[node, expert] += pairs[expert, other] * of_node[other, node]
+                        assigned[node] += chosen[expert] * of_node[expert, node]
                         # Every pair is counted from both of its experts.
                         expected[node] -= (
-                            0.5 * visits.per_pair
+                            0.5 * per_pair
                             * of_node[expert, node] * partners[node, expert]
                         )  # fmt: skip
-                expected += visits.per_assignment * assigned
+                expected += per_assignment * assigned
                 _visit_rows(
-                    every_node, nodes, visits, choices, expected, assigned, node_load, visit
+                    every_node, nodes, pooled, choices, expected, assigned, node_load, visit
                 )
                 _norms(visit, visit_power, visit_norm)
                 # The p-norm over nodes is that of a mean: equal visits give their sum.
                 scale = visits.price * nodes ** (1.0 - 1.0 / 8.0)
                 for w in range(visit_windows):
-                    visit_weight[w] = scale * (1.0 if visits.pooled else weight[w])
+                    visit_weight[w] = scale * (1.0 if pooled else weight[w])
                 cost += _cost(visit_norm, visit_weight, visit_pair[0])
 
         # --- propose ---
@@ -408,34 +408,43 @@ def anneal_joint(
                             differs = True
                             touched[many_touched] = gpu
                             rows[many_touched] = load[gpu]
-                        rows[many_touched] += tokens[changed[c]] * less
+                        for w in range(windows):
+                            rows[many_touched, w] += tokens[changed[c], w] * less
                 many_touched += differs
             fresh_load_cost = _cost_of_rows(rows, touched, many_touched, power, norm, weight, pair)
         fresh = fresh_load_cost
         # Traffic costs something, so a load cost above the bound decides.
         accepted = fresh <= bound
         if accepted and simple:
-            for c in range(many_changed):
-                fresh_shares[c] = shares[changed[c]]
-                fresh_shares[c, enters[c]] = fresh_shares[c, leaves[c]]
-                fresh_shares[c, leaves[c]] = 0.0
             many_touched = 2
             touched[0], touched[1] = a, b
-            rows[0] = load[a] + (up - served[given])
-            rows[1] = load[b] - (up - served[given])
+            for w in range(windows):
+                rows[0, w] = load[a, w] + (up[w] - served[given, w])
+                rows[1, w] = load[b, w] - (up[w] - served[given, w])
         many_moved = 0
         if accepted and priced and simple and a // width == b // width:
             fresh += cost - load_cost
             accepted = fresh <= bound
         elif accepted and priced:
-            shift[:] = 0.0
-            for c in range(many_changed):
-                for gpu in range(gpus):
-                    shift[c, gpu // width] += fresh_shares[c, gpu] - shares[changed[c], gpu]
-            for node in range(nodes):
-                if np.abs(shift[:many_changed, node]).max() > 1e-12:
-                    moved_nodes[many_moved] = node
-                    many_moved += 1
+            if simple:
+                many_moved = 2
+                moved_nodes[0], moved_nodes[1] = a // width, b // width
+                for c in range(many_changed):
+                    part = shares[changed[c], leaves[c]]
+                    shift[c, leaves[c] // width] = -part
+                    shift[c, enters[c] // width] = part
+            else:
+                for node in range(nodes):
+                    moves = False
+                    for c in range(many_changed):
+                        more = 0.0
+                        for gpu in range(node * width, (node + 1) * width):
+                            more += fresh_shares[c, gpu] - shares[changed[c], gpu]
+                        shift[c, node] = more
+                        moves = moves or abs(more) > 1e-12
+                    if moves:
+                        moved_nodes[many_moved] = node
+                        many_moved += 1
             if many_moved > 0:
                 for k in range(many_moved):
                     node = moved_nodes[k]
@@ -443,21 +452,23 @@ def anneal_joint(
                     fresh_assigned[node] = assigned[node]
                     for c in range(many_changed):
                         expert, more = changed[c], shift[c, node]
-                        fresh_assigned[node] += visits.chosen[expert] * more
-                        fresh_expected[node] += visits.per_assignment * visits.chosen[expert] * more
+                        fresh_assigned[node] += chosen[expert] * more
+                        fresh_expected[node] += per_assignment * chosen[expert] * more
                         together = partners[node, expert]
                         for d in range(c):
-                            together += visits.pairs[expert, changed[d]] * shift[d, node]
-                        fresh_expected[node] -= visits.per_pair * more * together
-                    if not visits.pooled:
+                            together += pairs[expert, changed[d]] * shift[d, node]
+                        fresh_expected[node] -= per_pair * more * together
+                    if not pooled:
                         fresh_load[k] = node_load[node]
-                if not visits.pooled:
+                if not pooled:
                     for t in range(many_touched):
                         for k in range(many_moved):
                             if touched[t] // width == moved_nodes[k]:
-                                fresh_load[k] += (rows[t] - load[touched[t]]) * (choices / gpus)
+                                for w in range(windows):
+                                    more = rows[t, w] - load[touched[t], w]
+                                    fresh_load[k, w] += more * (choices / gpus)
                 _visit_rows(
-                    moved_nodes, many_moved, visits, choices, fresh_expected, fresh_assigned,
+                    moved_nodes, many_moved, pooled, choices, fresh_expected, fresh_assigned,
                     fresh_load, visit_rows,
                 )  # fmt: skip
                 fresh += _cost_of_rows(
@@ -481,14 +492,19 @@ def anneal_joint(
         for k in range(many_moved):
             node = moved_nodes[k]
             expected[node], assigned[node] = fresh_expected[node], fresh_assigned[node]
-            if not visits.pooled:
+            if not pooled:
                 node_load[node] = fresh_load[k]
             _set_load(node, visit, visit_power, visit_norm, visit_rows[k])
             for c in range(many_changed):
                 of_node[changed[c], node] += shift[c, node]
-                partners[node] += visits.pairs[changed[c]] * shift[c, node]
+                for other in range(experts):
+                    partners[node, other] += pairs[changed[c], other] * shift[c, node]
         for c in range(many_changed):
-            shares[changed[c]] = fresh_shares[c]
+            if simple:
+                shares[changed[c], enters[c]] = shares[changed[c], leaves[c]]
+                shares[changed[c], leaves[c]] = 0.0
+            else:
+                shares[changed[c]] = fresh_shares[c]
         if replacing:
             slot = 0
             while items[a, slot] != drop:
