@@ -3,7 +3,7 @@
 from craftopt.bounds.activated import least_activated
 from craftopt.bounds.cardinality import cardinality_bound
 from craftopt.bounds.common_copies import common_copies_curve, common_copies_witness
-from craftopt.bounds.copies import max_copy_load, sift_down
+from craftopt.bounds.copies import max_copy_load
 from craftopt.bounds.whole_plan import (
     cost_table,
     even_costs,
@@ -24,6 +24,5 @@ __all__ = [
     "least_cost",
     "max_copy_load",
     "shared_cost_table",
-    "sift_down",
     "whole_plan_bound",
 ]

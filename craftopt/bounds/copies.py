@@ -9,10 +9,15 @@ pass. The sum over windows bounds time: each window is free to choose its own co
 
 from __future__ import annotations
 
+from typing import Final, cast
+
 import numpy as np
 from numba import njit
 
 from craftopt.loads import FloatArray, IntArray
+
+# The place of the heap's heaviest item. A literal 0 would have `sift_down` compiled twice.
+TOP: Final = cast("int", np.int64(0))
 
 
 @njit(cache=True)
@@ -37,27 +42,32 @@ def max_copy_load(
     experts = tokens.size
     curve = np.empty(replicas + 1)
     # A binary heap of experts, the one with the heaviest copies on top.
-    heap = np.argsort(-tokens)
-    load = tokens.copy()
+    heap = np.empty(experts, dtype=np.int64)
+    load = np.empty(experts)
+    for expert in range(experts):
+        heap[expert] = expert
+        load[expert] = tokens[expert]
+    for place in range(experts // 2 - 1, -1, -1):
+        sift_down(heap, load, place)
     count = np.ones(experts, dtype=np.int64)
     curve[0] = load[heap[0]]
     for replica in range(1, replicas + 1):
         top = heap[0]
         if count[top] == copies_limit or load[top] <= enough:
-            curve[replica:] = load[top]
+            for rest in range(replica, replicas + 1):
+                curve[rest] = load[top]
             break
         count[top] += 1
         load[top] = tokens[top] / count[top]
-        sift_down(heap, load)
+        sift_down(heap, load, TOP)
         curve[replica] = load[heap[0]]
     return curve
 
 
 @njit(cache=True)
-def sift_down(heap: IntArray, load: FloatArray) -> None:
-    """Restore the heap after its top became lighter."""
-    item = heap[0]
-    place = 0
+def sift_down(heap: IntArray, load: FloatArray, place: int) -> None:
+    """Restore the heap below a place after the item there became lighter."""
+    item = heap[place]
     while True:
         child = 2 * place + 1
         if child >= heap.size:
