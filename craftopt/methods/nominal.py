@@ -18,7 +18,8 @@ from craftopt.methods.previous import usable_replicas
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
-from craftopt.search.placement import Layout, improve_layer, place_layer
+from craftopt.search.descent import improve_layer
+from craftopt.search.placement import Layout, place_layer
 from craftopt.search.totals import equalise
 
 # A layer this close to its bound, relative, is done.

@@ -6,13 +6,16 @@ A change here is not noticed by numba's cache of the kernels in other files: del
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 from numba import njit
 
 from craftopt.loads import IntArray
 from craftopt.plan import Copies
+
+# No slot, no expert. A literal -1 would have kernels compiled once for it and once for numbers.
+NONE: Final = cast("int", np.int64(-1))
 
 
 class Rules(NamedTuple):
