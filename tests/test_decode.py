@@ -17,7 +17,8 @@ from craftopt.evaluation import mean_activated, objective_value, violations
 from craftopt.methods.decode import plan_for_both
 from craftopt.objective import OBJECTIVES
 from craftopt.search.kernels import Rules, Schedule
-from craftopt.search.routed import anneal_routed, most_activated
+from craftopt.search.rerouting import most_activated
+from craftopt.search.routed import anneal_routed
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -21,7 +21,8 @@ from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
 from craftopt.search.kernels import Rules, Schedule
 from craftopt.search.placement import Layout, place_layer
-from craftopt.search.routed import anneal_routed, most_activated
+from craftopt.search.rerouting import most_activated
+from craftopt.search.routed import anneal_routed
 from craftopt.search.totals import equalise
 
 # First and last temperature, in activated copies per window.
