@@ -164,10 +164,11 @@ def route_all(active: BoolArray, placed: Placed, routed: Routed, journal: Journa
                 at += 1
     for window in range(windows):
         many = 0
-        for chosen in order:
-            if active[chosen, window]:
+        for place in range(experts):
+            expert = int(order[place])
+            if active[expert, window]:
                 many += 1
-                _serve(chosen, window, placed, routed)
+                _serve(expert, window, placed, routed)
         routed.least[window] = -(-many // gpus)
         _augment(window, 0, False, placed, routed, journal)
 
