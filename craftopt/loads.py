@@ -151,6 +151,10 @@ class Loads:
             )
         return self.select(np.flatnonzero(chosen)), self.select(np.flatnonzero(~chosen))
 
+    def with_layers(self, positions: Sequence[int], layer_ids: npt.ArrayLike) -> Loads:
+        """Return the layers at these 0-based positions, under these numbers."""
+        return Loads(self.tokens[:, list(positions)], layer_ids, self.window_names)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and pickles go through the constructor, so that they are read-only too.
         return Loads, (self.tokens, self.layer_ids, self.window_names)
@@ -186,6 +190,25 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the array after forbidding writes to it."""
     array.setflags(write=False)
     return array
+
+
+def layer_text(layer_ids: npt.ArrayLike) -> str:
+    """Name layers for a message: ``0-2, 5``.
+
+    Examples
+    --------
+    >>> from craftopt.loads import layer_text
+    >>> layer_text([0, 1, 2, 5])
+    '0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for number in np.asarray(layer_ids).tolist():
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return ", ".join(texts if len(texts) <= 8 else [*texts[:7], "...", texts[-1]])
 
 
 def valid_layer_ids(layer_ids: npt.ArrayLike | None, layers: int) -> IntArray:

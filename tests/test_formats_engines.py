@@ -306,7 +306,8 @@ def test_routed_experts_are_a_trace_and_never_loads(shape, dtype):
     assert np.array_equal(trace.topk_ids, ids)
     with pytest.raises(co.FormatError, match=r"expert ids per token.*co.read_trace.*'counts' in"):
         co.read_loads(npy(ids))
-    assert co.read_trace(stream({"routed_experts": ids.tolist()})).tokens == shape[0]
+    named = stream({"routed_experts": ids.tolist()})
+    assert co.read_trace(named, experts=shape[2]).tokens == shape[0]
 
 
 @given(

@@ -19,13 +19,16 @@ NAMES = ("chat", "code", "law")
 
 @st.composite
 def traces(draw, labelled=True):
-    """Draw a trace with padding and repeated choices; with domains and sequences, or without."""
+    """Draw a trace with padding; with domains and sequences, or without."""
     tokens, layers = draw(st.integers(1, 30)), draw(st.integers(1, 3))
-    k, experts = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    k = draw(st.integers(1, 3))
+    experts = draw(st.integers(k, 6))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype = draw(st.sampled_from([np.uint8, np.uint16, np.int8, np.int32, np.int64, ">u2", ">i4"]))
-    low = -1 if np.dtype(dtype).kind == "i" else 0
-    ids = rng.integers(low, experts, (tokens, layers, k)).astype(dtype)
+    ids = rng.permuted(np.tile(np.arange(experts), (tokens, layers, 1)), axis=2)[:, :, :k]
+    if np.dtype(dtype).kind == "i":
+        ids[rng.random(ids.shape) < 0.2] = -1
+    ids = ids.astype(dtype)
     return co.Trace(
         ids,
         experts,
