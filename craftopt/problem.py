@@ -24,6 +24,7 @@ from craftopt.objective import OBJECTIVES, Objective, ObjectiveName
 from craftopt.plan import Copies, Plan
 
 SlotRule = Literal["uniform", "even", "free"]
+_MOST_GPUS = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +288,11 @@ class Problem(Displayed):
         )
 
     def _check_cluster(self) -> None:
+        if self.gpus > _MOST_GPUS:
+            raise InputError(
+                f"gpus={self.gpus} is far beyond any cluster, and there are {self.loads.experts} "
+                f"experts in each of {self.loads.layers} layers; pass at most {_MOST_GPUS}"
+            )
         divide_gpus(self.gpus, self.nodes)
         if self.expert_groups is not None and self.groups % self.nodes:
             raise InfeasibleError(
@@ -308,6 +314,8 @@ class Problem(Displayed):
                 f"previous plan has shape {self.previous_copies.shape}; "
                 f"this problem has [layers, experts, gpus] = {wanted}"
             )
+        if isinstance(self.previous, Plan):
+            self.previous.check_layers(self.loads, "loads")
 
     def _check_uniform(self) -> None:
         experts, layers = self.loads.experts, self.loads.layers
