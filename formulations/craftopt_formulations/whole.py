@@ -98,7 +98,7 @@ def solve_whole(
     6.0
     """
     problem.goal.require_even_dispatch("solve_whole")
-    model = _Whole(problem, exactly, loose)
+    model = WholeModel(problem, exactly, loose)
     if problem.objective == "time":
         model.minimise_time(bound)
         if hint is not None:
@@ -113,7 +113,7 @@ def flags(problem: Problem) -> int:
     return loads.layers * loads.experts * problem.copies_limit * problem.gpus
 
 
-class _Whole:
+class WholeModel:
     """The program: hosting of every layer, the rules, and a largest load per window and layer."""
 
     def __init__(self, problem: Problem, exactly: bool, loose: bool) -> None:
@@ -293,7 +293,7 @@ class _Whole:
 
 
 def _maximise_balancedness(
-    whole: _Whole,
+    whole: WholeModel,
     hint: Copies | None,
     bound: float,
     work: float | None,
