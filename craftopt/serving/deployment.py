@@ -8,7 +8,7 @@ from dataclasses import replace as dataclass_replace
 from typing import Any, Literal, get_args
 
 from craftopt.errors import InputError, choice, divide_gpus, number, unknown, whole
-from craftopt.serving.facts import BYTES, Gpu, Model
+from craftopt.serving.facts import BYTES, Gpu, Model, bytes_of
 
 Exchange = Literal["all-to-all", "all-gather"]
 
@@ -155,10 +155,106 @@ class Deployment:
         """Dtype of all other weights."""
         return self.weight_dtype or ("fp8" if self.expert_kind == "fp8" else "bf16")
 
+    def link(self, name: str) -> float:
+        """Return the bytes per second that ``node_link`` or ``cluster_link`` reaches.
+
+        Raises
+        ------
+        InputError
+            The GPU's link is not known.
+        """
+        speed = getattr(self.gpu, name)
+        if speed is None:
+            raise InputError(
+                f"the {name} of {self.gpu.name} is not known; pass a Gpu with one: "
+                f"gpu.replace({name}=bytes_per_second), or a file of facts"
+            )
+        return float(speed) * self.link_efficiency
+
+    def traffic_price(self) -> TrafficPrice:
+        """Price a node that a token visits, where exchange and computation do not overlap.
+
+        Raises
+        ------
+        InputError
+            The link between nodes, or the arithmetic, of the GPU is not known.
+
+        Examples
+        --------
+        >>> from craftopt.serving import Deployment, find_gpu, find_model
+        >>> spread = Deployment(find_model("deepseek-r1"), find_gpu("h100"), gpus=64, nodes=8)
+        >>> round(spread.traffic_price().price, 2)
+        0.66
+        """
+        model, link = self.model, self.link("cluster_link")
+        reason = ""
+        if self.nodes == 1:
+            reason = "all GPUs are in one node"
+        elif self.gpu.node_link is not None and link >= self.link("node_link"):
+            reason = "nodes are linked as fast as the GPUs of a node"
+        # Before an all-gather nobody knows which nodes a token needs: it visits all.
+        there = 0.0 if self.exchange == "all-gather" else bytes_of(self.exchange_kind)
+        return TrafficPrice(
+            remote=1.0 - 1.0 / self.nodes,
+            dispatch_bytes=model.hidden_width * there,
+            combine_bytes=model.hidden_width * bytes_of("bf16"),
+            link=link,
+            flops=model.top_k * 2.0 * model.parameters_per_expert,
+            compute=self.gpu.peak(self.expert_kind) * self.compute_efficiency,
+            reason=reason,
+        )
+
     @property
     def exchange_kind(self) -> str:
         """Dtype of tokens on their way to the experts."""
         return self.exchange_dtype or ("fp8" if self.expert_kind == "fp8" else "bf16")
+
+
+@dataclass(frozen=True)
+class TrafficPrice:
+    """Price a node that a token visits, in the time of a mean GPU load, and show every term.
+
+    Both times are per token that one GPU holds: at full load it computes as many tokens' choices
+    as it holds tokens. So the price depends neither on the batch nor on the number of GPUs.
+
+    Parameters
+    ----------
+    remote : float
+        Share of a visit that crosses nodes: 1 - 1 / nodes, homes being equally likely.
+    dispatch_bytes, combine_bytes : float
+        Of one token on its way to a node, and back.
+    link : float
+        Bytes per second that a GPU reaches between nodes.
+    flops : float
+        Of all choices of a token in a layer.
+    compute : float
+        FLOP/s that a GPU reaches.
+    reason : str
+        Why traffic counts for nothing; empty where it counts.
+    """
+
+    remote: float
+    dispatch_bytes: float
+    combine_bytes: float
+    link: float
+    flops: float
+    compute: float
+    reason: str = ""
+
+    @property
+    def exchange_seconds(self) -> float:
+        """Seconds that a visit of one more node takes."""
+        return self.remote * (self.dispatch_bytes + self.combine_bytes) / self.link
+
+    @property
+    def compute_seconds(self) -> float:
+        """Seconds that the mean GPU computes."""
+        return self.flops / self.compute
+
+    @property
+    def price(self) -> float:
+        """Mean GPU loads per node visited, what `Problem` takes as ``traffic``; 0 for a reason."""
+        return 0.0 if self.reason else self.exchange_seconds / self.compute_seconds
 
 
 @dataclass(frozen=True)

@@ -240,20 +240,10 @@ def _exchange(deployment: Deployment, fullest: FloatArray, everywhere: float) ->
     for tokens_near, tokens_far, size in ((near_there, far_there, there), (near, far, back)):
         within = np.zeros_like(fullest)
         if gpus > nodes:
-            within = tokens_near * size / _link(deployment, "node_link")
-        across = tokens_far * size / _link(deployment, "cluster_link") if nodes > 1 else 0.0
+            within = tokens_near * size / deployment.link("node_link")
+        across = tokens_far * size / deployment.link("cluster_link") if nodes > 1 else 0.0
         seconds += np.maximum(within, across) + deployment.exchange_latency
     return seconds
-
-
-def _link(deployment: Deployment, name: str) -> float:
-    speed = getattr(deployment.gpu, name)
-    if speed is None:
-        raise InputError(
-            f"the {name} of {deployment.gpu.name} is not known; pass a Gpu with one: "
-            f"gpu.replace({name}=bytes_per_second), or a file of facts"
-        )
-    return float(speed) * deployment.link_efficiency
 
 
 def _attention(deployment: Deployment, phase: Phase, tokens: float, context: float) -> float:
@@ -273,7 +263,7 @@ def _attention(deployment: Deployment, phase: Phase, tokens: float, context: flo
     )
     if group > 1:
         size = 2 * (group - 1) / group * tokens * model.hidden_width * bytes_of("bf16")
-        seconds += model.layers * size / _link(deployment, "node_link")
+        seconds += model.layers * size / deployment.link("node_link")
     return seconds
 
 

@@ -98,6 +98,7 @@ def solve_whole(
     6.0
     """
     problem.goal.require_even_dispatch("solve_whole")
+    problem.require_even_balance("solve_whole")
     model = WholeModel(problem, exactly, loose)
     if problem.objective == "time":
         model.minimise_time(bound)
