@@ -215,7 +215,7 @@ class WholeModel:
         on, h = self.layers[i].on, int(self.heaviest[i])
         heavier = on(h, g) - on(h, g - 1)
         if by_slots:  # they differ by at most 1
-            self.model.add(f"fewer_first_{i}_{g}", s[g - 1] <= s[g])
+            self.model.add(f"order_slots_{i}_{g}", s[g - 1] <= s[g])
             heavier = heavier - s[g] + s[g - 1]
         self.model.add(f"order_{i}_{g}", heavier <= 0)
 
