@@ -180,12 +180,17 @@ class Coactivation(Displayed):
             raise InputError("select takes a non-empty list of layer positions (whole numbers)")
         if positions.min() < 0 or positions.max() >= self.layers:
             raise InputError(f"layer positions must be 0..{self.layers - 1}, not {layers}")
+        return self.with_layers(positions.tolist(), self.layer_ids[positions])
+
+    def with_layers(self, positions: Sequence[int], layer_ids: npt.ArrayLike) -> Coactivation:
+        """Return the layers at these 0-based positions, under these numbers."""
+        chosen = list(positions)
         return Coactivation(
-            self.pairs[positions],
-            self.assignments[positions],
-            self.tokens[positions],
+            self.pairs[chosen],
+            self.assignments[chosen],
+            self.tokens[chosen],
             top_k=self.top_k,
-            layer_ids=self.layer_ids[positions],
+            layer_ids=layer_ids,
         )
 
     def thinned(self, share: float) -> Coactivation:

@@ -90,6 +90,28 @@ def check_envelope(document: Any, kind: str, format_name: str, version: int) -> 
     return document
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check that `write_atomically` can write a file, before the work whose result it is to hold.
+
+    Raises
+    ------
+    InputError
+        A folder or device, or a folder that is missing or may not be written.
+    """
+    target = Path(path)
+    reason = ""
+    if target.is_dir():
+        reason = f"it is a folder; name a file, such as {target / 'plan.json'}"
+    elif target.exists() and not target.is_file():
+        reason = "it is no file"
+    elif not target.parent.is_dir():
+        reason = f"there is no folder {target.parent}; make it first"
+    elif not os.access(target.parent, os.W_OK | os.X_OK):
+        reason = f"the folder {target.parent} may not be written"
+    if reason:
+        raise InputError(f"cannot write {target}: {reason}")
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one; text in UTF-8.
 

@@ -171,8 +171,12 @@ class Loads(Displayed):
             "windows": f"{self.windows} ({names})",
             "layers": name_layers(self.layer_ids),
             "experts": str(self.experts),
-            "token assignments": f"{self.tokens.sum():,.0f}",
+            "token assignments": f"{self.tokens.sum():,.{0 if self.tokens.sum() >= 10 else 4}f}",
         }
+
+    def with_layers(self, positions: Sequence[int], layer_ids: npt.ArrayLike) -> Loads:
+        """Return the layers at these 0-based positions, under these numbers."""
+        return Loads(self.tokens[:, list(positions)], layer_ids, self.window_names)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and pickles go through the constructor, so that they are read-only too.
@@ -214,6 +218,25 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def name_layers(layer_ids: IntArray) -> str:
     """Count layers, and say which of the model's they are."""
     return f"{layer_ids.size} (model's {layer_ids.min()}..{layer_ids.max()})"
+
+
+def layer_text(layer_ids: npt.ArrayLike) -> str:
+    """Name layers for a message: ``0-2, 5``.
+
+    Examples
+    --------
+    >>> from craftopt.loads import layer_text
+    >>> layer_text([0, 1, 2, 5])
+    '0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for number in np.asarray(layer_ids).tolist():
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return ", ".join(texts if len(texts) <= 8 else [*texts[:7], "...", texts[-1]])
 
 
 def valid_layer_ids(layer_ids: npt.ArrayLike | None, layers: int) -> IntArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,15 @@ from craftopt.coactivation import Coactivation
 from craftopt.display import Displayed, sparkline
 from craftopt.documents import check_envelope, read_json, write_atomically, write_json
 from craftopt.errors import FormatError, InputError, divide_gpus, whole
-from craftopt.loads import IntArray, Loads, as_array, name_layers, read_only, valid_layer_ids
+from craftopt.loads import (
+    IntArray,
+    Loads,
+    as_array,
+    layer_text,
+    name_layers,
+    read_only,
+    valid_layer_ids,
+)
 from craftopt.traces import Trace
 
 # How many copies a GPU hosts, by expert and GPU, mostly with layers in front.
@@ -205,29 +214,29 @@ class Plan(Displayed):
         np.add.at(copies, (layer, table[layer, slot], gpu_of_slot[slot]), 1)
         return cls(copies, layer_ids, nodes, method)
 
-    def check_layers(self, held: Loads | Trace | Coactivation, name: str) -> None:
-        """Check that loads, a trace or pair counts describe the plan's layers and experts.
+    def with_layers(self, positions: Sequence[int], layer_ids: npt.ArrayLike) -> Plan:
+        """Return the layers at these 0-based positions, under these numbers."""
+        return Plan(self.copies[list(positions)], layer_ids, self.nodes, self.method)
+
+    def check_layers(self, held: Loads | Trace | Coactivation | Plan, name: str) -> None:
+        """Check that what is named so describes the plan's layers, by number, and its experts.
 
         Raises
         ------
         InputError
             Other layers or experts.
         """
-        if (self.layers, self.experts) != (held.layers, held.experts):
+        if self.experts != held.experts:
             raise InputError(
                 f"the plan has {self.layers} layers of {self.experts} experts, the {name} "
                 f"{held.layers} of {held.experts}; both must describe the same model"
             )
-        # Plans from engine maps number their layers 0, 1, ...: they match anything by position. So
-        # do traces and pair counts, most of which come without numbers.
-        mine, theirs = self.layer_ids.tolist(), held.layer_ids.tolist()
-        plain = list(range(self.layers))
-        unnumbered = mine == plain or (theirs == plain and not isinstance(held, Loads))
-        if not unnumbered and mine != theirs:
-            layer = int(np.flatnonzero(self.layer_ids != held.layer_ids)[0])
+        if not np.array_equal(self.layer_ids, held.layer_ids):
             raise InputError(
-                f"layer {layer} is the model's layer {self.layer_ids[layer]} in the plan and "
-                f"{held.layer_ids[layer]} in the {name}; pass {name} of the same layers"
+                f"the plan has the layers {layer_text(self.layer_ids)} ({self.layers}), the {name} "
+                f"{layer_text(held.layer_ids)} ({held.layers}), and layers are matched by number; "
+                "where a file does not number its layers, pass the model's own numbers, such as "
+                "--layers 3-60 (layers=range(3, 61) where it is read)"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from craftopt.traces import Trace
 
 SlotRule = Literal["uniform", "even", "free"]
 PlannedDispatch = Literal["even", "nearest-even"]
+_MOST_GPUS = 2**14
 
 
 class Price(Protocol):
@@ -393,6 +394,11 @@ class Problem(Displayed):
         )
 
     def _check_cluster(self) -> None:
+        if self.gpus > _MOST_GPUS:
+            raise InputError(
+                f"gpus={self.gpus} is far beyond any cluster, and there are {self.loads.experts} "
+                f"experts in each of {self.loads.layers} layers; pass at most {_MOST_GPUS}"
+            )
         divide_gpus(self.gpus, self.nodes)
         if self.expert_groups is not None and self.groups % self.nodes:
             raise InfeasibleError(
@@ -414,6 +420,8 @@ class Problem(Displayed):
                 f"previous plan has shape {self.previous_copies.shape}; "
                 f"this problem has [layers, experts, gpus] = {wanted}"
             )
+        if isinstance(self.previous, Plan):
+            self.previous.check_layers(self.loads, "loads")
 
     def _check_traffic(self) -> None:
         if self.dispatch != "even" and not self.goal.even_dispatch:

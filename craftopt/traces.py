@@ -15,6 +15,7 @@ from craftopt.coactivation import Coactivation, few_tokens, name_error, standard
 from craftopt.display import Displayed
 from craftopt.errors import CraftoptWarning, InputError, choice, unknown, whole
 from craftopt.loads import (
+    BoolArray,
     FloatArray,
     IntArray,
     Loads,
@@ -27,7 +28,7 @@ from craftopt.loads import (
 Order = Literal["recorded", "random"]
 
 # Far above any model; an id beyond is damage, and the loads would not fit into memory.
-_MOST_EXPERTS = 2**16
+MOST_EXPERTS = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,8 @@ class Trace(Displayed):
     Raises
     ------
     InputError
-        Ids that are no whole numbers, below -1 or not below ``experts``; a wrong rank; no token,
+        Ids that are no whole numbers, below -1 or not below ``experts``; a token that has one
+        expert twice in a layer, which no router does; a wrong rank; no token,
         layer or choice; columns of a wrong length; a domain without name.
 
     Examples
@@ -146,6 +148,17 @@ class Trace(Displayed):
             (np.cumsum(kept) - 1)[self.domain[chosen]],
             [name for name in self.domain_names if name in domains],
             None if self.sequence is None else self.sequence[chosen],
+        )
+
+    def with_layers(self, positions: Sequence[int], layer_ids: npt.ArrayLike) -> Trace:
+        """Return the layers at these 0-based positions, under these numbers."""
+        return Trace(
+            self.topk_ids[:, list(positions)],
+            self.experts,
+            layer_ids,
+            self.domain,
+            self.domain_names if self.domain is not None else None,
+            self.sequence,
         )
 
     def batches(self, size: int, order: Order = "recorded", seed: int = 0) -> Loads:
@@ -240,8 +253,7 @@ class Trace(Displayed):
     def coactivation(self) -> Coactivation:
         """Count the tokens that chose two experts together, pair by pair.
 
-        A token without any choice in a layer (-1 in all places) is not counted there, a choice
-        that a token repeats is counted once.
+        A token without any choice in a layer (-1 in all places) is not counted there.
 
         Returns
         -------
@@ -264,7 +276,6 @@ class Trace(Displayed):
         k = self.topk_ids.shape[2]
         for layer in range(self.layers):
             cells = np.sort(self.topk_ids[:, layer].astype(np.int64), axis=1) + 1
-            cells[:, 1:][cells[:, 1:] == cells[:, :-1]] = 0
             assignments[layer] = np.bincount(cells.ravel(), minlength=width)
             tokens[layer] = np.count_nonzero(cells.any(axis=1))
             for i in range(k):
@@ -446,9 +457,9 @@ def _valid_ids(topk_ids: npt.ArrayLike, experts: int | None) -> tuple[npt.NDArra
     if experts is None and highest < 0:
         raise InputError("topk_ids holds no expert, only -1; drop such traces")
     count = highest + 1 if experts is None else whole("experts", experts, 1)
-    if count > _MOST_EXPERTS:
+    if count > MOST_EXPERTS:
         raise InputError(
-            f"topk_ids holds ids up to {highest} (experts={count}); at most {_MOST_EXPERTS} "
+            f"topk_ids holds ids up to {highest} (experts={count}); at most {MOST_EXPERTS} "
             "experts per layer are read, so the file is damaged or these are no expert ids"
         )
     if ids.min() < -1 or highest >= count:
@@ -456,7 +467,23 @@ def _valid_ids(topk_ids: npt.ArrayLike, experts: int | None) -> tuple[npt.NDArra
             f"topk_ids holds ids {ids.min()}..{highest}; with experts={count} they must be "
             f"-1 (no expert) or 0..{count - 1}"
         )
+    for layer in range(ids.shape[1]):
+        twice = repeated(ids[:, layer])
+        if twice.any():
+            token = int(twice.argmax())
+            raise InputError(
+                f"topk_ids[{token}, {layer}] is {ids[token, layer].tolist()}, one expert twice, "
+                f"which no router chooses ({twice.sum()} token(s) of this layer); these are no "
+                "expert ids, or places without expert, which must be -1"
+            )
     return read_only(np.array(ids, dtype=ids.dtype.newbyteorder("="), order="C")), count
+
+
+def repeated(ids: npt.NDArray[Any]) -> BoolArray:
+    """Tell which rows hold an expert twice, [rows] of ids [rows, k]; -1 may be repeated."""
+    ordered = np.sort(ids, axis=1)
+    twice: BoolArray = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+    return twice
 
 
 def _valid_column(name: str, values: npt.ArrayLike, tokens: int) -> IntArray:

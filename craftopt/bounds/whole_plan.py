@@ -154,7 +154,7 @@ def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatA
     float64 [chosen]
         In the unit of `layer_costs`.
     """
-    tokens = np.ascontiguousarray(problem.loads.tokens[:, layers].transpose(1, 0, 2))
+    tokens = np.array(problem.loads.tokens[:, layers].transpose(1, 0, 2), order="C")
     return _even_costs(
         tokens, replicas, problem.gpus, problem.copies_limit, not problem.goal.maximised
     )
@@ -185,7 +185,8 @@ def layer_costs(problem: Problem) -> FloatArray:
 
 def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
     problem.goal.require_even_dispatch("a bound by loads")
-    tokens = np.ascontiguousarray(problem.loads.tokens.transpose(1, 0, 2))
+    # Copied even where it is in order, so that kernels are compiled for one kind of array.
+    tokens = np.array(problem.loads.tokens.transpose(1, 0, 2), order="C")
     return _cost_curves(
         tokens, problem.gpus, problem.copies_limit, choices, not problem.goal.maximised
     )

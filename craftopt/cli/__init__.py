@@ -34,6 +34,26 @@ COMMANDS = (
     warm_up,
 )
 
+# What engines call it, and the answer to an option that there is not.
+_ENGINES_OPTIONS = {
+    "ep-size ep expert-parallel-size moe-ep-size tp-size tp tensor-parallel-size dp-size "
+    "data-parallel-size world-size num-gpus num-ranks": "the GPUs (EP ranks) are --gpus here",
+    "num-redundant-experts ep-num-redundant-experts redundant-experts": "redundant experts are "
+    "--replicas-per-layer here",
+    "num-slots num-replicas num-physical-experts": "slots less experts are --replicas-per-layer "
+    "here",
+    "nnodes num-nodes": "nodes are --nodes here",
+    "num-groups n-group num-expert-group": "expert groups are --groups here",
+    "ep-dispatch-algorithm": "how tokens are split over copies is --dispatch here",
+    "eplb-algorithm algorithm policy eplb-policy-type": "algorithms are --method here",
+    "init-expert-location expert-map-path expert-map-file": "a map is an argument here, PLAN",
+    "num-experts": "experts are --experts here",
+    "num-layers layer-ids": "layers are --layers here",
+}
+OPTIONS_OF_ENGINES = {
+    f"--{name}": answer for names, answer in _ENGINES_OPTIONS.items() for name in names.split()
+}
+
 app = typer.Typer(
     help="Plan expert replication and placement for Mixture-of-Experts serving.",
     no_args_is_help=True,
@@ -76,6 +96,8 @@ def main() -> None:
         sys.exit(2)
     except _UsageError as error:
         text = " ".join(error.format_message().split())
+        meant = OPTIONS_OF_ENGINES.get(getattr(error, "option_name", "").replace("_", "-"))
+        text += f"; {meant}" if meant else ""
         if text:  # without arguments, the help has been printed
             print(f"craftopt: {text}", file=sys.stderr)
         sys.exit(2)

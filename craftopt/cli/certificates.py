@@ -18,17 +18,21 @@ from craftopt.cli.shared import (
     PerLayer,
     PlanArgument,
     PlanSlots,
+    Reader,
     Replicas,
     make_problem,
     print_json,
     print_rich,
     progress,
-    read_both,
+    reading,
     slots_of,
+    writable,
 )
 
 
+@reading
 def certify(
+    reader: Reader,
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
@@ -45,14 +49,15 @@ def certify(
         float | None, typer.Option(help="Seconds after which no bound is sharpened.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the certificate.")
+        Path | None,
+        typer.Option("--output", "-o", callback=writable, help="Write the certificate."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove how far a plan is from the best one; the budget is the plan's, if none is given."""
     from craftopt.reporting.tables import certificate_table  # noqa: PLC0415
 
-    held, traffic = read_both(plan, loads, gpus)
+    held, traffic = reader.both(plan, loads, gpus)
     if replicas is None and replicas_per_layer is None:
         replicas = held.replicas
     problem = make_problem(

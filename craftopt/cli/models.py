@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-import craftopt as co
 from craftopt.cli.shared import (
     Gpus,
     Groups,
@@ -17,16 +16,20 @@ from craftopt.cli.shared import (
     MaxCopies,
     Nodes,
     PerLayer,
+    Reader,
     Replicas,
     Slots,
     make_problem,
     print_rich,
-    read_source,
+    reading,
+    writable,
 )
 from craftopt.errors import InputError
 
 
+@reading
 def export_model(
+    reader: Reader,
     model: Annotated[
         str,
         typer.Argument(
@@ -36,7 +39,9 @@ def export_model(
     ],
     loads: LoadsArgument,
     gpus: Gpus,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File.mps or file.lp.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", callback=writable, help="File.mps or file.lp.")
+    ],
     layer: Annotated[int, typer.Option(help="Position of the layer; allocation is of all.")] = 0,
     nodes: Nodes = 1,
     replicas: Replicas = None,
@@ -57,11 +62,11 @@ def export_model(
     if missing:
         raise InputError(f"export-model needs {', '.join(missing)}: pip install 'craftopt[exact]'")
     problem = make_problem(
-        read_source(loads), gpus, nodes, replicas, replicas_per_layer, slots, "time", groups,
+        reader.loads(loads), gpus, nodes, replicas, replicas_per_layer, slots, "time", groups,
         max_copies,
     )  # fmt: skip
     if previous is not None:
-        problem = problem.replace(previous=co.read_plan(previous), max_moves=max_moves)
+        problem = problem.replace(previous=reader.plan(str(previous)), max_moves=max_moves)
     write = importlib.import_module("craftopt_formulations.export").export_model
     variables, constraints = write(problem, model.lower(), output, layer=layer)
     print_rich(f"wrote {output}: {variables} variables, {constraints} constraints")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -25,6 +23,8 @@ from craftopt.cli.shared import (
     PairsOption,
     PerLayer,
     PlanArgument,
+    PlanOutput,
+    Reader,
     Replicas,
     Seed,
     Slots,
@@ -35,16 +35,15 @@ from craftopt.cli.shared import (
     print_json,
     print_rich,
     progress,
-    read_both,
-    read_source,
-    read_tokens,
+    reading,
 )
 from craftopt.errors import InputError, choice
-from craftopt.formats.reading import read_any
 from craftopt.routing import DISPATCHES
 
 
+@reading
 def plan(
+    reader: Reader,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -65,12 +64,12 @@ def plan(
     ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; a safety stop.")] = None,
     workers: Workers = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write plan.json.")] = None,
+    output: PlanOutput = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan a model, say how good the plan is, and write it to a file."""
     problem = make_problem(
-        read_source(loads), gpus, nodes, replicas, replicas_per_layer, slots, objective, groups,
+        reader.loads(loads), gpus, nodes, replicas, replicas_per_layer, slots, objective, groups,
         max_copies,
     )  # fmt: skip
     with progress(f"planning with {method}") as report:
@@ -103,7 +102,9 @@ def plan(
         print_rich(f"wrote {output}")
 
 
+@reading
 def compare(
+    reader: Reader,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -134,7 +135,7 @@ def compare(
         raise InputError(
             "--blend mixes the windows held out: pass one --holdout, such as first-half"
         )
-    planned, served = read_source(loads), None
+    planned, served = reader.loads(loads), None
     if holdout is not None and holdout != "domains":
         planned, served = co.holdout(planned, holdout)
         if blend is not None:
@@ -146,7 +147,7 @@ def compare(
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
         names = list(co.methods())
-    tokens, pairs = read_tokens(trace, coactivation, planned.experts)
+    tokens, pairs = reader.tokens(trace, coactivation, planned.layer_ids, planned.experts)
     with progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
@@ -174,7 +175,9 @@ def compare(
     print_rich(rich_table(result.table()))
 
 
+@reading
 def evaluate(
+    reader: Reader,
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
@@ -185,8 +188,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a plan, or the map that an engine serves with, on loads."""
-    held, served = read_both(plan, loads, gpus, nodes)
-    tokens, pairs = read_tokens(trace, coactivation, held.experts)
+    held, served = reader.both(plan, loads, gpus, nodes)
+    tokens, pairs = reader.tokens(trace, coactivation, held.layer_ids, held.experts)
     rule = choice("dispatch", dispatch, DISPATCHES)
     scored = co.evaluate(held, served, rule, trace=tokens, coactivation=pairs)
     if as_json:
@@ -197,7 +200,9 @@ def evaluate(
     print_rich(rich_table(scored.table()))
 
 
+@reading
 def info(
+    reader: Reader,
     file: Annotated[
         str,
         typer.Argument(
@@ -210,9 +215,6 @@ def info(
     nodes: MapNodes = None,
     trace: TraceOption = None,
     coactivation: PairsOption = None,
-    layers: Annotated[
-        int | None, typer.Option(help="MoE layers of a block of MindIE's hotspots.")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a file is and holds: loads, a token trace, pair counts or a plan.
@@ -228,15 +230,13 @@ def info(
     )
 
     held: co.Loads | co.Trace | co.Plan | co.Coactivation
-    if file != "-" and not Path(file).exists():
-        name, held = "an example", read_source(file)
-    else:
-        name, held = read_any(sys.stdin.buffer if file == "-" else file, gpus, layers)
+    name, held = reader.any(file, gpus)
     if not isinstance(held, co.Plan) and (trace, coactivation, nodes) != (None, None, None):
         raise InputError(f"--trace, --coactivation and --nodes are for plans; this is {name}")
     match held:
         case co.Loads():
-            facts = {**held.to_dict(), "share_error": share_error(held).tolist()}
+            error = share_error(held)
+            facts = {**held.to_dict(), "share_error": None if error is None else error.tolist()}
             table = loads_table(held, name)
         case co.Trace():
             facts = held.to_dict()
@@ -246,7 +246,9 @@ def info(
             table = pairs_table(held, name)
         case _:
             held = on_nodes(held, nodes)
-            traffic = _traffic_of(held, *read_tokens(trace, coactivation, held.experts))
+            traffic = _traffic_of(
+                held, *reader.tokens(trace, coactivation, held.layer_ids, held.experts)
+            )
             facts = {
                 "layers": held.layers,
                 "experts": held.experts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -17,19 +18,21 @@ from craftopt.cli.shared import (
     MaxCopies,
     ObjectiveOption,
     PlanArgument,
+    PlanOutput,
     PlanSlots,
+    Reader,
     Seed,
     Workers,
     print_json,
     print_rich,
     progress,
-    read_both,
-    read_plan,
-    same_layers,
+    reading,
     slots_of,
+    writable,
 )
 from craftopt.documents import write_atomically
-from craftopt.errors import InputError
+from craftopt.errors import CraftoptWarning, InputError
+from craftopt.loads import layer_text
 from craftopt.objective import ObjectiveName
 from craftopt.problem import SlotRule
 
@@ -37,7 +40,9 @@ from craftopt.problem import SlotRule
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25)
 
 
+@reading
 def rebalance(
+    reader: Reader,
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
@@ -72,9 +77,10 @@ def rebalance(
     ] = None,
     seed: Seed = 0,
     workers: Workers = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write plan.json.")] = None,
+    output: PlanOutput = None,
     steps: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the ordered migration steps.")
+        Path | None,
+        typer.Option(metavar="FILE", callback=writable, help="Write the ordered migration steps."),
     ] = None,
     staging: Annotated[int, typer.Option(help="Spare slots per GPU during migration.")] = 1,
     as_json: AsJson = False,
@@ -82,12 +88,12 @@ def rebalance(
     """From the plan that serves to a better one for new loads, with few copies moved."""
     if to == "-" and "-" in (plan, loads):
         raise InputError("stdin can be one of the plans or the loads, not two of them")
-    old, held = read_both(plan, loads, gpus)
+    old, held = _all_layers(*reader.whole_plan(plan, loads, gpus))
     active = _active(dead, old.gpus)
     if to is not None:
         if dead is not None:
             raise InputError("--to relabels a plan as it is; leave out --dead")
-        wanted = same_layers(read_plan(to, gpus), held)
+        wanted = reader.plan(to, gpus)
         new = co.relabel(wanted, old, within_nodes=groups is not None)
         facts: dict[str, Any] = {
             "moves before relabelling": co.count_moves(wanted, old),
@@ -157,6 +163,27 @@ def rebalance(
             print_rich(f"wrote {path}")
 
 
+def _all_layers(plan: co.Plan, loads: co.Loads) -> tuple[co.Plan, co.Loads]:
+    """Give layers that the loads lack no tokens, so that they stay in the plan as they are."""
+    position = {number: index for index, number in enumerate(loads.layer_ids.tolist())}
+    used = loads.layer_ids[loads.tokens.any(axis=(0, 2))]
+    missing = set(plan.layer_ids.tolist()) - set(used.tolist())
+    if not np.isin(used, plan.layer_ids).all() or plan.experts != loads.experts:
+        plan.check_layers(loads, "loads")
+    tokens = np.zeros((loads.windows, plan.layers, loads.experts))
+    for layer, number in enumerate(plan.layer_ids.tolist()):
+        if number in position:
+            tokens[:, layer] = loads.tokens[:, position[number]]
+    if missing:
+        warnings.warn(
+            f"the layers {layer_text(sorted(missing))} of the plan have no tokens and stay as they "
+            "are",
+            CraftoptWarning,
+            stacklevel=2,
+        )
+    return plan, co.Loads(tokens, plan.layer_ids, loads.window_names)
+
+
 def _active(dead: str | None, gpus: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
     if dead is None:
         return None
@@ -165,4 +192,6 @@ def _active(dead: str | None, gpus: int) -> np.ndarray[Any, np.dtype[np.bool_]] 
         if not text.strip().isdecimal() or int(text) >= gpus:
             raise InputError(f"--dead names {text.strip()!r}; the plan's GPUs are 0..{gpus - 1}")
         active[int(text)] = False
+    if not active.any():
+        raise InputError(f"--dead names all {gpus} GPUs of the plan; at least one must be alive")
     return active

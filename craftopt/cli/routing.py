@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
-from typing import Annotated, cast
+from dataclasses import asdict, replace
+from typing import Annotated
 
 import typer
 
@@ -13,19 +12,19 @@ from craftopt.cli.shared import (
     AsJson,
     MapGpus,
     PlanArgument,
+    Reader,
     Seed,
     print_json,
     print_rich,
-    read_plan,
-    read_source,
-    same_layers,
+    reading,
 )
-from craftopt.errors import InputError, choice
+from craftopt.errors import choice
 from craftopt.routing import COUNT_DISPATCHES
-from craftopt.traces import Order
 
 
+@reading
 def route(
+    reader: Reader,
     plan: PlanArgument,
     traffic: Annotated[
         str,
@@ -43,12 +42,6 @@ def route(
             help=f"Rules, separated by commas: {', '.join(COUNT_DISPATCHES)}, or all.",
         ),
     ] = "even,metro,exact",
-    batch: Annotated[
-        int | None, typer.Option(help="Tokens per batch, cut from a token trace.")
-    ] = None,
-    order: Annotated[
-        str, typer.Option(help="Tokens of a batch: recorded (prefill) or random (decode).")
-    ] = "random",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -61,11 +54,9 @@ def route(
         if names == ["all"]
         else [choice("dispatch", n, COUNT_DISPATCHES) for n in names]
     )
-    if plan == traffic == "-":
-        raise InputError("stdin can be the plan or the traffic, not both")
-    held = read_plan(plan, gpus)
-    batches = _batches(traffic, held, batch, order, seed)
-    held = same_layers(held, batches)
+    if reader.batch is not None:
+        reader = replace(reader, order=reader.order or "random", seed=seed)
+    held, batches = reader.both(plan, traffic, gpus)
     co.evaluate(held, batches.select([0]))  # names what does not match
     found = {name: measure_dispatch(held, batches, name) for name in rules}
     if as_json:
@@ -83,12 +74,3 @@ def route(
     from craftopt.reporting.tables import dispatch_table  # noqa: PLC0415
 
     print_rich(dispatch_table(batches, found))
-
-
-def _batches(traffic: str, plan: co.Plan, size: int | None, order: str, seed: int) -> co.Loads:
-    """Cut a trace into batches, without a last one that is short; or read loads."""
-    if size is None:
-        return read_source(traffic)
-    trace = co.read_trace(sys.stdin.buffer if traffic == "-" else traffic, experts=plan.experts)
-    windows = trace.batches(size, cast(Order, order), seed)
-    return windows.select(range(max(1, trace.tokens // size)))

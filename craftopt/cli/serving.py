@@ -14,18 +14,22 @@ from craftopt.cli.shared import (
     Groups,
     LoadsArgument,
     Nodes,
+    Reader,
     Seed,
     Workers,
     print_json,
     print_rich,
     progress,
-    read_source,
+    reading,
+    writable,
 )
 from craftopt.errors import InputError
 from craftopt.problem import SlotRule
 
 
+@reading
 def advise(
+    reader: Reader,
     loads: LoadsArgument,
     model: Annotated[str, typer.Option(help="Model, such as deepseek-r1.")],
     gpu: Annotated[str, typer.Option(help="Accelerator, such as h200.")],
@@ -57,7 +61,8 @@ def advise(
     seed: Seed = 0,
     workers: Workers = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the recommended plan.json.")
+        Path | None,
+        typer.Option("--output", "-o", callback=writable, help="Write the recommended plan.json."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +79,7 @@ def advise(
     constants.update(_constant(text) for text in settings or [])
     with progress("advising") as report:
         advice = co.advise(
-            read_source(loads),
+            reader.loads(loads),
             find_model(model, models),
             find_gpu(gpu, devices),
             gpus,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import numpy as np
 import typer
@@ -16,15 +20,30 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
-from craftopt.errors import InputError, unknown
+from craftopt.documents import check_writable
+from craftopt.errors import InputError, choice, unknown
+from craftopt.formats.reading import read_any
+from craftopt.loads import IntArray
 from craftopt.objective import ObjectiveName
 from craftopt.problem import SlotRule
+from craftopt.traces import Order
+
+
+def writable(path: Any) -> Any:
+    """Refuse a file that cannot be written, before any work begins."""
+    if path is not None:
+        check_writable(path)
+    return path
+
 
 LoadsArgument = Annotated[
     str, typer.Argument(metavar="LOADS", help="File of loads, - for stdin, or an example's name.")
 ]
 PlanArgument = Annotated[
     str, typer.Argument(metavar="PLAN", help="A plan or an engine's map, - for stdin.")
+]
+PlanOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", callback=writable, help="Write plan.json.")
 ]
 Gpus = Annotated[int, typer.Option(help="GPUs (EP ranks).")]
 MapGpus = Annotated[
@@ -82,27 +101,189 @@ Blend = Annotated[
 ]
 
 
-def read_source(source: str) -> co.Loads:
-    """Read loads from a file, from stdin or from the examples."""
-    if source == "-":
-        return co.read_loads(sys.stdin.buffer)
-    if Path(source).exists():
-        return co.read_loads(source)
-    if source.casefold() in co.example_names():
-        return co.load_example(source)
-    wrong = unknown("example", source, co.example_names())
-    raise InputError(f"there is no file {source}, and {wrong}")
+Kind = Literal["loads", "trace", "plan"]
 
 
-def read_both(
-    plan: str, loads: str, gpus: int | None, nodes: int | None = None
-) -> tuple[co.Plan, co.Loads]:
-    """Read a plan and loads, and leave layers out of an engine's map that the loads do not have."""
-    if plan == loads == "-":
-        raise InputError("stdin can be the plan or the loads, not both")
-    held = on_nodes(read_plan(plan, gpus), nodes)
-    traffic = read_source(loads)
-    return same_layers(held, traffic), traffic
+@dataclass(frozen=True)
+class Reader:
+    """Read loads as the options of the command say; see `reading`."""
+
+    kind: Kind | None
+    layers: int | list[int] | None
+    experts: int | None
+    batch: int | None
+    order: str | None
+    seed: int = 0
+
+    def loads(self, source: str, keep_idle: bool = False, experts: int | None = None) -> co.Loads:
+        """Read loads, or cut a trace into windows, from a file, stdin or the examples."""
+        held: Any = sys.stdin.buffer if source == "-" else source
+        if source != "-" and not Path(source).exists():
+            if source.casefold() not in co.example_names():
+                wrong = unknown("example", source, co.example_names())
+                raise InputError(f"there is no file {source}, and {wrong}")
+            if self != Reader(None, None, None, None, None):
+                raise InputError(
+                    f"{source} is an example, which says itself what it is; leave out --as, "
+                    "--layers, --experts, --batch and --order"
+                )
+            return co.load_example(source)
+        if self.batch is not None:
+            return self._windows(held, self.experts or experts)
+        if self.kind == "trace" or self.order is not None:
+            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
+        return co.read_loads(
+            held, self.layers, experts=self.experts, kind=self.kind, keep_idle=keep_idle
+        )
+
+    def any(self, source: str, gpus: int | None) -> tuple[str, Any]:
+        """Read whatever a file holds, and say in words what it is."""
+        if source != "-" and not Path(source).exists():
+            return "an example", self.loads(source)
+        if self.batch is not None:
+            return f"a trace in batches of {self.batch}", self.loads(source)
+        held = sys.stdin.buffer if source == "-" else source
+        return read_any(held, gpus, self.layers, self.experts, self.kind)
+
+    def plan(self, source: str, gpus: int | None = None, nodes: int | None = None) -> co.Plan:
+        """Read a plan or an engine's map from a file or from stdin."""
+        held = co.read_plan(sys.stdin.buffer if source == "-" else source, gpus, self.layers)
+        return on_nodes(held, nodes)
+
+    def both(
+        self, plan: str, loads: str, gpus: int | None, nodes: int | None = None
+    ) -> tuple[co.Plan, co.Loads]:
+        """Read a plan and loads of the same layers: those of the loads that have tokens."""
+        held, traffic = self.whole_plan(plan, loads, gpus, nodes)
+        active = np.flatnonzero(traffic.tokens.any(axis=(0, 2)))
+        if active.size < traffic.layers:
+            traffic = traffic.with_layers(active.tolist(), traffic.layer_ids[active])
+        return self.same_layers(held, traffic), traffic
+
+    def whole_plan(
+        self, plan: str, loads: str, gpus: int | None, nodes: int | None = None
+    ) -> tuple[co.Plan, co.Loads]:
+        """Read a plan and loads with all of their layers.
+
+        Loads whose numbers are 0, 1, ... may be numbered by position, so they match a plan of as
+        many layers alone, unless --layers says their numbers.
+        """
+        if plan == loads == "-":
+            raise InputError("stdin can be the plan or the loads, not both")
+        held = self.plan(plan, gpus, nodes)
+        traffic = self.loads(loads, keep_idle=True, experts=held.experts)
+        by_position = self.layers is None and traffic.layer_ids.tolist() == list(
+            range(traffic.layers)
+        )
+        if by_position and traffic.layers < held.layers:
+            held.check_layers(traffic, "loads")
+        return held, traffic
+
+    def same_layers(self, plan: co.Plan, loads: co.Loads) -> co.Plan:
+        """Leave out layers of the plan that the loads lack: engines' maps list dense layers, too.
+
+        Raises
+        ------
+        InputError
+            Layers of the loads that the plan lacks.
+        """
+        plan = _of_layers(plan, loads.layer_ids)
+        plan.check_layers(loads, "loads")
+        return plan
+
+    def tokens(
+        self, trace: str | None, coactivation: str | None, layers: IntArray, experts: int
+    ) -> tuple[co.Trace | None, co.Coactivation | None]:
+        """Read what traffic is measured on, where it is given, and leave out other layers."""
+        tokens = None if trace is None else co.read_trace(trace, experts, self.layers)
+        pairs = (
+            None
+            if coactivation is None
+            else co.read_coactivation(coactivation, experts, self.layers)
+        )
+        return _of_layers(tokens, layers), _of_layers(pairs, layers)
+
+    def _windows(self, source: Any, experts: int | None) -> co.Loads:
+        """Cut a trace into windows, without a last one that is short."""
+        trace = co.read_trace(source, experts, self.layers)
+        order = cast(Order, self.order or "recorded")
+        windows = trace.batches(self.batch or 0, order, self.seed)
+        return windows.select(range(max(1, trace.tokens // (self.batch or 1))))
+
+
+def _of_layers(held: Any, layer_ids: IntArray) -> Any:
+    """Leave out other layers of a plan, a trace or pair counts, where it has all of these."""
+    if held is None:
+        return None
+    kept = np.flatnonzero(np.isin(held.layer_ids, layer_ids))
+    if kept.size == held.layers or kept.size < layer_ids.size:
+        return held
+    return held.with_layers(kept.tolist(), held.layer_ids[kept])
+
+
+_READING = {
+    "kind": (
+        str | None,
+        typer.Option("--as", metavar="KIND", help="What a bare array is: loads, trace or plan."),
+    ),
+    "layers": (
+        str | None,
+        typer.Option(
+            metavar="LAYERS",
+            help="The model's numbers of the layers, such as 3-60, where a file does not number "
+            "them, or to select some; or how many there are.",
+        ),
+    ),
+    "experts": (int | None, typer.Option(help="Experts per layer, where a file may lack some.")),
+    "batch": (int | None, typer.Option(help="Tokens per window, cut from a token trace.")),
+    "order": (
+        str | None,
+        typer.Option(help="Tokens of a --batch: recorded (prefill) or random (decode)."),
+    ),
+}
+
+
+def reading(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say how files are read, and it a `Reader` made of them."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        options = {name: arguments.pop(name) for name in _READING}
+        options["layers"] = _layers(options["layers"])
+        if options["kind"] is not None:
+            options["kind"] = choice("--as", options["kind"], get_args(Kind))
+        command(reader=Reader(**options), **arguments)
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [one for one in signature.parameters.values() if one.name != "reader"]
+    at = next((i for i, one in enumerate(parameters) if one.name == "as_json"), len(parameters))
+    parameters[at:at] = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+        )
+        for name, (kind, option) in _READING.items()
+    ]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[one.replace(kind=keyword) for one in parameters]
+    )
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _layers(text: str | None) -> int | list[int] | None:
+    """Read --layers: a number of layers, or their numbers, such as 3-60,62."""
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return int(text)
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if found is None:
+            raise InputError(f"--layers {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return numbers
 
 
 def on_nodes(plan: co.Plan, nodes: int | None) -> co.Plan:
@@ -110,29 +291,6 @@ def on_nodes(plan: co.Plan, nodes: int | None) -> co.Plan:
     if nodes is None:
         return plan
     return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest)
-
-
-def read_tokens(
-    trace: str | None, coactivation: str | None, experts: int
-) -> tuple[co.Trace | None, co.Coactivation | None]:
-    """Read what traffic is measured on, where it is given."""
-    return (
-        None if trace is None else co.read_trace(trace, experts),
-        None if coactivation is None else co.read_coactivation(coactivation, experts),
-    )
-
-
-def read_plan(plan: str, gpus: int | None) -> co.Plan:
-    """Read a plan or an engine's map from a file or from stdin."""
-    return co.read_plan(sys.stdin.buffer if plan == "-" else plan, gpus)
-
-
-def same_layers(plan: co.Plan, loads: co.Loads) -> co.Plan:
-    """Leave out layers of the plan that the loads lack: engines' maps list dense layers, too."""
-    kept = np.isin(plan.layer_ids, loads.layer_ids)
-    if plan.layers <= loads.layers or kept.sum() != loads.layers:
-        return plan
-    return co.Plan(plan.copies[kept], plan.layer_ids[kept], plan.nodes, plan.method)
 
 
 def slots_of(plan: co.Plan) -> SlotRule:

@@ -11,13 +11,17 @@ import numpy.typing as npt
 from craftopt.coactivation import Coactivation
 from craftopt.errors import FormatError
 from craftopt.formats._text import shorten
-from craftopt.loads import Loads
+from craftopt.loads import BoolArray, Loads
 from craftopt.plan import Plan
 from craftopt.traces import Trace
 
 AnyArray = npt.NDArray[Any]
+# Where as many tokens choose one expert, or as many cells have one share, it is no chance.
+_ENOUGH_TOKENS, _ENOUGH_CELLS = 64, 8
+_MOST_LAYERS = 128  # of a model
+_FEW_EXPERTS = 8  # of fewer, one may well have half of the tokens
 Kind = Literal["loads", "trace", "plan", "coactivation"]
-_WORDS = {
+WORDS: dict[Kind, str] = {
     "loads": "loads",
     "trace": "a token trace",
     "plan": "a plan",
@@ -36,6 +40,14 @@ class Contents:
         self.name = name
         self.kind = kind
         self.notes: list[str] = []
+        # How the number of experts was inferred where the file does not say it and may lack some.
+        self.inferred = ""
+        self.repeated = False  # a plan's one layer is to be repeated for all
+
+    def take_as(self, kind: Kind | None) -> None:
+        """Refuse to be taken for something else than the file says."""
+        if kind not in (None, self.kind):
+            raise self.refusal(kind)
 
     def loads(self) -> Loads:
         """Read loads, layers without tokens included."""
@@ -62,27 +74,121 @@ class Contents:
         domain_names: Sequence[str] | None = None,
         sequence: AnyArray | None = None,
     ) -> Trace:
-        """Make a trace of the layers in which a token has an expert; note which are dropped."""
+        """Make a trace of the tokens and layers that have experts; note what is dropped.
+
+        Recorders write dense layers, and tokens that they missed, as -1 or, in all places, as 0.
+        """
         # Kinds and ranks that are wrong are left for Trace to name.
-        if ids.ndim == 3 and ids.dtype.kind == "i":
-            active = (ids >= 0).any(axis=(0, 2))
-            if active.any() and not active.all():
+        if ids.ndim == 3 and ids.shape[1] > max(_MOST_LAYERS, ids.shape[0]):
+            raise FormatError(
+                f"holds {ids.shape[1]} layers of {ids.shape[0]} tokens, more layers than any model "
+                "has; ids are [tokens, layers, k], so swap the first two axes"
+            )
+        if ids.ndim == 3 and ids.size and ids.dtype.kind in "iu":
+            held = written(ids)
+            layers = np.asarray(held.any(axis=0))
+            tokens = np.asarray(held.any(axis=1))
+            if layers.any() and not layers.all():
                 numbers = np.arange(ids.shape[1])
                 if layer_ids is not None and layer_ids.shape == numbers.shape:
                     numbers = layer_ids
-                dropped = shorten(numbers[~active].tolist())
+                dropped = shorten(numbers[~layers].tolist())
                 self.notes.append(
                     f"dropped layers without experts, such as dense layers: {dropped}"
                 )
-                ids, layer_ids = ids[:, active], numbers[active]
-        return Trace(ids, experts, layer_ids, domain, domain_names, sequence)
+                ids, held, layer_ids = ids[:, layers], held[:, layers], numbers[layers]
+            if tokens.any() and not tokens.all():
+                self.notes.append(
+                    f"dropped {np.count_nonzero(~tokens)} of {len(tokens)} tokens, which have no "
+                    "expert in any layer"
+                )
+                ids, held = ids[tokens], held[tokens]
+                if domain is not None and domain.shape == tokens.shape:
+                    domain = domain[tokens]
+                if sequence is not None and sequence.shape == tokens.shape:
+                    sequence = sequence[tokens]
+            if layers.any() and not held.all():
+                ids = np.where(held[:, :, np.newaxis], ids, np.int32(-1))
+            if experts is None and len(set(ids.max(axis=(0, 2)).tolist())) > 1:
+                self.inferred = "highest id in the trace"
+        trace = Trace(ids, experts, layer_ids, domain, domain_names, sequence)
+        self.notes += odd_choices(trace)
+        return trace
 
     def refusal(self, wanted: Kind) -> FormatError:
         """Make the error that says what the file holds instead."""
+        cut = ", and --batch N cuts it into windows" if wanted == "loads" else ""
         return FormatError(
-            f"is {self.name}: it holds {_WORDS[self.kind]}, not {_WORDS[wanted]}; "
-            f"co.read_{self.kind} reads it"
+            f"is {self.name}: it holds {WORDS[self.kind]}, not {WORDS[wanted]}; "
+            f"co.read_{self.kind} reads it{cut if self.kind == 'trace' else ''}"
         )
+
+
+def written(ids: AnyArray) -> BoolArray:
+    """Tell which tokens have an expert in which layer, [tokens, layers].
+
+    A row without one is -1 or, since no token has one expert twice, 0 in all of several places.
+    """
+    empty = (ids < 0).all(axis=2)
+    if ids.shape[2] > 1:
+        empty |= (ids == 0).all(axis=2)
+    return np.asarray(~empty)
+
+
+def odd_choices(trace: Trace) -> list[str]:
+    """Say where an expert is chosen by every token: no router does that."""
+    if trace.tokens < _ENOUGH_TOKENS or trace.experts <= trace.topk_ids.shape[2]:
+        return []
+    found = []
+    for layer, number in enumerate(trace.layer_ids.tolist()):
+        ids = trace.topk_ids[:, layer]
+        chosen = np.bincount(ids[ids >= 0].astype(np.int64))
+        if chosen.max(initial=0) == np.count_nonzero((ids >= 0).any(axis=1)):
+            found.append(f"{int(chosen.argmax())} in layer {number}")
+    if not found:
+        return []
+    return [
+        f"every token chooses expert {shorten(found, 3)}: a shared expert, or a layer that is not "
+        "routed; leave it out, since every GPU hosts shared experts"
+    ]
+
+
+def odd_loads(loads: Loads) -> list[str]:
+    """Say where counts are not what a router gives to the experts of a model."""
+    notes = []
+    tokens, active = loads.tokens, loads.tokens.any(axis=(0, 1))
+    sums = tokens.sum(axis=2)
+    if loads.experts >= _FEW_EXPERTS:
+        used = np.flatnonzero(active)
+        size = int(used[-1] - used[0]) + 1
+        if size == used.size <= loads.experts // 2 and not used[0] % size:
+            notes.append(
+                f"only experts {used[0]} to {used[-1]} of {loads.experts} have tokens, in all "
+                "layers: this may be the part of one rank; pass the files of all ranks"
+            )
+        total = tokens.sum(axis=0)
+        shares = total.max(axis=1) / np.maximum(total.sum(axis=1), 1e-300)
+        layer = int(shares.argmax())
+        if shares[layer] > 0.5:
+            notes.append(
+                f"expert {int(total[layer].argmax())} of layer {loads.layer_ids[layer]} has "
+                f"{shares[layer]:.1%} of the tokens, which is impossible where a token chooses two "
+                "or more experts"
+            )
+    # An expert that every token chooses has one k-th of all assignments, everywhere.
+    held = sums > 0
+    if np.count_nonzero(held) >= _ENOUGH_CELLS:
+        shared = []
+        for expert in np.flatnonzero((tokens[held] > 0).all(axis=0)).tolist():
+            k = sums[held] / tokens[..., expert][held]
+            if k[0] == round(k[0]) and 2 <= k[0] < loads.experts and (k == k[0]).all():
+                shared.append(f"{expert} (1/{k[0]:.0f})")
+        if shared:
+            notes.append(
+                f"expert {shorten(shared)} has one share of the tokens in every layer and window: "
+                "a shared expert; leave it out, since every GPU hosts shared experts"
+            )
+    return notes
 
 
 def check_rank(what: str, shape: tuple[int, ...]) -> None:

@@ -1,4 +1,7 @@
-"""CSV: one cell a row, columns ``window``, ``layer``, ``expert``, ``tokens``."""
+"""CSV: one cell a row, columns ``window``, ``layer``, ``expert``, ``tokens``.
+
+Older SGLang writes ``layer_id``, ``expert_id``, ``count``. A table without windows is one window.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from craftopt.formats._text import decoded
 from craftopt.loads import IntArray, Loads
 
 _COLUMNS = ("window", "layer", "expert", "tokens")
+_OTHER_NAMES = {"layer_id": "layer", "expert_id": "expert", "count": "tokens"}
 _MAX_DIGITS = 18  # of an id; what fits 64 bits
 # A row costs the reader some 300 bytes, a cell of the array 8. Windows of one token that
 # chooses 1 of 128 experts fill 1 cell in 128; the rest of the factor is room.
@@ -24,15 +28,15 @@ _CELLS_PER_ROW = 256
 
 
 def matches(head: bytes) -> bool:
-    """Tell from its first bytes whether a file is a table with the four columns."""
+    """Tell from its first bytes whether a file is a table with these columns."""
     if b"\0" in head:
         return False
     first_line = next(iter(head.decode("utf-8-sig", errors="replace").splitlines()), "")
-    return set(_COLUMNS) <= set(_fields(first_line))
+    return set(_COLUMNS[1:]) <= set(_fields(first_line))
 
 
 def recognise(stream: BinaryIO) -> Contents:
-    """Take a table with the four columns for loads."""
+    """Take a table with these columns for loads."""
     return _Table(stream)
 
 
@@ -43,11 +47,14 @@ class _Table(Contents):
 
     def loads(self) -> Loads:
         """Read the table."""
-        return read(self._stream.read())
+        loads, cells = read(self._stream.read())
+        if cells < loads.tokens.size:
+            self.inferred = "greatest id in the table, and some cells have no row"
+        return loads
 
 
-def read(data: bytes) -> Loads:
-    """Read loads from the rows; cells without a row are 0.
+def read(data: bytes) -> tuple[Loads, int]:
+    """Read loads from the rows, and count these; cells without a row are 0.
 
     Windows are in order of first appearance, layers in ascending order; there are as
     many experts as the greatest expert id says. Further columns are ignored.
@@ -92,12 +99,13 @@ def read(data: bytes) -> Loads:
     _refuse_repeats(cell, lines, cells, list(windows))
     array = np.zeros(math.prod(shape))
     array[cell] = values
-    return Loads(array.reshape(shape), layer_ids, list(windows))
+    return Loads(array.reshape(shape), layer_ids, list(windows)), len(lines)
 
 
 def _fields(line: str) -> list[str]:
     try:
-        return [field.strip() for field in next(csv.reader([line], strict=True), [])]
+        fields = [field.strip() for field in next(csv.reader([line], strict=True), [])]
+        return [_OTHER_NAMES.get(field, field) for field in fields]
     except csv.Error:
         return []
 
@@ -106,11 +114,12 @@ def _rows(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield line number and the four fields of each row that is not blank."""
     table = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = [field.strip() for field in next(table)]
-        for column in _COLUMNS:
+        header = [_OTHER_NAMES.get(field.strip(), field.strip()) for field in next(table)]
+        columns = _COLUMNS if "window" in header else _COLUMNS[1:]
+        for column in columns:
             if header.count(column) != 1:
                 raise FormatError(f"line 1 names column {column} {header.count(column)} times")
-        at = [header.index(column) for column in _COLUMNS]
+        at = [header.index(column) for column in columns]
         for row in table:
             if not row:
                 continue
@@ -119,7 +128,8 @@ def _rows(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
                     f"line {table.line_num} has {len(row)} field(s) for {len(header)} columns; "
                     "the file may be truncated"
                 )
-            yield table.line_num, tuple(row[i].strip() for i in at)
+            cells = [row[i].strip() for i in at]
+            yield table.line_num, tuple(cells if len(cells) == len(_COLUMNS) else ["0", *cells])
     except csv.Error as error:
         raise FormatError(f"line {table.line_num} is damaged or truncated: {error}") from error
 

@@ -11,12 +11,10 @@ import numpy as np
 from craftopt.errors import FormatError
 from craftopt.formats import ascend
 from craftopt.formats._bare import BareArray
-from craftopt.formats._contents import AnyArray, Contents, Kind, check_rank, plan_of, with_gpus
-from craftopt.formats._keys import key_of, kind_of, names_key, window_names
+from craftopt.formats._contents import AnyArray, Contents, check_rank, with_gpus
+from craftopt.formats._named import NamedArrays, checked_names
 from craftopt.formats._text import decoded
-from craftopt.loads import Loads
 from craftopt.plan import PLAN_FORMAT, Plan
-from craftopt.traces import Trace
 
 
 def matches(head: bytes) -> bool:
@@ -35,14 +33,12 @@ def recognise(stream: BinaryIO) -> Contents:
     data = stream.read()
     document = parse(data)
     if isinstance(document, list):
-        array = _array("the list", document)
-        whole = array.astype(np.int64) if _is_whole(array) else array
-        return BareArray("a JSON list", whole)
+        return BareArray("a JSON list", _array("the list", document))
     if document.get("format") == PLAN_FORMAT:
         return _SavedPlan(decoded(data))
     if ascend.describes(document):
         return ascend.ExpertMap(document)
-    return _NamedLists(document)
+    return NamedArrays("a JSON document", _Lists(document))
 
 
 class _SavedPlan(Contents):
@@ -57,61 +53,36 @@ class _SavedPlan(Contents):
         return with_gpus(Plan.from_json(self._text), gpus)
 
 
-class _NamedLists(Contents):
-    """Nested lists under the keys of ``.npz``."""
+class _Lists:
+    """Nested lists by their names."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         # null is how many writers say "not given"
         self._fields = {key: value for key, value in document.items() if value is not None}
-        kind = kind_of(self._fields)
-        table = " of experts per slot, such as SGLang's" if kind == "plan" else ""
-        super().__init__(f"a JSON document{table}", kind)
+        self.keys = self._fields.keys()
+        self.tables = [key for key, value in self._fields.items() if isinstance(value, list)]
 
-    def loads(self) -> Loads:
-        """Read loads from the lists.
-
-        Raises
-        ------
-        InputError
-            Values that are not loads.
-        """
-        fields = self._fields
-        tokens = self._array("loads")
-        layer_ids = _layer_ids(fields["layer_ids"]) if "layer_ids" in fields else None
-        name_key = names_key(fields)
-        names = None
-        if name_key is not None:
-            if not isinstance(fields[name_key], list):
-                raise FormatError(f"{name_key!r} is not a list; pass one name per window")
-            names = window_names(name_key, fields[name_key])
-        return Loads(tokens, layer_ids, names)
-
-    def trace(self, experts: int | None) -> Trace:
-        """Read expert ids [tokens, layers, k]."""
-        return self.active_trace(self._ids("trace"), experts)
-
-    def plan(self, gpus: int | None) -> Plan:
-        """Read experts per slot [layers, slots]."""
-        ids = self._ids("plan")
-        layer_ids = _layer_ids(self._fields["layer_ids"]) if "layer_ids" in self._fields else None
-        return plan_of(ids, gpus, layer_ids)
-
-    def _array(self, wanted: Kind) -> AnyArray:
-        key = key_of(wanted, self._fields)
-        if key is None or self.kind != wanted:
-            raise self.refusal(wanted)
+    def array(self, key: str) -> AnyArray:
+        """Read nested lists."""
         return _array(repr(key), self._fields[key])
 
-    def _ids(self, wanted: Kind) -> AnyArray:
-        array = self._array(wanted)
-        if not _is_whole(array):
-            key = key_of(wanted, self._fields)
-            raise FormatError(f"{key!r} holds numbers that are no expert ids")
-        return array.astype(np.int64)
+    def column(self, key: str) -> AnyArray:
+        """Read a list of whole numbers."""
+        value = self._fields[key]
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise FormatError(
+                f"{key!r} is not a list of whole numbers; pass one per layer or token"
+            )
+        try:
+            return np.array(value, dtype=np.int64)
+        except OverflowError as error:
+            raise FormatError(f"{key!r} holds a number beyond 64 bits") from error
 
-
-def _is_whole(array: AnyArray) -> bool:
-    return bool((np.abs(array) < 2**53).all() and (array == np.floor(array)).all())
+    def names(self, key: str) -> list[str]:
+        """Read a list of texts or whole numbers."""
+        if not isinstance(self._fields[key], list):
+            raise FormatError(f"{key!r} is not a list; pass one name per window")
+        return checked_names(key, self._fields[key])
 
 
 def parse(data: bytes) -> Any:
@@ -165,17 +136,9 @@ def _array(what: str, value: object) -> AnyArray:
     if not set(map(type, level)) <= {int, float}:
         odd = next(item for item in level if type(item) not in (int, float))
         raise FormatError(f"{what} holds {json.dumps(odd)[:60]}, which is not a number")
-    check_rank(what, tuple(shape))
+    if len(shape) > 1:
+        check_rank(what, tuple(shape))
     try:
         return np.array(level, dtype=np.float64).reshape(shape)
     except OverflowError as error:
         raise FormatError(f"{what} holds a whole number above 1.8e308") from error
-
-
-def _layer_ids(value: object) -> AnyArray:
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise FormatError("'layer_ids' is not a list of whole numbers; pass one per layer")
-    try:
-        return np.array(value, dtype=np.int64)
-    except OverflowError as error:
-        raise FormatError("'layer_ids' holds a number beyond 64 bits") from error

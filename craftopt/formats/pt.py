@@ -42,6 +42,7 @@ _STORAGES = {
     "FloatStorage": "f4",
     "DoubleStorage": "f8",
 }
+_BFLOAT16 = np.dtype([("high half of a float32", "<u2")])  # numpy has no such type
 _NUMBERS = {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -83,6 +84,8 @@ class Tensor:
             A damaged entry of the archive.
         """
         values = np.frombuffer(self._archive.read(self._key), self.dtype)
+        if values.dtype.names:
+            values = (values.view(values.dtype[0]).astype(np.uint32) << 16).view(np.float32)
         size = values.itemsize
         if not math.prod(self.shape):
             return np.zeros(self.shape, self.dtype)
@@ -170,7 +173,7 @@ _CALLABLE = {name.text: name for name in (_REBUILD, _ORDERED_DICT)}
 
 @dataclass(frozen=True)
 class _Storage:
-    dtype: str
+    dtype: np.dtype[Any]
     key: str
     count: int
 
@@ -283,7 +286,7 @@ class _Machine:
             case ("storage", np.dtype() as dtype, str(key), str(), int(count)):
                 there = self._archive.bytes_of(f"data/{key}")
                 if 0 <= count * dtype.itemsize <= there:
-                    return _Storage(dtype.str, f"data/{key}", count)
+                    return _Storage(dtype, f"data/{key}", count)
                 raise FormatError(
                     f"tensor storage {key[:40]!r} claims {count} values of {dtype}, and has "
                     f"{there} bytes"
@@ -317,7 +320,7 @@ class _Machine:
             raise FormatError(
                 f"a tensor claims shape {shape} from a storage of {storage.count} values"
             )
-        dtype = np.dtype(storage.dtype).newbyteorder(self._archive.byte_order)
+        dtype = storage.dtype.newbyteorder(self._archive.byte_order)
         return Tensor(shape, dtype, strides, offset, storage.key, self._archive)
 
 
@@ -340,6 +343,8 @@ def _named(text: str) -> object:
     module, _, name = text.partition(" ")
     if module == "torch" and name in _STORAGES:
         return np.dtype(_STORAGES[name])
+    if text == "torch BFloat16Storage":
+        return _BFLOAT16
     if text in _CALLABLE:
         return _CALLABLE[text]
     raise FormatError(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from craftopt.coactivation import Coactivation, few_tokens
-from craftopt.errors import CraftoptWarning, FormatError
+from craftopt.errors import CraftoptWarning, FormatError, InputError, whole
 from craftopt.formats import (
     ascend,
     csv_,
@@ -25,7 +28,7 @@ from craftopt.formats import (
     tensorrt_llm,
     vllm_experimental,
 )
-from craftopt.formats._contents import Contents
+from craftopt.formats._contents import Contents, Kind, odd_loads
 from craftopt.formats._source import (
     Source,
     errors_named,
@@ -35,9 +38,11 @@ from craftopt.formats._source import (
     rewound,
 )
 from craftopt.formats._text import shorten
-from craftopt.loads import Loads
+from craftopt.loads import Loads, layer_text
 from craftopt.plan import Plan
-from craftopt.traces import Trace
+from craftopt.traces import MOST_EXPERTS, Trace
+
+Held = TypeVar("Held", Loads, Trace, Plan, Coactivation)
 
 FORMATS = (sglang, npz, npy, vllm_experimental, json_, csv_, tensorrt_llm)
 _READ = (
@@ -46,20 +51,30 @@ _READ = (
 )
 
 
-def read_loads(source: Source, layers: int | None = None) -> Loads:
+def read_loads(
+    source: Source,
+    layers: int | Sequence[int] | None = None,
+    *,
+    experts: int | None = None,
+    kind: Kind | None = None,
+    keep_idle: bool = False,
+) -> Loads:
     r"""Read expert loads from a file or folder, whichever of the supported formats it is in.
 
-    - ``.npz``: array ``counts``, else ``tokens``, ``logical_count`` or ``weight``,
-      [windows, layers, experts] or [layers, experts]; optional ``layer_ids`` [layers] and
-      ``step_names`` (or ``window_names``) [windows].
-    - ``.npy``: the array alone. One that looks like expert ids per token is refused.
+    - ``.npz``: array ``counts``, else ``tokens``, ``logical_count``, ``weight`` or
+      ``physical_count``, [windows, layers, experts] or [layers, experts]; optional ``layer_ids``
+      [layers] and ``step_names`` (or ``window_names``) [windows]. Counts of slots are mapped back
+      by the ``physical_to_logical_map`` (or ``phy2log``) beside them.
+    - ``.npy``, PyTorch's ``.pt`` of a tensor: the array alone. One that looks like expert ids per
+      token or per slot, or may be, is refused unless ``kind="loads"`` says what it is.
     - JSON: nested lists alone, or an object with the keys of ``.npz``.
-    - CSV: a row per cell, columns ``window``, ``layer``, ``expert``, ``tokens`` in any
-      order. Cells without a row are 0; experts are numbered from 0 to the greatest id, so
-      give the last expert a row even if it is idle.
+    - CSV: a row per cell, columns ``window`` (may be left out), ``layer``, ``expert``, ``tokens``
+      (or ``layer_id``, ``expert_id``, ``count``) in any order. Cells without a row are 0; experts
+      are numbered from 0 to the greatest id, unless ``experts`` says how many there are.
     - SGLang's recorder, modes ``stat``, ``stat_approx``, ``per_pass`` and ``per_token``: a
       ``.pt`` file, or the folder with the files of all ranks. A window per step or forward
-      pass; counts of physical slots are mapped back, and refused where the map changed.
+      pass; counts of physical slots are mapped back, and refused where the map changed. Ranks
+      that recorded the same tokens are counted once.
     - TensorRT-LLM's expert statistics: the folder with ``meta_info.json`` and
       ``rank*.safetensors``. A window per iteration.
     - MindIE's hotspots: the folder with ``{prefill|decode}_{rank}.csv``, and the expert map
@@ -67,16 +82,25 @@ def read_loads(source: Source, layers: int | None = None) -> Loads:
     - The JSONL of vLLM's open pull request 41141, with a warning: it is experimental.
 
     Layers without a token in any window (dense layers, in many recorders) are dropped with
-    a `CraftoptWarning`; windows without tokens are kept. Nothing is ever unpickled: ``.pt``
-    files are decoded without running what they hold.
+    a `CraftoptWarning`, unless ``keep_idle``; windows without tokens are kept. Others warn of
+    counts that no router makes, such as a shared expert among the routed ones. Nothing is ever
+    unpickled: ``.pt`` files are decoded without running what they hold.
 
     Parameters
     ----------
     source : str, os.PathLike or binary stream
         Path of a file or folder, or a stream open for reading bytes, such as
         ``sys.stdin.buffer``; a stream is read to its end and left open.
-    layers : int, optional
-        MoE layers of a block, for MindIE's hotspots without an expert map, which do not say it.
+    layers : int or sequence of int, optional
+        How many layers the file has, which MindIE's hotspots without an expert map do not say; or
+        the model's own numbers of the layers, in rising order: they number the layers of a file
+        that does not, and select layers of one that does (or that holds them by position).
+    experts : int, optional
+        Logical experts per layer, where the file does not say it (CSV).
+    kind : {"loads", "trace", "plan"}, optional
+        What a bare array is; by its values by default. All but ``"loads"`` are refused.
+    keep_idle : bool
+        Keep layers without tokens, such as to rebalance a plan that has them.
 
     Raises
     ------
@@ -98,23 +122,28 @@ def read_loads(source: Source, layers: int | None = None) -> Loads:
     array([3])
     """
     with _recognised(source, "read_loads", "co.Loads takes arrays", layers) as contents:
-        loads, notes = _active_loads(contents), contents.notes
-    _warn_of(source, notes)
+        contents.take_as(kind)
+        loads = _active_loads(contents, layers, experts, keep_idle)
+    _warn_of(source, contents.notes)
     return loads
 
 
-def read_trace(source: Source, experts: int | None = None) -> Trace:
+def read_trace(
+    source: Source, experts: int | None = None, layers: int | Sequence[int] | None = None
+) -> Trace:
     """Read a token trace from a file or folder, recognised by content.
 
     - ``.npz``: ``topk_ids`` (or ``routed_experts``) [tokens, layers, k], and if they are there
       ``layer_ids`` [layers], the domain of every token (``domain``, ``step`` or ``task``) with
       the ``domain_names`` (or ``step_names``), and the ``sequence`` (or ``seq``) of every token.
-    - ``.npy`` and JSON: the ids alone, such as ``routed_experts`` of vLLM's outputs.
+    - ``.npy``, JSON and a PyTorch tensor: the ids alone, such as ``routed_experts`` of vLLM's
+      outputs. JSON may also have the keys of ``.npz``.
     - SGLang's recorder, mode ``per_token``: a ``.pt`` file, or the folder of all ranks' files.
       Slots are mapped back to experts, and refused where the map changed.
 
-    Layers in which no token has an expert (-1 everywhere, as for dense layers) are dropped
-    with a `CraftoptWarning`. Nothing is ever unpickled.
+    Layers in which no token has an expert, as dense layers, and tokens that have none in any
+    layer are dropped with a `CraftoptWarning`; they are -1 or, where k > 1, 0 in all k places.
+    Nothing is ever unpickled.
 
     Parameters
     ----------
@@ -122,6 +151,8 @@ def read_trace(source: Source, experts: int | None = None) -> Trace:
         Path of a file or folder, or a stream open for reading bytes.
     experts : int, optional
         Logical experts per layer; the highest id in the trace plus 1 by default.
+    layers : int or sequence of int, optional
+        As for `read_loads`.
 
     Raises
     ------
@@ -144,18 +175,21 @@ def read_trace(source: Source, experts: int | None = None) -> Trace:
            [0., 1., 1.]])
     """
     with _recognised(source, "read_trace", "co.Trace takes arrays") as contents:
-        trace, notes = contents.trace(experts), contents.notes
-    _warn_of(source, notes)
+        trace = place_layers(contents.trace(experts), layers)
+        _note_inferred(contents, trace, experts)
+    _warn_of(source, contents.notes)
     return trace
 
 
-def read_plan(source: Source, gpus: int | None = None) -> Plan:
+def read_plan(
+    source: Source, gpus: int | None = None, layers: int | Sequence[int] | None = None
+) -> Plan:
     """Read a plan from the file that `Plan.save` wrote, or from the map of a serving engine.
 
     Read are SGLang's expert location (JSON or ``.pt``), TensorRT-LLM's load balancer
     configuration (YAML), the expert map of vllm-ascend and MindIE (JSON), and tables of experts
-    per slot [layers, slots] (``.npy``, ``.npz`` with ``phy2log``, JSON). Of these, the maps of
-    vllm-ascend alone say how many GPUs share the slots.
+    per slot [layers, slots] (``.npy``, ``.npz`` with ``phy2log``, JSON), or [slots] for all layers
+    alike, as vLLM has. Of these, the maps of vllm-ascend alone say how many GPUs share the slots.
 
     Layers are numbered as the file numbers them: by the model's own numbers in SGLang's and
     TensorRT-LLM's files, else 0, 1, ...
@@ -165,6 +199,8 @@ def read_plan(source: Source, gpus: int | None = None) -> Plan:
     source : str, os.PathLike or binary stream
     gpus : int, optional
         GPUs that share the slots, where the file does not say it.
+    layers : int or sequence of int, optional
+        As for `read_loads`; one map for all layers is repeated for each of them.
 
     Raises
     ------
@@ -186,12 +222,14 @@ def read_plan(source: Source, gpus: int | None = None) -> Plan:
     True
     """
     with _recognised(source, "read_plan", "co.Plan takes arrays") as contents:
-        plan, notes = contents.plan(gpus), contents.notes
-    _warn_of(source, notes)
+        plan = _plan(contents, gpus, layers)
+    _warn_of(source, contents.notes)
     return plan
 
 
-def read_coactivation(source: Source, experts: int | None = None) -> Coactivation:
+def read_coactivation(
+    source: Source, experts: int | None = None, layers: int | Sequence[int] | None = None
+) -> Coactivation:
     """Read pair counts from the ``.npz`` of a recorder, or count them in a token trace.
 
     - ``.npz``: ``pairs`` [layers, experts, experts], tokens that chose both experts, and
@@ -209,6 +247,8 @@ def read_coactivation(source: Source, experts: int | None = None) -> Coactivatio
         Path of a file or folder, or a stream open for reading bytes.
     experts : int, optional
         For a trace, logical experts per layer; its highest id plus 1 by default.
+    layers : int or sequence of int, optional
+        As for `read_loads`.
 
     Raises
     ------
@@ -231,18 +271,24 @@ def read_coactivation(source: Source, experts: int | None = None) -> Coactivatio
     """
     with _recognised(source, "read_coactivation", "co.Coactivation takes arrays") as contents:
         if contents.kind == "trace":
-            pairs = contents.trace(experts).coactivation()
+            trace = contents.trace(experts)
+            _note_inferred(contents, trace, experts)
+            pairs = trace.coactivation()
         else:
             pairs = contents.coactivation()
             if text := few_tokens(int(pairs.tokens.min())):
                 contents.notes.append(text)
-        notes = contents.notes
-    _warn_of(source, notes)
+        pairs = place_layers(pairs, layers)
+    _warn_of(source, contents.notes)
     return pairs
 
 
 def read_any(
-    source: Source, gpus: int | None = None, layers: int | None = None
+    source: Source,
+    gpus: int | None = None,
+    layers: int | Sequence[int] | None = None,
+    experts: int | None = None,
+    kind: Kind | None = None,
 ) -> tuple[str, Loads | Trace | Plan | Coactivation]:
     """Read whatever a file holds, and say in words what it is.
 
@@ -251,7 +297,7 @@ def read_any(
     source : str, os.PathLike or binary stream
     gpus : int, optional
         As for `craftopt.read_plan`.
-    layers : int, optional
+    layers, experts, kind
         As for `read_loads`.
 
     Raises
@@ -261,23 +307,89 @@ def read_any(
     """
     held: Loads | Trace | Plan | Coactivation
     with _recognised(source, "read_any", "it takes files alone", layers) as contents:
+        contents.take_as(kind)
         if contents.kind == "plan":
-            held = contents.plan(gpus)
+            held = _plan(contents, gpus, layers)
         elif contents.kind == "coactivation":
-            held = contents.coactivation()
+            held = place_layers(contents.coactivation(), layers)
+        elif contents.kind == "loads":
+            held = _active_loads(contents, layers, experts)
         else:
-            held = _active_loads(contents) if contents.kind == "loads" else contents.trace(None)
+            held = place_layers(contents.trace(experts), layers)
+            _note_inferred(contents, held, experts)
     _warn_of(source, contents.notes)
     return contents.name, held
 
 
-def _active_loads(contents: Contents) -> Loads:
+def place_layers(held: Held, layers: int | Sequence[int] | None) -> Held:
+    """Give layers the numbers that their file does not say, or select some by their numbers.
+
+    Raises
+    ------
+    InputError
+        Numbers that do not fit the layers of the file.
+    """
+    if layers is None:
+        return held
+    if not isinstance(layers, Sequence):
+        if whole("layers", layers, 1) != held.layers:
+            raise InputError(
+                f"has {held.layers} layers ({layer_text(held.layer_ids)}), not layers={layers}; "
+                "pass the model's own numbers of them, such as --layers 3-60 (layers=range(3, 61))"
+            )
+        return held
+    numbers = [whole("layers", number, 0) for number in layers]
+    if not numbers or sorted(set(numbers)) != numbers:
+        raise InputError(f"layers={shorten(numbers)}; list the numbers of layers in rising order")
+    own = {number: position for position, number in enumerate(held.layer_ids.tolist())}
+    if all(number in own for number in numbers):
+        positions = [own[number] for number in numbers]
+    elif list(own) == list(range(held.layers)) and len(numbers) == held.layers:
+        positions = list(range(held.layers))
+    else:
+        raise InputError(
+            f"has layers {layer_text(held.layer_ids)}, not {layer_text(numbers)}; pass numbers of "
+            f"its layers, or, where it does not number them, {held.layers} numbers"
+        )
+    return held.with_layers(positions, numbers)
+
+
+def _plan(contents: Contents, gpus: int | None, layers: int | Sequence[int] | None) -> Plan:
+    plan = contents.plan(gpus)
+    if layers is not None and contents.repeated:
+        numbers = layers if isinstance(layers, Sequence) else range(whole("layers", layers, 1))
+        contents.notes.clear()
+        return plan.with_layers([0] * len(numbers), list(numbers))
+    return place_layers(plan, layers)
+
+
+def _note_inferred(contents: Contents, held: Loads | Trace, experts: int | None) -> None:
+    if contents.inferred and experts is None:
+        contents.notes.append(
+            f"the number of experts, {held.experts}, is inferred from the {contents.inferred}; "
+            "pass --experts (experts=) if there are more"
+        )
+
+
+def _active_loads(
+    contents: Contents,
+    layers: int | Sequence[int] | None,
+    experts: int | None,
+    keep_idle: bool = False,
+) -> Loads:
     """Read the loads without layers that have no tokens, which are noted."""
-    loads = contents.loads()
+    loads = place_layers(contents.loads(), layers)
+    _note_inferred(contents, loads, experts)
+    if experts is not None and whole("experts", experts, 1, MOST_EXPERTS) != loads.experts:
+        if experts < loads.experts or not contents.inferred:
+            raise InputError(f"has {loads.experts} experts, not experts={experts}; leave it out")
+        idle = ((0, 0), (0, 0), (0, experts - loads.experts))
+        loads = Loads(np.pad(loads.tokens, idle), loads.layer_ids, loads.window_names)
     active = loads.tokens.any(axis=(0, 2))
     if not active.any():
         raise FormatError("holds no tokens: every cell of every window is 0")
-    if active.all():
+    contents.notes += odd_loads(loads)
+    if active.all() or keep_idle:
         return loads
     idle = loads.layer_ids[~active].tolist()
     contents.notes.append(
@@ -294,7 +406,7 @@ def _warn_of(source: Source, notes: list[str]) -> None:
 
 @contextmanager
 def _recognised(
-    source: Source, function: str, instead: str, layers: int | None = None
+    source: Source, function: str, instead: str, layers: int | Sequence[int] | None = None
 ) -> Iterator[Contents]:
     """Open a file or folder and tell its format; whatever goes wrong names the source.
 
@@ -305,7 +417,8 @@ def _recognised(
     """
     with errors_named(name_of(source, function, instead)):
         if isinstance(source, str | os.PathLike) and Path(os.fsdecode(source)).is_dir():
-            yield _recognise_folder(Path(os.fsdecode(source)), layers)
+            count = len(layers) if isinstance(layers, Sequence) else layers
+            yield _recognise_folder(Path(os.fsdecode(source)), count)
             return
         with opened(source) as stream:
             head = read_head(stream)

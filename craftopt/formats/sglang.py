@@ -7,6 +7,7 @@ Modes ``per_pass`` and ``per_token`` dump ``records`` on every rank, with counts
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,18 +17,24 @@ import numpy as np
 
 from craftopt.errors import FormatError, InputError
 from craftopt.formats import pt
-from craftopt.formats._contents import AnyArray, Contents, check_rank, plan_of
+from craftopt.formats._bare import BareArray, as_whole
+from craftopt.formats._contents import AnyArray, Contents, check_rank
+from craftopt.formats._named import NamedArrays, checked_names
 from craftopt.formats._source import check_ranks
 from craftopt.formats._text import shorten
 from craftopt.loads import FloatArray, IntArray, Loads
-from craftopt.plan import Plan
 from craftopt.slot_tables import to_logical
-from craftopt.traces import Trace
+from craftopt.traces import Trace, repeated
 
 _MAP = "physical_to_logical_map"
 _STALE = (
     "the map changed while it was recorded, and only the last one is kept; record without "
     "--enable-eplb, or in mode stat"
+)
+
+_REPEATED = (
+    "rank(s) {} recorded the same tokens as a rank before them, as without an all-to-all backend; "
+    "they are counted once"
 )
 
 # The dumps of a recording, by file name; each is read again for every pass over them.
@@ -48,8 +55,11 @@ def recognise(stream: BinaryIO) -> Contents:
     InputError
         A damaged file, or one that SGLang does not write.
     """
-    document = _dictionary(pt.load(stream))
-    return _by_keys(document, lambda: iter([("", document)]))
+    document = pt.load(stream)
+    if isinstance(document, pt.Tensor):
+        return BareArray("a PyTorch tensor", document.array())
+    held = _dictionary(document)
+    return _by_keys(held, lambda: iter([("", held)]))
 
 
 def recognise_folder(files: Sequence[Path]) -> Contents:
@@ -70,7 +80,7 @@ def recognise_folder(files: Sequence[Path]) -> Contents:
                     raise FormatError(f"{file.name}: {error}") from error
 
     contents = _by_keys(next(documents())[1], documents)
-    if contents.kind == "plan":
+    if not isinstance(contents, _Steps | _Records):
         raise FormatError(f"is a folder, and {files[0].name} is {contents.name}; pass the file")
     return contents
 
@@ -98,17 +108,41 @@ def _by_keys(document: _Document, documents: _Documents) -> Contents:
         return _Steps(documents)
     if "records" in document:
         return _Records(documents, per_token=_has_tokens(document))
-    if _MAP in document:
-        return _Location(document[_MAP])
-    raise FormatError(
-        "is a PyTorch file, and none of SGLang's: it holds neither 'logical_count' nor "
-        f"'records' nor '{_MAP}', but {shorten(sorted(map(str, document))) or 'nothing'}"
-    )
+    tensors = {key: value for key, value in document.items() if isinstance(value, pt.Tensor)}
+    if not tensors:
+        raise FormatError(
+            "is a PyTorch file, and none of SGLang's: it holds neither 'logical_count' nor "
+            f"'records' nor '{_MAP}', but {shorten(sorted(map(str, document))) or 'nothing'}"
+        )
+    is_map = set(tensors) == {_MAP}
+    name = "an expert location of SGLang (.pt)" if is_map else "a PyTorch file of tensors"
+    return NamedArrays(name, _Tensors(tensors))
+
+
+class _Tensors:
+    """Tensors by their names, of files that are not SGLang's."""
+
+    def __init__(self, tensors: dict[str, pt.Tensor]) -> None:
+        self._held = tensors
+        self.keys = self.tables = [str(key) for key in tensors]
+
+    def array(self, key: str) -> AnyArray:
+        """Read a tensor."""
+        return as_whole(self._held[key].array())
+
+    column = array
+
+    def names(self, key: str) -> list[str]:
+        """Read numbers as names."""
+        return checked_names(key, self.array(key).tolist())
 
 
 def _dictionary(document: object) -> _Document:
     if type(document) is not dict:
-        raise FormatError(f"is a PyTorch file of a {type(document).__name__}, none of SGLang's")
+        raise FormatError(
+            f"is a PyTorch file of a {type(document).__name__}, none of SGLang's; save a tensor: "
+            "torch.save(torch.as_tensor(counts), FILE), or numpy.savez(FILE, counts=counts)"
+        )
     return document
 
 
@@ -116,26 +150,21 @@ def _array(document: _Document, key: str) -> AnyArray:
     value = document.get(key)
     if not isinstance(value, pt.Tensor):
         raise FormatError(f"damaged: {key!r} is no tensor")
-    array = value.array()
+    array = as_whole(value.array())
     if array.dtype.kind not in "iu":
-        raise FormatError(f"damaged: {key!r} holds {array.dtype}, not whole numbers")
+        raise FormatError(
+            f"damaged: {key!r} holds {array.dtype}, not whole numbers; if they are shares, scale "
+            "them, and save them with numpy.savez(FILE, counts=...)"
+        )
     return array
 
 
-class _Location(Contents):
-    """A map of slots [layers, slots]."""
-
-    def __init__(self, tensor: object) -> None:
-        super().__init__("an expert location of SGLang (.pt)", "plan")
-        self._document = {_MAP: tensor}
-
-    def plan(self, gpus: int | None) -> Plan:
-        """Read the map; it does not say how many GPUs share the slots."""
-        return plan_of(_array(self._document, _MAP), gpus)
-
-
 class _Steps(Contents):
-    """Counts per logical expert, step by step; steps that the buffer did not use are zero."""
+    """Counts per logical expert, step by step; steps that the buffer did not use are zero.
+
+    SGLang adds the ranks up before it dumps, on rank 0 alone. Recorders like it dump on every rank:
+    its own part, which is added up here, or the sum again, of which one is taken.
+    """
 
     def __init__(self, documents: _Documents) -> None:
         super().__init__("a dump of SGLang's recorder, mode stat", "loads")
@@ -143,24 +172,48 @@ class _Steps(Contents):
 
     def loads(self) -> Loads:
         """Read the steps that were used, as windows."""
-        parts: list[FloatArray] = []
-        names: list[str] = []
+        dumps: dict[int, list[tuple[str, AnyArray]]] = {}
         for file, document in self._documents():
             counts = _array(document, "logical_count")
             check_rank("'logical_count'", counts.shape)
             counts = counts.reshape(-1, *counts.shape[-2:])
-            used = np.flatnonzero(counts.any(axis=(1, 2)))
-            if parts and counts.shape[1:] != parts[0].shape[1:]:
+            first = next(iter(dumps.values()))[0][1] if dumps else counts
+            if counts.shape[1:] != first.shape[1:]:
                 raise FormatError(
                     f"{file} has [layers, experts] = {counts.shape[1:]}, the files before it "
-                    f"{parts[0].shape[1:]}; pass the dumps of one model"
+                    f"{first.shape[1:]}; pass the dumps of one model"
                 )
+            rank = document.get("rank")
+            dumps.setdefault(rank if type(rank) is int else 0, []).append((file, counts))
+        parts: list[FloatArray] = []
+        names: list[str] = []
+        for file, counts in self._whole(dumps):
+            used = np.flatnonzero(counts.any(axis=(1, 2)))
             parts.append(counts[used].astype(np.float64))
             prefix = f"{file.removesuffix('.pt')}/" if file else ""
             names += [f"{prefix}{step}" for step in used.tolist()]
         if not names:
             raise FormatError("holds no tokens: no step of the buffer was used")
         return Loads(np.concatenate(parts), window_names=names)
+
+    def _whole(self, dumps: dict[int, list[tuple[str, AnyArray]]]) -> list[tuple[str, AnyArray]]:
+        """Add the ranks up, dump by dump in the order of the files' names."""
+        if len(dumps) == 1:
+            return next(iter(dumps.values()))
+        check_ranks(dumps)
+        ranks = [dumps[rank] for rank in sorted(dumps)]
+        shapes = {tuple(counts.shape for _, counts in rank) for rank in ranks}
+        if len(shapes) > 1:
+            raise FormatError(
+                f"its ranks 0 to {len(ranks) - 1} differ in their dumps or steps; pass dumps that "
+                "all ranks wrote"
+            )
+        each = list(zip(*ranks, strict=True))
+        if all(np.array_equal(counts, dump[0][1]) for dump in each for _, counts in dump):
+            self.notes.append(_REPEATED.format(shorten(range(1, len(ranks)))))
+            return ranks[0]
+        self.notes.append(f"added up the dumps of {len(ranks)} ranks")
+        return [(dump[0][0], sum(counts.astype(np.int64) for _, counts in dump)) for dump in each]
 
 
 class _Records(Contents):
@@ -176,7 +229,10 @@ class _Records(Contents):
         """Add the ranks up, a window per forward pass, and map slots back to experts."""
         sums: dict[int, FloatArray] = {}
         ranks_of: dict[int, set[int]] = {}
+        repeats = self._repeats()
         for number, rank, record, phy2log in self._each():
+            if rank in repeats:
+                continue
             if self._per_token:
                 _logical_ids(record, phy2log)  # refuses a map that the choices contradict
             counts = _physical_counts(record, phy2log)
@@ -192,12 +248,12 @@ class _Records(Contents):
         if not sums:
             raise FormatError("holds no records")
         ranks = set().union(*ranks_of.values())
-        if len(ranks) == 1:
+        if len(ranks | repeats) == 1:
             self.notes.append(
                 f"holds the tokens of rank {max(ranks)} alone; pass the folder of all ranks' files"
             )
         else:
-            check_ranks(ranks)
+            check_ranks(ranks | repeats)
         whole = sorted(number for number, held in ranks_of.items() if held == ranks)
         if not whole:
             raise FormatError("no forward pass was recorded by all ranks; pass one dump")
@@ -214,8 +270,10 @@ class _Records(Contents):
             raise self.refusal("trace")
         parts: list[AnyArray] = []
         lengths: list[int] | None = []
-        hosted = 1
-        for _, _, record, phy2log in self._each():
+        hosted, repeats = 1, self._repeats()
+        for _, rank, record, phy2log in self._each():
+            if rank in repeats:
+                continue
             parts.append(_logical_ids(record, phy2log))
             hosted = int(phy2log.max()) + 1
             pieces = record.get("extend_seq_lens")
@@ -237,6 +295,31 @@ class _Records(Contents):
         sequence = None if lengths is None else np.repeat(np.arange(len(lengths)), lengths)
         ids = ids[:, :, chosen] if chosen.any() else ids
         return self.active_trace(ids, experts or hosted, sequence=sequence)
+
+    def _repeats(self) -> set[int]:
+        """Find ranks that recorded the very tokens of a rank before them, in every pass.
+
+        Without an all-to-all backend all ranks of a tensor-parallel group do.
+        """
+        if len({rank for _, rank, _, _ in self._each()}) < 2:
+            return set()
+        seen: dict[int, list[tuple[int, str]]] = {}
+        for number, rank, record, _ in self._each():
+            digest = hashlib.sha256()
+            for key in ("global_physical_count", "topk_ids_of_layer", "input_ids", "positions"):
+                value = record.get(key)
+                held = value.array().tobytes() if isinstance(value, pt.Tensor) else repr(value)
+                digest.update(held if isinstance(held, bytes) else held.encode())
+            seen.setdefault(rank, []).append((number, digest.hexdigest()))
+        first: dict[tuple[tuple[int, str], ...], int] = {}
+        repeats = {
+            rank
+            for rank in sorted(seen)
+            if first.setdefault(tuple(sorted(seen[rank])), rank) != rank
+        }
+        if repeats:
+            self.notes.append(_REPEATED.format(shorten(sorted(repeats))))
+        return repeats
 
     def _each(self) -> Iterator[tuple[int, int, _Document, IntArray]]:
         """Yield forward pass, rank, record and the map, which all files share."""
@@ -313,10 +396,9 @@ def _logical_ids(record: _Document, phy2log: IntArray) -> AnyArray:
         raise FormatError(f"damaged: the map holds {phy2log.min()}..{phy2log.max()}")
     padded = np.pad(phy2log, ((0, 0), (0, 1)), constant_values=-1).astype(np.int32)
     ids = np.stack([padded[layer][chosen] for layer, chosen in enumerate(slots)], axis=1)
-    ordered = np.sort(ids, axis=2)
-    twice = (ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] >= 0)
+    twice = repeated(ids.reshape(-1, ids.shape[2])).reshape(ids.shape[:2])
     if twice.any():
-        token, layer, _ = np.argwhere(twice)[0]
+        token, layer = np.argwhere(twice)[0]
         raise FormatError(
             f"token {token} of forward pass {record.get('forward_pass_id')} has one expert twice "
             f"in layer {layer} under the map: {_STALE}"

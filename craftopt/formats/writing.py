@@ -17,7 +17,7 @@ from craftopt.formats import ascend, deepseek, sglang, tensorrt_llm
 from craftopt.loads import IntArray
 from craftopt.plan import Copies, Plan
 
-EngineName = Literal["sglang", "tensorrt-llm", "vllm-ascend", "deepseek"]
+EngineName = Literal["sglang", "tensorrt-llm", "vllm-ascend", "vllm", "deepseek"]
 
 _MOST_LAYERS = 10_000  # far above any model; SGLang's file has a row for every number below
 
@@ -57,6 +57,7 @@ class _Engine:
     flags: Callable[[str, Plan, int], tuple[str, ...]]
     duplicates: bool = True
     notes: tuple[str, ...] = ()
+    suffix: str = ""  # that the engine insists on
 
 
 def export(
@@ -68,6 +69,8 @@ def export(
       as dense ones, get SGLang's own start.
     - ``tensorrt-llm``: YAML for ``moe_config.load_balancer``.
     - ``vllm-ascend``: JSON, the expert map of vllm-ascend and MindIE.
+    - ``vllm``: JSON for ``initial_expert_map_path`` of vLLM's open pull request 49572, a list of
+      experts per slot for every MoE layer. Experimental: no released vLLM loads it.
     - ``deepseek``: ``.npz`` with ``phy2log``, ``log2phy`` and ``logcnt``, as DeepSeek's EPLB
       returns them.
 
@@ -76,10 +79,10 @@ def export(
     Parameters
     ----------
     plan : Plan
-    engine : {"sglang", "tensorrt-llm", "vllm-ascend", "deepseek"}
+    engine : {"sglang", "tensorrt-llm", "vllm-ascend", "vllm", "deepseek"}
         In any case.
     path : str or os.PathLike
-        File to write.
+        File to write; SGLang and vllm-ascend insist on ``.json``.
     pad : bool
         Fill up smaller GPUs and layers with further copies, of experts with the fewest. This
         takes the memory that the plan saved; the result says how much.
@@ -92,7 +95,8 @@ def export(
     Raises
     ------
     InputError
-        An unknown engine, a plan that it cannot hold, or a file that cannot be written.
+        An unknown engine, a plan that it cannot hold, a name that it refuses, or a file that
+        cannot be written.
 
     Examples
     --------
@@ -123,6 +127,12 @@ def export(
             f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
             "such as fast"
         )
+    name = os.fsdecode(path)
+    if found.suffix and not name.endswith(found.suffix):
+        raise InputError(
+            f"{found.title} refuses files whose names do not end in {found.suffix}, such as "
+            f"{name}; pass {name}{found.suffix}"
+        )
     copies, notes = plan.copies, list(found.notes)
     if least != most:
         copies = padded(copies, most)
@@ -132,7 +142,6 @@ def export(
             f"{plan.duplicates} slots are wasted on a second copy of an expert on the same GPU"
         )
     full = Plan(copies, plan.layer_ids, plan.nodes)
-    name = os.fsdecode(path)
     write_atomically(path, found.write(full.phy2log(), full))
     flags = found.flags(name, full, most)
     return Exported(engine, name, flags, full.replicas - plan.replicas, tuple(notes))
@@ -223,12 +232,19 @@ def _ascend_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
     )
 
 
+def _vllm_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+    config = {"num_redundant_experts": _replicas(plan, slots), "initial_expert_map_path": path}
+    return (
+        f"--enable-expert-parallel --enable-eplb --eplb-config {shlex.quote(json.dumps(config))}",
+    )
+
+
 def _deepseek_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
     return (f"numpy.load({path!r}): phy2log, log2phy, logcnt",)
 
 
 _ENGINES: dict[EngineName, _Engine] = {
-    "sglang": _Engine("SGLang", _write_sglang, _sglang_flags),
+    "sglang": _Engine("SGLang", _write_sglang, _sglang_flags, suffix=".json"),
     "tensorrt-llm": _Engine(
         "TensorRT-LLM",
         lambda phy2log, plan: tensorrt_llm.load_balancer(phy2log, plan.layer_ids).encode(),
@@ -242,6 +258,17 @@ _ENGINES: dict[EngineName, _Engine] = {
         notes=(
             "vllm-ascend is to remove static maps in v0.25.1, and its model runner V2 rejects them",
         ),
+        suffix=".json",
+    ),
+    "vllm": _Engine(
+        "vLLM",
+        lambda phy2log, plan: f"{json.dumps(phy2log.tolist())}\n".encode(),
+        _vllm_flags,
+        notes=(
+            "vLLM's open pull request 49572 is experimental: no released vLLM loads this map, and "
+            "its option may still change",
+        ),
+        suffix=".json",
     ),
     "deepseek": _Engine(
         "DeepSeek's EPLB",

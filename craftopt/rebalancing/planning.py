@@ -258,7 +258,11 @@ def _best(task: Problem, fronts: Fronts, most: int, price: float, options: Optio
         free = task.variant(max_moves=None, previous=task.previous if whole else None)
         made = plan_fast(free, options).plan
         assert made is not None
-        candidates.append(relabel_copies(made.copies, old, task.group_nodes))
+        moved = relabel_copies(made.copies, old, task.group_nodes)
+        if whole:  # a layer without tokens gains nothing by moves
+            idle = ~task.loads.tokens.any(axis=(0, 2))
+            moved[idle] = old[idle]
+        candidates.append(moved)
     # The objective as a cost, in the unit of the price.
     scale = task.goal.cost(1.0, task.loads, task.gpus)
     scored = []

@@ -211,7 +211,7 @@ def _assign(
 
 
 def check_comparable(plan: Plan, previous: Plan) -> None:
-    """Refuse plans of different shapes or layers; plans that number layers 0, 1, ... fit any.
+    """Refuse plans of different shapes or layers.
 
     Raises
     ------
@@ -223,13 +223,4 @@ def check_comparable(plan: Plan, previous: Plan) -> None:
             f"the plans have [layers, experts, gpus] = {plan.copies.shape} and "
             f"{previous.copies.shape}; both must be of the same model and GPUs"
         )
-    differ = plan.layer_ids != previous.layer_ids
-    by_position = np.arange(plan.layers)
-    if differ.any() and not any(
-        np.array_equal(either.layer_ids, by_position) for either in (plan, previous)
-    ):
-        layer = int(np.flatnonzero(differ)[0])
-        raise InputError(
-            f"layer {layer} is the model's layer {plan.layer_ids[layer]} in one plan and "
-            f"{previous.layer_ids[layer]} in the other; pass plans of the same layers"
-        )
+    plan.check_layers(previous, "other plan")

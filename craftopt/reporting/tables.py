@@ -85,6 +85,9 @@ def loads_table(loads: Loads, name: str) -> Table:
         "digest": loads.digest[:16],
     }
     error = share_error(loads)
+    if error is None:
+        rows["unit"] = "not whole numbers, so no counts: nothing is said on sampling"
+        return _pairs("loads", rows)
     layer = int(error.argmax())
     share = f"known to {error[layer]:.1%} in layer {loads.layer_ids[layer]}, the least known one"
     rows["hottest expert's share"] = share
@@ -163,7 +166,7 @@ def dispatch_table(batches: Loads, found: Mapping[Dispatch, DispatchFigures]) ->
     return table
 
 
-def share_error(loads: Loads) -> FloatArray:
+def share_error(loads: Loads) -> FloatArray | None:
     """Estimate how well every layer's hottest expert is known, from all windows together.
 
     Parameters
@@ -172,9 +175,10 @@ def share_error(loads: Loads) -> FloatArray:
 
     Returns
     -------
-    float64 [layers]
+    float64 [layers] or None
         Relative standard error of the hottest expert's share of the tokens, as if every token
-        chose by itself. Neighbouring tokens choose alike, so the true error is larger.
+        chose by itself. Neighbouring tokens choose alike, so the true error is larger. None where
+        the loads are no whole numbers, and so no counts.
 
     Examples
     --------
@@ -183,6 +187,8 @@ def share_error(loads: Loads) -> FloatArray:
     >>> share_error(co.Loads([[100, 100, 100, 100]])).round(3)
     array([0.087])
     """
+    if (loads.tokens % 1).any():
+        return None
     total = loads.total().tokens[0]
     hottest = total.max(axis=1)
     share = hottest / np.maximum(total.sum(axis=1), 1e-300)

@@ -16,22 +16,25 @@ from numba import njit
 
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt.search.annealing import (
-    _cost,
-    _cost_of_rows,
-    _cost_of_shift,
-    _draw,
-    _fullest,
-    _norms,
-    _set_load,
-    _uniform,
-    list_replicated,
-    seeded,
+from craftopt.search.annealing import REFRESH, draw_batch, draw_exchange, write_copies
+from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, seeded, uniform
+from craftopt.search.surrogate import (
+    Experts,
+    Gpus,
+    Rows,
+    Step,
+    WindowLoads,
+    draw_replacement,
+    is_possible,
+    norm_cost,
+    norm_cost_of_exchange,
+    norm_cost_of_rows,
+    set_load,
+    state_of,
+    sum_powers,
+    take,
 )
-from craftopt.search.kernels import Rules, Schedule, home_nodes
 
-# Sums that are corrected by differences are computed again every so many steps.
-_REFRESH = 10_000
 # Companions of a token's expert in its node, in units of those of random placement, at which the
 # surrogate has the slope of the true number of nodes: measured on plans for two models.
 _GATHERED = 1.45
@@ -126,36 +129,28 @@ def copy_shares(hosted: BoolArray, nodes: int, nearest: bool, shares: FloatArray
             shares[gpu] = share if hosted[gpu] else 0.0
 
 
-@njit(cache=True, nogil=True)
-def _visit_rows(
-    nodes: IntArray,
-    many: int,
-    pooled: bool,
-    choices: float,
-    expected: FloatArray,
-    assigned: FloatArray,
-    node_load: FloatArray,
-    rows: FloatArray,
-) -> None:
-    """Estimate the share of each window's tokens that visits some nodes, one row each.
+class _Nodes(NamedTuple):
+    """What nodes serve under a placement, and the surrogate for their visits."""
 
-    Parameters
-    ----------
-    expected, assigned : float64 [nodes]
-        Visits by the line and assignments, per token.
-    node_load : float64 [many, windows]
-    """
-    for k in range(many):
-        node = nodes[k]
-        # A visit has at most all the choices of a token; the line may be below that.
-        least = assigned[node] / choices
-        visited = max(expected[node], least)
-        if pooled:
-            rows[k, 0] = visited
-        else:
-            rate = visited / max(assigned[node], 1e-300)
-            for w in range(rows.shape[1]):
-                rows[k, w] = rate * node_load[k, w]
+    partners: FloatArray  # [nodes, experts]: share of tokens with the expert and one of the node's
+    assigned: FloatArray  # [nodes]: assignments per token
+    expected: FloatArray  # [nodes]: visits per token by the line
+    load: FloatArray  # [nodes, windows]: assignments per token
+    visited: WindowLoads  # visits per token and their powers, in every window or pooled
+
+
+class _Change(NamedTuple):
+    """Experts whose copies change in a step, and what follows for GPUs and nodes."""
+
+    expert: IntArray  # [3]
+    leaves: IntArray  # [3]: the GPU that loses a copy, or NONE
+    enters: IntArray  # [3]: the GPU that gets one, or NONE
+    shares: FloatArray  # [3, gpus]: what GPUs serve of the expert then
+    shift: FloatArray  # [3, nodes]: how much more nodes serve of it
+    assigned: FloatArray  # [nodes]
+    expected: FloatArray  # [nodes]
+    load: FloatArray  # [nodes, windows], by row
+    rows: Rows  # visits of the nodes that change
 
 
 @njit(cache=True, nogil=True)
@@ -195,362 +190,365 @@ def anneal_joint(
     cost : float
         Its surrogate: p-norms of GPU loads, and the price of the p-norms of visits.
     """
-    group_nodes, low, high, copies_limit = rules
     steps, hot, cold, in_play = schedule
-    nodes, pooled = visits.nodes, visits.pooled
-    priced = visits.price > 0.0
-    pairs, chosen = visits.pairs, visits.chosen
-    per_assignment, per_pair = visits.per_assignment, visits.per_pair
-    node_of = home_nodes(start, group_nodes)
-    experts, all_windows = tokens.shape
-    windows = min(all_windows, in_play)
-    sampled = all_windows > windows
-    batch = np.arange(all_windows)
-    every_weight, every_token = weight, tokens
-    tokens = np.ascontiguousarray(every_token[:, :windows])
-    weight = every_weight[:windows].copy()
-    gpus = start.shape[1]
-    width, reach = gpus // nodes, gpus // group_nodes
-    state = seeded(seed)
-
-    hosted = start > 0
-    count = np.zeros(experts, dtype=np.int64)
-    filled = np.zeros(gpus, dtype=np.int64)
-    for expert in range(experts):
-        for gpu in range(gpus):
-            count[expert] += hosted[expert, gpu]
-            filled[gpu] += hosted[expert, gpu]
-    items = np.zeros((gpus, max(high, filled.max()) + 1), dtype=np.int64)
-    filled[:] = 0
-    for expert in range(experts):
-        for gpu in range(gpus):
-            if hosted[expert, gpu]:
-                items[gpu, filled[gpu]] = expert
-                filled[gpu] += 1
-    replicated, place, many = list_replicated(count)
-    shares, served = np.zeros((experts, gpus)), np.empty((experts, windows))
-    for expert in range(experts):
+    all_windows, gpu_count = tokens.shape[1], start.shape[1]
+    sampled = all_windows > in_play
+    nodes, priced, choices = visits.nodes, visits.price > 0.0, visits.chosen.sum()
+    width, reach = gpu_count // nodes, gpu_count // rules.nodes
+    node_of = home_nodes(start, rules.nodes)
+    state = state_of(tokens, weight[: min(all_windows, in_play)], start, rules.high)
+    gpus, experts, loads, rows = state
+    hosted, count = gpus.hosted, experts.copies
+    shares = np.zeros((count.size, gpu_count))
+    for expert in range(count.size):
         copy_shares(hosted[expert], nodes, nearest, shares[expert])
-    load = np.zeros((gpus, windows))
-    power, norm = np.empty((gpus, windows)), np.empty(windows)
-
-    # Of the nodes: shares of the experts, assignments, expected visits, pairs with every expert.
-    of_node = np.zeros((experts, nodes))
-    assigned, expected = np.zeros(nodes), np.zeros(nodes)
-    partners = np.zeros((nodes, experts))
-    choices = max(chosen.sum(), 1e-300)
-    visit_windows = 1 if pooled else windows
-    visit_weight = np.empty(visit_windows)
-    node_load = np.zeros((nodes, windows))
-    visit, visit_power = np.zeros((nodes, visit_windows)), np.zeros((nodes, visit_windows))
-    visit_norm = np.zeros(visit_windows)
-    every_node = np.arange(nodes)
-
-    cost = load_cost = np.inf  # computed at the first step
-    best_cost = np.inf
-    best_items, best_filled = items.copy(), filled.copy()
-
-    # A proposal: experts, each of which leaves a GPU, comes to one, or both; -1 = none.
-    changed, leaves, enters = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3, np.int64)
-    fresh_shares, shift = np.empty((3, gpus)), np.empty((3, nodes))
-    touched, rows = np.empty(gpus, dtype=np.int64), np.empty((gpus, windows))
-    moved_nodes = np.empty(nodes, dtype=np.int64)
-    fresh_expected, fresh_assigned = np.empty(nodes), np.empty(nodes)
-    fresh_load = np.empty((nodes, windows))
-    visit_rows = np.empty((nodes, visit_windows))
-    nothing = np.zeros(windows)
-    pair, visit_pair = np.empty((2, windows)), np.empty((2, visit_windows))
-
+    windows = loads.weight.size
+    held = _new_nodes(count.size, nodes, windows, visits.pooled)
+    change = _Change(
+        np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64),
+        np.empty((3, gpu_count)), np.empty((3, nodes)), np.empty(nodes), np.empty(nodes),
+        np.empty((nodes, windows)),
+        Rows(
+            np.empty((nodes, held.visited.weight.size)),
+            np.empty(nodes + 1, dtype=np.int64),
+            np.empty(nodes, dtype=np.int64),
+        ),
+    )  # fmt: skip
+    batch = np.arange(all_windows)
+    random = seeded(seed)
+    cost = load_cost = np.inf  # known from the first step on
+    best_cost, best = np.inf, start.copy()
     cooling = (cold / hot) ** (1.0 / max(steps, 1))
     temperature = hot
-    for step in range(steps):
+    for turn in range(steps):
         temperature *= cooling
-        if step % _REFRESH == 0:
+        if turn % REFRESH == 0:
             if sampled:
-                for k in range(windows):
-                    other = k + _draw(state, all_windows - k)
-                    batch[k], batch[other] = batch[other], batch[k]
-                for k in range(windows):
-                    weight[k] = every_weight[batch[k]]
-                weight /= max(weight.sum(), 1e-300)
-                for expert in range(experts):
-                    for k in range(windows):
-                        tokens[expert, k] = every_token[expert, batch[k]]
-            for expert in range(experts):
-                served[expert] = tokens[expert] / count[expert]
-            load[:] = 0.0
-            for gpu in range(gpus):
-                for slot in range(filled[gpu]):
-                    expert = items[gpu, slot]
-                    load[gpu] += tokens[expert] * shares[expert, gpu]
-            _norms(load, power, norm)
-            load_cost = cost = _cost(norm, weight, pair[0])
+                draw_batch(random, batch, tokens, weight, state)
+            _sum_shared_loads(gpus, experts, shares, loads)
+            load_cost = cost = norm_cost(loads)
             if priced:
-                of_node[:] = 0.0
-                node_load[:] = 0.0
-                for gpu in range(gpus):
-                    of_node[:, gpu // width] += shares[:, gpu]
-                    node_load[gpu // width] += load[gpu] * (choices / gpus)
-                partners[:] = 0.0
-                assigned[:] = 0.0
-                expected[:] = 0.0
-                for expert in range(experts):
-                    for node in range(nodes):
-                        for other in range(experts):
-                            partners[node, expert] += pairs[expert, other] * of_node[other, node]
-                        assigned[node] += chosen[expert] * of_node[expert, node]
-                        # Every pair is counted from both of its experts.
-                        expected[node] -= (
-                            0.5 * per_pair
-                            * of_node[expert, node] * partners[node, expert]
-                        )  # fmt: skip
-                expected += per_assignment * assigned
-                _visit_rows(
-                    every_node, nodes, pooled, choices, expected, assigned, node_load, visit
-                )
-                _norms(visit, visit_power, visit_norm)
-                # The p-norm over nodes is that of a mean: equal visits give their sum.
-                scale = visits.price * nodes ** (1.0 - 1.0 / 8.0)
-                for w in range(visit_windows):
-                    visit_weight[w] = scale * (1.0 if pooled else weight[w])
-                cost += _cost(visit_norm, visit_weight, visit_pair[0])
-
-        # --- propose ---
-        first = _draw(state, group_nodes) * reach if group_nodes > 1 else 0
-        replacing = many > 0 and _draw(state, 10) >= 7
-        many_changed = 2
-        simple = not replacing  # copies serve elsewhere what they did
-        if not replacing:
-            a = _fullest(state, load, first, reach) if _draw(state, 10) >= 3 else (
-                first + _draw(state, reach)
-            )  # fmt: skip
-            b = first + _draw(state, reach)
-            if a == b or filled[a] == 0:
-                continue
-            i = _draw(state, filled[a])
-            given = items[a, i]
-            if hosted[given, b]:
-                continue
-            # A slot that may stay empty counts like an item in the draw.
-            movable = filled[a] > low and filled[b] < high
-            j = _draw(state, filled[b] + (1 if movable else 0))
-            if j == filled[b]:
-                if not movable:
-                    continue
-                many_changed = 1
-                up = nothing
-            else:
-                taken = items[b, j]
-                if hosted[taken, a]:
-                    continue
-                changed[1], leaves[1], enters[1] = taken, b, a
-                simple = simple and not (nearest and count[taken] > 1)
-                up = served[taken]
-            simple = simple and not (nearest and count[given] > 1)
-            changed[0], leaves[0], enters[0] = given, a, b
+                _sum_visits(visits, shares, loads, held)
+                cost += norm_cost(held.visited)
+        first = draw(random, rules.nodes) * reach if rules.nodes > 1 else 0
+        if experts.several[0] == 0 or draw(random, 10) < 7:
+            step = draw_exchange(random, gpus, loads.load, rules, first)
         else:
-            # A copy of ``drop`` leaves GPU a; a copy of ``add`` comes to a, or to b, whose
-            # item goes to a.
-            drop = replicated[_draw(state, many)]
-            nth = _draw(state, count[drop])
-            a = 0
-            while not hosted[drop, a] or nth > 0:
-                if hosted[drop, a]:
-                    nth -= 1
-                a += 1
-            first = a // reach * reach
-            if _draw(state, 10) < 7:
-                full = _fullest(state, load, first, reach)
-                if filled[full] == 0:
-                    continue
-                add = items[full, _draw(state, filled[full])]
-            else:
-                add = _draw(state, experts)
-            if add == drop or count[add] >= copies_limit or node_of[add] != node_of[drop]:
-                continue
-            b = a
-            if _draw(state, 10) < 6:
-                b = first + _draw(state, reach)
-                if b == a or filled[b] == 0:
-                    continue
-                j = _draw(state, filled[b])
-                moved = items[b, j]
-                if moved in (drop, add) or hosted[moved, a]:
-                    continue
-                changed[2], leaves[2], enters[2] = moved, b, a
-                many_changed = 3
-            if hosted[add, b]:
-                continue
-            changed[0], leaves[0], enters[0] = drop, a, -1
-            changed[1], leaves[1], enters[1] = add, -1, b
-
-        # --- what it costs ---
-        bound = cost - temperature * np.log(_uniform(state))
-        for c in range(many_changed):
-            if leaves[c] >= 0:
-                hosted[changed[c], leaves[c]] = False
-            if enters[c] >= 0:
-                hosted[changed[c], enters[c]] = True
-        many_touched = 0
+            step = draw_replacement(random, state, node_of, rules, 6)
+        if not is_possible(step, hosted):
+            continue
+        bound = cost - temperature * np.log(uniform(random))
+        many = _list_changes(step, change)
+        # Whether copies serve elsewhere what they did, so that only two GPUs change.
+        simple = step.drop < 0
+        if nearest:
+            for c in range(many):
+                simple = simple and count[change.expert[c]] == 1
         if simple:
-            fresh_load_cost = _cost_of_shift(
-                up, served[given], load[a], load[b], power[a], power[b], norm, weight, pair[0]
-            )
+            fresh_load_cost = norm_cost_of_exchange(step, loads)
         else:
-            for c in range(many_changed):
-                copy_shares(hosted[changed[c]], nodes, nearest, fresh_shares[c])
-            for gpu in range(gpus):
-                differs = False
-                for c in range(many_changed):
-                    less = fresh_shares[c, gpu] - shares[changed[c], gpu]
-                    if less != 0.0:
-                        if not differs:
-                            differs = True
-                            touched[many_touched] = gpu
-                            rows[many_touched] = load[gpu]
-                        for w in range(windows):
-                            rows[many_touched, w] += tokens[changed[c], w] * less
-                many_touched += differs
-            fresh_load_cost = _cost_of_rows(rows, touched, many_touched, power, norm, weight, pair)
-        fresh = fresh_load_cost
-        # Traffic costs something, so a load cost above the bound decides.
-        accepted = fresh <= bound
-        if accepted and simple:
-            many_touched = 2
-            touched[0], touched[1] = a, b
-            for w in range(windows):
-                rows[0, w] = load[a, w] + (up[w] - served[given, w])
-                rows[1, w] = load[b, w] - (up[w] - served[given, w])
-        many_moved = 0
-        if accepted and priced and simple and a // width == b // width:
-            fresh += cost - load_cost
-            accepted = fresh <= bound
-        elif accepted and priced:
-            if simple:
-                many_moved = 2
-                moved_nodes[0], moved_nodes[1] = a // width, b // width
-                for c in range(many_changed):
-                    part = shares[changed[c], leaves[c]]
-                    shift[c, leaves[c] // width] = -part
-                    shift[c, enters[c] // width] = part
-            else:
-                for node in range(nodes):
-                    moves = False
-                    for c in range(many_changed):
-                        more = 0.0
-                        for gpu in range(node * width, (node + 1) * width):
-                            more += fresh_shares[c, gpu] - shares[changed[c], gpu]
-                        shift[c, node] = more
-                        moves = moves or abs(more) > 1e-12
-                    if moves:
-                        moved_nodes[many_moved] = node
-                        many_moved += 1
-            if many_moved > 0:
-                for k in range(many_moved):
-                    node = moved_nodes[k]
-                    fresh_expected[node] = expected[node]
-                    fresh_assigned[node] = assigned[node]
-                    for c in range(many_changed):
-                        expert, more = changed[c], shift[c, node]
-                        fresh_assigned[node] += chosen[expert] * more
-                        fresh_expected[node] += per_assignment * chosen[expert] * more
-                        together = partners[node, expert]
-                        for d in range(c):
-                            together += pairs[expert, changed[d]] * shift[d, node]
-                        fresh_expected[node] -= per_pair * more * together
-                    if not pooled:
-                        fresh_load[k] = node_load[node]
-                if not pooled:
-                    for t in range(many_touched):
-                        for k in range(many_moved):
-                            if touched[t] // width == moved_nodes[k]:
-                                for w in range(windows):
-                                    more = rows[t, w] - load[touched[t], w]
-                                    fresh_load[k, w] += more * (choices / gpus)
-                _visit_rows(
-                    moved_nodes, many_moved, pooled, choices, fresh_expected, fresh_assigned,
-                    fresh_load, visit_rows,
-                )  # fmt: skip
-                fresh += _cost_of_rows(
-                    visit_rows, moved_nodes, many_moved, visit_power, visit_norm, visit_weight,
-                    visit_pair,
-                )  # fmt: skip
+            _set_shared_rows(many, change, hosted, nodes, nearest, shares, experts, loads, rows)
+            fresh_load_cost = norm_cost_of_rows(loads, rows)
+        # Traffic costs something, so a load cost beyond the bound decides.
+        if fresh_load_cost > bound:
+            continue
+        fresh, moved = fresh_load_cost, 0
+        if priced:
+            if not simple:
+                moved = _list_moved_nodes(many, change, width, shares)
+            elif step.a // width != step.b // width:
+                moved = 2
+                _list_two_nodes(many, change, width, shares)
+            if moved:
+                if not visits.pooled:
+                    _set_loads_of_nodes(
+                        step, simple, moved, change, width, choices / gpu_count, loads, rows, held
+                    )
+                _set_visits(many, moved, change, visits, choices, held)
+                fresh += norm_cost_of_rows(held.visited, change.rows)
             else:
                 fresh += cost - load_cost
-            accepted = fresh <= bound
-        if not accepted:
-            for c in range(many_changed):
-                if enters[c] >= 0:
-                    hosted[changed[c], enters[c]] = False
-                if leaves[c] >= 0:
-                    hosted[changed[c], leaves[c]] = True
-            continue
-
-        # --- accept ---
-        for t in range(many_touched):
-            _set_load(touched[t], load, power, norm, rows[t])
-        for k in range(many_moved):
-            node = moved_nodes[k]
-            expected[node], assigned[node] = fresh_expected[node], fresh_assigned[node]
-            if not pooled:
-                node_load[node] = fresh_load[k]
-            _set_load(node, visit, visit_power, visit_norm, visit_rows[k])
-            for c in range(many_changed):
-                of_node[changed[c], node] += shift[c, node]
-                for other in range(experts):
-                    partners[node, other] += pairs[changed[c], other] * shift[c, node]
-        for c in range(many_changed):
+            if fresh > bound:
+                continue
+        for c in range(many):
+            expert = change.expert[c]
             if simple:
-                shares[changed[c], enters[c]] = shares[changed[c], leaves[c]]
-                shares[changed[c], leaves[c]] = 0.0
+                shares[expert, change.enters[c]] = shares[expert, change.leaves[c]]
+                shares[expert, change.leaves[c]] = 0.0
             else:
-                shares[changed[c]] = fresh_shares[c]
-        if replacing:
-            slot = 0
-            while items[a, slot] != drop:
-                slot += 1
-            items[a, slot] = add
-            if many_changed == 3:
-                items[a, slot], items[b, j] = changed[2], add
-            many = _book(drop, add, many, count, replicated, place)
-            served[drop] = tokens[drop] / count[drop]
-            served[add] = tokens[add] / count[add]
-        elif many_changed == 2:
-            items[a, i], items[b, j] = changed[1], given
-        else:
-            filled[a] -= 1
-            items[a, i] = items[a, filled[a]]
-            items[b, filled[b]] = given
-            filled[b] += 1
+                for gpu in range(gpu_count):
+                    shares[expert, gpu] = change.shares[c, gpu]
+        if moved:
+            _take_visits(many, moved, change, visits, held)
+        take(step, state)
+        if step.drop < 0 and not simple:  # the exchange was taken as if shares went with copies
+            for k in range(gpu_count):
+                if rows.touched[k] < 0:
+                    break
+                set_load(rows.touched[k], rows.load[k], loads)
         cost, load_cost = fresh, fresh_load_cost
-        if not sampled and cost < best_cost and 2 * step >= steps:
+        if not sampled and cost < best_cost and 2 * turn >= steps:
             best_cost = cost
-            best_items[:] = items
-            best_filled[:] = filled
+            write_copies(gpus, best)
     if best_cost == np.inf:
-        best_items, best_filled, best_cost = items, filled, cost
-    result = np.zeros((experts, gpus), dtype=np.uint8)
-    for gpu in range(gpus):
-        for slot in range(best_filled[gpu]):
-            result[best_items[gpu, slot], gpu] = 1
-    return result, best_cost
+        best_cost = cost
+        write_copies(gpus, best)
+    return best, best_cost
+
+
+# --- GPUs -----------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _book(
-    drop: int, add: int, many: int, count: IntArray, replicated: IntArray, place: IntArray
-) -> int:
-    """Book a copy fewer of ``drop`` and one more of ``add``; return ``many`` as it is then."""
-    count[drop] -= 1
-    count[add] += 1
-    if count[drop] == 1:
-        many -= 1
-        last = replicated[many]
-        replicated[place[drop]] = last
-        place[last] = place[drop]
-        place[drop] = -1
-    if count[add] == 2:
-        replicated[many] = add
-        place[add] = many
+def _sum_shared_loads(gpus: Gpus, experts: Experts, shares: FloatArray, loads: WindowLoads) -> None:
+    """Sum loads and powers from what copies serve: corrected by differences, they drift."""
+    tokens, load = experts.tokens, loads.load
+    for gpu in range(load.shape[0]):
+        for w in range(load.shape[1]):
+            load[gpu, w] = 0.0
+        for slot in range(gpus.filled[gpu]):
+            expert = gpus.items[gpu, slot]
+            for w in range(load.shape[1]):
+                load[gpu, w] += tokens[expert, w] * shares[expert, gpu]
+    sum_powers(loads)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _list_changes(step: Step, change: _Change) -> int:
+    """List the experts whose copies a step changes; return how many."""
+    expert, leaves, enters = change.expert, change.leaves, change.enters
+    many = 1
+    if step.drop < 0:
+        expert[0], leaves[0], enters[0] = step.given, step.a, step.b
+    else:
+        expert[0], leaves[0], enters[0] = step.drop, step.a, NONE
+        expert[1], leaves[1], enters[1] = step.add, NONE, step.b
+        many = 2
+    if step.taken >= 0:
+        expert[many], leaves[many], enters[many] = step.taken, step.b, step.a
         many += 1
     return many
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _set_shared_rows(
+    many: int,
+    change: _Change,
+    hosted: BoolArray,
+    nodes: int,
+    nearest: bool,
+    shares: FloatArray,
+    experts: Experts,
+    loads: WindowLoads,
+    rows: Rows,
+) -> None:
+    """Compute what copies serve after a step, and the loads of the GPUs that this changes."""
+    for c in range(many):
+        here = hosted[change.expert[c]]
+        left, entered = change.leaves[c], change.enters[c]
+        if left >= 0:
+            here[left] = False
+        if entered >= 0:
+            here[entered] = True
+        copy_shares(here, nodes, nearest, change.shares[c])
+        if entered >= 0:
+            here[entered] = False
+        if left >= 0:
+            here[left] = True
+    touched = 0
+    for gpu in range(loads.load.shape[0]):
+        differs = False
+        for c in range(many):
+            expert = change.expert[c]
+            more = change.shares[c, gpu] - shares[expert, gpu]
+            if more == 0.0:
+                continue
+            row = rows.load[touched]
+            if not differs:
+                differs = True
+                rows.touched[touched] = gpu
+                for w in range(row.size):
+                    row[w] = loads.load[gpu, w]
+            for w in range(row.size):
+                row[w] += experts.tokens[expert, w] * more
+        touched += differs
+    rows.touched[touched] = NONE
+
+
+# --- nodes ----------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _new_nodes(experts: int, nodes: int, windows: int, pooled: bool) -> _Nodes:
+    """Make room; `_sum_visits` fills it."""
+    size = 1 if pooled else windows
+    return _Nodes(
+        np.empty((nodes, experts)),
+        np.empty(nodes),
+        np.empty(nodes),
+        np.empty((nodes, windows)),
+        WindowLoads(
+            np.empty((1, size)), np.empty((nodes, size)), np.empty((nodes, size)),
+            np.empty(size), np.empty(size), np.empty((2, size)),
+        ),
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _sum_visits(visits: Visits, shares: FloatArray, loads: WindowLoads, held: _Nodes) -> None:
+    """Compute what nodes serve, and the visits that it costs, from what copies serve."""
+    experts, gpus = shares.shape
+    nodes = held.assigned.size
+    width = gpus // nodes
+    per_load = visits.chosen.sum() / gpus
+    held.partners[:], held.load[:] = 0.0, 0.0
+    held.assigned[:], held.expected[:] = 0.0, 0.0
+    for gpu in range(gpus):
+        node = gpu // width
+        for w in range(held.load.shape[1]):
+            held.load[node, w] += loads.load[gpu, w] * per_load
+        for expert in range(experts):
+            share = shares[expert, gpu]
+            if share > 0.0:
+                held.assigned[node] += visits.chosen[expert] * share
+                for other in range(experts):
+                    held.partners[node, other] += visits.pairs[expert, other] * share
+    for node in range(nodes):
+        inside = 0.0  # every pair twice, from each of its experts
+        for gpu in range(node * width, (node + 1) * width):
+            for expert in range(experts):
+                inside += shares[expert, gpu] * held.partners[node, expert]
+        held.expected[node] = (
+            visits.per_assignment * held.assigned[node] - visits.per_pair * inside / 2.0
+        )
+        _set_row(
+            visits.pooled, per_load * gpus, held.assigned[node], held.expected[node],
+            held.load[node], held.visited.load[node],
+        )  # fmt: skip
+    sum_powers(held.visited)
+    # The norm over nodes is that of a mean: equal visits give their sum.
+    price = visits.price * nodes ** (1.0 - 1.0 / 8.0)
+    for w in range(held.visited.weight.size):
+        held.visited.weight[w] = price * (1.0 if visits.pooled else loads.weight[w])
+
+
+@njit(cache=True, nogil=True)
+def _set_row(
+    pooled: bool,
+    choices: float,
+    assigned: float,
+    expected: float,
+    load: FloatArray,
+    row: FloatArray,
+) -> None:
+    """Estimate the share of every window's tokens that visits a node."""
+    # A visit is for at most all choices of a token; the line may be below that.
+    visited = max(expected, assigned / max(choices, 1e-300))
+    if pooled:
+        row[0] = visited
+        return
+    rate = visited / max(assigned, 1e-300)
+    for w in range(row.size):
+        row[w] = rate * load[w]
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _list_two_nodes(many: int, change: _Change, width: int, shares: FloatArray) -> None:
+    """List the nodes between which copies are exchanged, and what moves."""
+    from_node, to_node = change.leaves[0] // width, change.enters[0] // width
+    change.rows.touched[0], change.rows.touched[1] = from_node, to_node
+    change.rows.touched[2] = NONE
+    for c in range(many):
+        part = shares[change.expert[c], change.leaves[c]]
+        change.shift[c, change.leaves[c] // width] = -part
+        change.shift[c, change.enters[c] // width] = part
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _list_moved_nodes(many: int, change: _Change, width: int, shares: FloatArray) -> int:
+    """List the nodes that serve more or less of some expert; return how many."""
+    moved = 0
+    for node in range(change.assigned.size):
+        differs = False
+        for c in range(many):
+            more = 0.0
+            for gpu in range(node * width, (node + 1) * width):
+                more += change.shares[c, gpu] - shares[change.expert[c], gpu]
+            change.shift[c, node] = more
+            differs = differs or abs(more) > 1e-12
+        if differs:
+            change.rows.touched[moved] = node
+            moved += 1
+    change.rows.touched[moved] = NONE
+    return moved
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _set_loads_of_nodes(
+    step: Step,
+    simple: bool,
+    moved: int,
+    change: _Change,
+    width: int,
+    per_load: float,
+    loads: WindowLoads,
+    rows: Rows,
+    held: _Nodes,
+) -> None:
+    """Compute the loads of the nodes that change, in assignments per token."""
+    for k in range(moved):
+        node = change.rows.touched[k]
+        for w in range(held.load.shape[1]):
+            change.load[k, w] = held.load[node, w]
+    if simple:
+        up, down = loads.share[step.taken], loads.share[step.given]
+        for w in range(held.load.shape[1]):
+            more = (up[w] - down[w]) * per_load
+            change.load[0, w] += more
+            change.load[1, w] -= more
+        return
+    for t in range(rows.touched.size):
+        gpu = rows.touched[t]
+        if gpu < 0:
+            break
+        for k in range(moved):
+            if gpu // width == change.rows.touched[k]:
+                for w in range(held.load.shape[1]):
+                    change.load[k, w] += (rows.load[t, w] - loads.load[gpu, w]) * per_load
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _set_visits(
+    many: int, moved: int, change: _Change, visits: Visits, choices: float, held: _Nodes
+) -> None:
+    """Compute visits of the nodes that change, in `_Change.rows`."""
+    for k in range(moved):
+        node = change.rows.touched[k]
+        assigned, expected = held.assigned[node], held.expected[node]
+        for c in range(many):
+            expert, more = change.expert[c], change.shift[c, node]
+            assigned += visits.chosen[expert] * more
+            together = held.partners[node, expert]
+            for d in range(c):
+                together += visits.pairs[expert, change.expert[d]] * change.shift[d, node]
+            expected += (
+                visits.per_assignment * visits.chosen[expert] - visits.per_pair * together
+            ) * more
+        change.assigned[k], change.expected[k] = assigned, expected
+        _set_row(visits.pooled, choices, assigned, expected, change.load[k], change.rows.load[k])
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _take_visits(many: int, moved: int, change: _Change, visits: Visits, held: _Nodes) -> None:
+    """Correct what nodes serve."""
+    for k in range(moved):
+        node = change.rows.touched[k]
+        held.assigned[node], held.expected[node] = change.assigned[k], change.expected[k]
+        if not visits.pooled:
+            for w in range(held.load.shape[1]):
+                held.load[node, w] = change.load[k, w]
+        set_load(node, change.rows.load[k], held.visited)
+        for c in range(many):
+            more = change.shift[c, node]
+            for other in range(held.partners.shape[1]):
+                held.partners[node, other] += visits.pairs[change.expert[c], other] * more

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_examples_go_by_name_in_any_case(run):
 
 def test_a_file_wins_over_an_example_of_its_name(run, loads_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "glm-5.2").write_bytes(open(loads_file, "rb").read())  # noqa: PTH123, SIM115
+    (tmp_path / "glm-5.2").write_bytes(Path(loads_file).read_bytes())
     assert json.loads(run("info", "glm-5.2", "--json").out)["experts"] == EXPERTS
 
 

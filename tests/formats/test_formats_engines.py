@@ -22,7 +22,8 @@ import craftopt as co
 
 UNIFORM = co.Plan.from_phy2log(PHY2LOG[1:], gpus=2, layer_ids=[1, 2])
 RAGGED = co.Plan([[[1, 0], [0, 1], [1, 1]], [[1, 0], [0, 1], [1, 0]]], [3, 4])
-ENGINES = ("sglang", "tensorrt-llm", "vllm-ascend", "deepseek")
+ENGINES = ("sglang", "tensorrt-llm", "vllm-ascend", "vllm", "deepseek")
+MAP = "map.json"  # a name that every engine takes
 
 
 def read(source) -> co.Loads:
@@ -179,7 +180,7 @@ def test_hotspots_without_redundancy_need_the_layers_alone(mindie):
 
 def test_hotspots_are_mapped_back_by_the_expert_map_beside_them(mindie):
     folder = mindie(prefill=["1,2,3\n4,5,6\n", "7,8,9\n10,11,12\n"], decode=["1,1,1\n" * 4] * 2)
-    co.export(UNIFORM, "vllm-ascend", folder / "map.json")
+    co.export(UNIFORM, "vllm-ascend", folder / MAP)
     (folder / "other.json").write_text("{}")
     table = UNIFORM.phy2log()
     expected = np.zeros((2, 4))
@@ -306,7 +307,8 @@ def test_routed_experts_are_a_trace_and_never_loads(shape, dtype):
     assert np.array_equal(trace.topk_ids, ids)
     with pytest.raises(co.FormatError, match=r"expert ids per token.*co.read_trace.*'counts' in"):
         co.read_loads(npy(ids))
-    assert co.read_trace(stream({"routed_experts": ids.tolist()})).tokens == shape[0]
+    named = stream({"routed_experts": ids.tolist()})
+    assert co.read_trace(named, experts=shape[2]).tokens == shape[0]
 
 
 @given(
@@ -346,12 +348,12 @@ def test_tables_of_slots_are_plans_in_every_dress():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_is_written_is_read_back(engine, tmp_path):
-    exported = co.export(UNIFORM, engine.upper(), tmp_path / "map")
+    exported = co.export(UNIFORM, engine.upper(), tmp_path / MAP)
     assert exported.padding == 0
     assert exported.engine == engine
-    assert [file.name for file in tmp_path.iterdir()] == ["map"]
+    assert [file.name for file in tmp_path.iterdir()] == [MAP]
     gpus = None if engine == "vllm-ascend" else 2
-    plan = co.read_plan(tmp_path / "map", gpus)
+    plan = co.read_plan(tmp_path / MAP, gpus)
     if engine == "sglang":
         assert plan.phy2log()[0].tolist() == [0, 1, 2, 0, 1, 3]  # the dense layer: SGLang's start
         assert np.array_equal(plan.copies[1:], UNIFORM.copies)
@@ -368,7 +370,7 @@ def test_what_is_written_is_read_back(engine, tmp_path):
 def test_any_plan_is_padded_and_read_back_or_refused(tmp_path_factory, data):
     layers, experts, gpus = (data.draw(st.integers(1, n)) for n in (3, 8, 4))
     plan = co.Plan(data.draw(copies_arrays(layers, experts, gpus, most=2)))
-    file = tmp_path_factory.mktemp("export") / "map"
+    file = tmp_path_factory.mktemp("export") / MAP
     for engine in ENGINES:
         if not _room(plan) or (plan.duplicates and engine == "vllm-ascend"):
             with pytest.raises(co.InputError, match="duplicates"):
@@ -467,15 +469,15 @@ def test_damaged_yaml_is_refused(text, message):
     ],
 )
 def test_damaged_expert_maps_are_refused(change, message, tmp_path):
-    co.export(UNIFORM, "vllm-ascend", tmp_path / "map.json")
-    document = json.loads((tmp_path / "map.json").read_text())
+    co.export(UNIFORM, "vllm-ascend", tmp_path / MAP)
+    document = json.loads((tmp_path / MAP).read_text())
     change(document)
     with pytest.raises(co.FormatError, match=message):
         co.read_plan(stream(document))
 
 
 def test_flags_can_be_pasted_whatever_the_path(tmp_path):
-    place = tmp_path / "b c's map"
+    place = tmp_path / "b c's map.json"
     (_, option, *_) = co.export(UNIFORM, "sglang", place).flags
     assert shlex.split(option) == ["--init-expert-location", str(place)]
     words = shlex.split(co.export(UNIFORM, "vllm-ascend", place).flags[0])
@@ -484,15 +486,15 @@ def test_flags_can_be_pasted_whatever_the_path(tmp_path):
 
 def test_what_is_no_plan_and_no_engine_is_not_exported(tmp_path):
     with pytest.raises(co.InputError, match=r"takes a Plan, not str; co\.read_plan"):
-        co.export("plan.json", "sglang", tmp_path / "map")
+        co.export("plan.json", "sglang", tmp_path / MAP)
     with pytest.raises(co.InputError, match="engine=None is unknown"):
-        co.export(UNIFORM, None, tmp_path / "map")
+        co.export(UNIFORM, None, tmp_path / MAP)
 
 
 def test_gpus_that_contradict_the_file_are_refused(tmp_path):
-    co.export(UNIFORM, "vllm-ascend", tmp_path / "map.json")
+    co.export(UNIFORM, "vllm-ascend", tmp_path / MAP)
     UNIFORM.save(tmp_path / "plan.json")
-    for name in ("map.json", "plan.json"):
+    for name in (MAP, "plan.json"):
         assert co.read_plan(tmp_path / name, gpus=2).gpus == 2
         with pytest.raises(co.FormatError, match="is for 2 GPUs, not gpus=3"):
             co.read_plan(tmp_path / name, gpus=3)
@@ -504,9 +506,9 @@ def test_gpus_that_contradict_the_file_are_refused(tmp_path):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_unequal_slots_are_refused_or_padded_at_a_stated_cost(engine, tmp_path):
     with pytest.raises(co.InputError, match=r"1 to 2 slots.*--slots uniform.*pad=True \(--pad\)"):
-        co.export(RAGGED, engine, tmp_path / "map")
+        co.export(RAGGED, engine, tmp_path / MAP)
     assert list(tmp_path.iterdir()) == []
-    exported = co.export(RAGGED, engine, tmp_path / "map", pad=True)
+    exported = co.export(RAGGED, engine, tmp_path / MAP, pad=True)
     assert exported.padding == 1
     assert "the memory of 0 experts per GPU" in str(exported)
     assert "every GPU hosts 2 in each of 2 layers, 4 in all" in exported.notes[0]
@@ -515,35 +517,42 @@ def test_unequal_slots_are_refused_or_padded_at_a_stated_cost(engine, tmp_path):
 def test_duplicates_break_vllm_ascend_and_are_noted_elsewhere(tmp_path):
     plan = co.Plan.from_phy2log([[0, 0, 1, 2]], gpus=2)
     with pytest.raises(co.InputError, match=r"1 copies share.*such as fast"):
-        co.export(plan, "vllm-ascend", tmp_path / "map")
-    assert "1 slots are wasted" in str(co.export(plan, "sglang", tmp_path / "map"))
+        co.export(plan, "vllm-ascend", tmp_path / MAP)
+    assert "1 slots are wasted" in str(co.export(plan, "sglang", tmp_path / MAP))
 
 
-@pytest.mark.parametrize(("engine", "hint"), [("sglan", "did you mean 'sglang'"), ("vllm", "pass")])
+@pytest.mark.parametrize(("engine", "hint"), [("sglan", "did you mean 'sglang'"), ("trt", "pass")])
 def test_unknown_engines_are_refused(engine, hint, tmp_path):
     with pytest.raises(co.InputError, match=hint):
+        co.export(UNIFORM, engine, tmp_path / MAP)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm-ascend", "vllm"])
+def test_names_that_engines_refuse_are_refused(engine, tmp_path):
+    with pytest.raises(co.InputError, match=r"do not end in \.json, such as .*pass .*map\.json"):
         co.export(UNIFORM, engine, tmp_path / "map")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_that_the_model_cannot_have_are_refused_for_sglang(tmp_path):
     plan = co.Plan(UNIFORM.copies, [5, 10**12])
     with pytest.raises(co.InputError, match="a row for every layer of the model"):
-        co.export(plan, "sglang", tmp_path / "map")
+        co.export(plan, "sglang", tmp_path / MAP)
 
 
 def test_a_failed_export_keeps_the_old_file(tmp_path, monkeypatch):
-    (tmp_path / "map").write_text("old")
+    (tmp_path / MAP).write_text("old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(co.InputError, match="No space left"):
-        co.export(UNIFORM, "deepseek", tmp_path / "map")
-    assert [file.name for file in tmp_path.iterdir()] == ["map"]
-    assert (tmp_path / "map").read_text() == "old"
+        co.export(UNIFORM, "deepseek", tmp_path / MAP)
+    assert [file.name for file in tmp_path.iterdir()] == [MAP]
+    assert (tmp_path / MAP).read_text() == "old"
     with pytest.raises(co.InputError, match=r"cannot write .*No such file"):
-        co.export(UNIFORM, "sglang", tmp_path / "no" / "map")
+        co.export(UNIFORM, "sglang", tmp_path / "no" / MAP)
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -672,8 +681,8 @@ def test_sample_recordings_are_read(name, layers, total):
 def test_sample_maps_are_read_written_and_read_again(name, engine, tmp_path):
     path = SAMPLES / name
     plan = quiet(lambda: co.read_plan(path, gpus=2))
-    co.export(plan, engine, tmp_path / "map")
-    assert co.read_plan(tmp_path / "map", gpus=2) == plan
+    co.export(plan, engine, tmp_path / MAP)
+    assert co.read_plan(tmp_path / MAP, gpus=2) == plan
 
 
 def test_sample_traces_are_read():

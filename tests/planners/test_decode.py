@@ -17,7 +17,8 @@ from craftopt.bounds import least_activated, whole_plan_bound
 from craftopt.evaluation import mean_activated, objective_value, violations
 from craftopt.objective import OBJECTIVES
 from craftopt.search.kernels import Rules, Schedule
-from craftopt.search.routed import anneal_routed, most_activated
+from craftopt.search.rerouting import most_activated
+from craftopt.search.routed import anneal_routed
 
 
 @st.composite
