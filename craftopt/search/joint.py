@@ -203,17 +203,25 @@ def anneal_joint(
     for expert in range(count.size):
         copy_shares(hosted[expert], nodes, nearest, shares[expert])
     windows = loads.weight.size
-    held = _new_nodes(count.size, nodes, windows, visits.pooled)
+    nodes_held = _new_nodes(count.size, nodes, windows, visits.pooled)
     change = _Change(
         np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64),
         np.empty((3, gpu_count)), np.empty((3, nodes)), np.empty(nodes), np.empty(nodes),
         np.empty((nodes, windows)),
         Rows(
-            np.empty((nodes, held.visited.weight.size)),
+            np.empty((nodes, nodes_held.visited.weight.size)),
             np.empty(nodes + 1, dtype=np.int64),
             np.empty(nodes, dtype=np.int64),
         ),
     )  # fmt: skip
+    changed, shift, touched = change.expert, change.shift, change.rows.touched
+    fresh_assigned, fresh_expected = change.assigned, change.expected
+    fresh_load, visit_rows = change.load, change.rows.load
+    partners, assigned, expected = nodes_held.partners, nodes_held.assigned, nodes_held.expected
+    node_load = nodes_held.load
+    pairs, chosen, pooled = visits.pairs, visits.chosen, visits.pooled
+    per_assignment, per_pair = visits.per_assignment, visits.per_pair
+    per_load = choices / gpu_count
     batch = np.arange(all_windows)
     random = seeded(seed)
     cost = load_cost = np.inf  # known from the first step on
@@ -228,8 +236,8 @@ def anneal_joint(
             _sum_shared_loads(gpus, experts, shares, loads)
             load_cost = cost = norm_cost(loads)
             if priced:
-                _sum_visits(visits, shares, loads, held)
-                cost += norm_cost(held.visited)
+                _sum_visits(visits, shares, loads, nodes_held)
+                cost += norm_cost(nodes_held.visited)
         first = draw(random, rules.nodes) * reach if rules.nodes > 1 else 0
         if experts.several[0] == 0 or draw(random, 10) < 7:
             step = draw_exchange(random, gpus, loads.load, rules, first)
@@ -258,16 +266,45 @@ def anneal_joint(
                 moved = _list_moved_nodes(many, change, width, shares)
             elif step.a // width != step.b // width:
                 moved = 2
-                _list_two_nodes(many, change, width, shares)
-            if moved:
-                if not visits.pooled:
-                    _set_loads_of_nodes(
-                        step, simple, moved, change, width, choices / gpu_count, loads, rows, held
-                    )
-                _set_visits(many, moved, change, visits, choices, held)
-                fresh += norm_cost_of_rows(held.visited, change.rows)
-            else:
-                fresh += cost - load_cost
+                node1, node2 = step.a // width, step.b // width
+                touched[0], touched[1], touched[2] = node1, node2, NONE
+                for c in range(many):
+                    part = shares[changed[c], change.leaves[c]]
+                    shift[c, node1] = part if c else -part
+                    shift[c, node2] = -part if c else part
+            # This runs in most steps, and calls take time to hand arrays over: so it is here.
+            for k in range(moved):
+                node = touched[k]
+                held, visited = assigned[node], expected[node]
+                for c in range(many):
+                    expert, more = changed[c], shift[c, node]
+                    together = partners[node, expert]
+                    for d in range(c):
+                        together += pairs[expert, changed[d]] * shift[d, node]
+                    held += chosen[expert] * more
+                    visited += (per_assignment * chosen[expert] - per_pair * together) * more
+                fresh_assigned[k], fresh_expected[k] = held, visited
+                if pooled:
+                    visit_rows[k, 0] = _visits(held, visited, choices)
+                    continue
+                for w in range(windows):
+                    fresh_load[k, w] = node_load[node, w]
+                if simple:
+                    sign = per_load if k == 0 else -per_load
+                    for w in range(windows):
+                        up_less_down = loads.share[step.taken, w] - loads.share[step.given, w]
+                        fresh_load[k, w] += up_less_down * sign
+            if moved and not pooled:
+                if not simple:
+                    _add_rows(touched, width, per_load, loads.load, rows, fresh_load)
+                for k in range(moved):
+                    rate = _visits(fresh_assigned[k], fresh_expected[k], choices)
+                    rate /= max(fresh_assigned[k], 1e-300)
+                    for w in range(windows):
+                        visit_rows[k, w] = rate * fresh_load[k, w]
+            fresh += (
+                norm_cost_of_rows(nodes_held.visited, change.rows) if moved else cost - load_cost
+            )
             if fresh > bound:
                 continue
         for c in range(many):
@@ -279,7 +316,7 @@ def anneal_joint(
                 for gpu in range(gpu_count):
                     shares[expert, gpu] = change.shares[c, gpu]
         if moved:
-            _take_visits(many, moved, change, visits, held)
+            _take_visits(many, moved, change, visits, nodes_held)
         take(step, state)
         if step.drop < 0 and not simple:  # the exchange was taken as if shares went with copies
             for k in range(gpu_count):
@@ -421,10 +458,13 @@ def _sum_visits(visits: Visits, shares: FloatArray, loads: WindowLoads, held: _N
         held.expected[node] = (
             visits.per_assignment * held.assigned[node] - visits.per_pair * inside / 2.0
         )
-        _set_row(
-            visits.pooled, per_load * gpus, held.assigned[node], held.expected[node],
-            held.load[node], held.visited.load[node],
-        )  # fmt: skip
+        visited = _visits(held.assigned[node], held.expected[node], per_load * gpus)
+        if visits.pooled:
+            held.visited.load[node, 0] = visited
+            continue
+        rate = visited / max(held.assigned[node], 1e-300)
+        for w in range(held.load.shape[1]):
+            held.visited.load[node, w] = rate * held.load[node, w]
     sum_powers(held.visited)
     # The norm over nodes is that of a mean: equal visits give their sum.
     price = visits.price * nodes ** (1.0 - 1.0 / 8.0)
@@ -433,35 +473,9 @@ def _sum_visits(visits: Visits, shares: FloatArray, loads: WindowLoads, held: _N
 
 
 @njit(cache=True, nogil=True)
-def _set_row(
-    pooled: bool,
-    choices: float,
-    assigned: float,
-    expected: float,
-    load: FloatArray,
-    row: FloatArray,
-) -> None:
-    """Estimate the share of every window's tokens that visits a node."""
-    # A visit is for at most all choices of a token; the line may be below that.
-    visited = max(expected, assigned / max(choices, 1e-300))
-    if pooled:
-        row[0] = visited
-        return
-    rate = visited / max(assigned, 1e-300)
-    for w in range(row.size):
-        row[w] = rate * load[w]
-
-
-@njit(cache=True, nogil=True, forceinline=True)
-def _list_two_nodes(many: int, change: _Change, width: int, shares: FloatArray) -> None:
-    """List the nodes between which copies are exchanged, and what moves."""
-    from_node, to_node = change.leaves[0] // width, change.enters[0] // width
-    change.rows.touched[0], change.rows.touched[1] = from_node, to_node
-    change.rows.touched[2] = NONE
-    for c in range(many):
-        part = shares[change.expert[c], change.leaves[c]]
-        change.shift[c, change.leaves[c] // width] = -part
-        change.shift[c, change.enters[c] // width] = part
+def _visits(assigned: float, expected: float, choices: float) -> float:
+    """Bound the line from below: a visit is for at most all choices of a token."""
+    return max(expected, assigned / max(choices, 1e-300))
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -484,61 +498,23 @@ def _list_moved_nodes(many: int, change: _Change, width: int, shares: FloatArray
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _set_loads_of_nodes(
-    step: Step,
-    simple: bool,
-    moved: int,
-    change: _Change,
-    width: int,
-    per_load: float,
-    loads: WindowLoads,
-    rows: Rows,
-    held: _Nodes,
+def _add_rows(
+    moved: IntArray, width: int, per_load: float, load: FloatArray, rows: Rows, fresh: FloatArray
 ) -> None:
-    """Compute the loads of the nodes that change, in assignments per token."""
-    for k in range(moved):
-        node = change.rows.touched[k]
-        for w in range(held.load.shape[1]):
-            change.load[k, w] = held.load[node, w]
-    if simple:
-        up, down = loads.share[step.taken], loads.share[step.given]
-        for w in range(held.load.shape[1]):
-            more = (up[w] - down[w]) * per_load
-            change.load[0, w] += more
-            change.load[1, w] -= more
-        return
+    """Add what the changed GPUs of a node serve more to its fresh load, [nodes, windows] by row."""
     for t in range(rows.touched.size):
         gpu = rows.touched[t]
         if gpu < 0:
             break
-        for k in range(moved):
-            if gpu // width == change.rows.touched[k]:
-                for w in range(held.load.shape[1]):
-                    change.load[k, w] += (rows.load[t, w] - loads.load[gpu, w]) * per_load
+        k = 0
+        while moved[k] >= 0 and moved[k] != gpu // width:
+            k += 1
+        if moved[k] >= 0:
+            for w in range(load.shape[1]):
+                fresh[k, w] += (rows.load[t, w] - load[gpu, w]) * per_load
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def _set_visits(
-    many: int, moved: int, change: _Change, visits: Visits, choices: float, held: _Nodes
-) -> None:
-    """Compute visits of the nodes that change, in `_Change.rows`."""
-    for k in range(moved):
-        node = change.rows.touched[k]
-        assigned, expected = held.assigned[node], held.expected[node]
-        for c in range(many):
-            expert, more = change.expert[c], change.shift[c, node]
-            assigned += visits.chosen[expert] * more
-            together = held.partners[node, expert]
-            for d in range(c):
-                together += visits.pairs[expert, change.expert[d]] * change.shift[d, node]
-            expected += (
-                visits.per_assignment * visits.chosen[expert] - visits.per_pair * together
-            ) * more
-        change.assigned[k], change.expected[k] = assigned, expected
-        _set_row(visits.pooled, choices, assigned, expected, change.load[k], change.rows.load[k])
-
-
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(cache=True, nogil=True)
 def _take_visits(many: int, moved: int, change: _Change, visits: Visits, held: _Nodes) -> None:
     """Correct what nodes serve."""
     for k in range(moved):
