@@ -96,9 +96,9 @@ class JointSearch(WindowedSearch):
         The first is for balance alone; the others start from it.
         """
         copies = self.problem.loads.experts + replicas
-        if share == 1 and int(self.balanced[layer].sum()) == copies:
-            best = self.balanced[layer]
-        else:
+        best = self.balanced[layer]
+        slots = best.sum(axis=0, dtype=np.int64)
+        if share > 1 or slots.sum() != copies or np.ptp(slots) > 1:
             best = super()._anneal(layer, replicas, share)[0]
         best = start = self._arranged(best, int(self.offsets[layer]))
         cost = self._cost(layer, best)
