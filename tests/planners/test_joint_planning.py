@@ -122,7 +122,7 @@ def test_a_plan_for_both_keeps_the_rules_and_is_no_worse_than_balance_alone(
     assert found.bound <= found.objective
     alone = solved(problem.replace(traffic=None)).plan
     assert found.objective <= objective_value(alone, problem)
-    assert found.objective < objective_value(alone, problem) - 0.1
+    assert found.objective < objective_value(alone, problem) - 0.05
 
 
 def test_the_objective_is_relative_time_and_the_price_of_critical_nodes():
