@@ -97,12 +97,11 @@ def certify(
     layers proven by        cardinality 1
     """
     problem.goal.require_even_dispatch("certify")
+    problem.require_even_balance("certify")
     broken = violations(plan, problem)
     if broken:
         raise InputError(f"a plan that breaks rules cannot be certified: {broken[0]}")
     loads = problem.loads
-    # Plans from engines' maps number their layers from 0.
-    plan = Plan(plan.copies, loads.layer_ids, plan.nodes, plan.method, plan.loads_digest)
     prover = _Prover(problem, evidence or {}, time_limit)
     exact = prover.exact
     costs = [exact.plan_cost(layer, plan) for layer in range(loads.layers)]

@@ -8,15 +8,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba.core import event
 
+from craftopt.coactivation import Coactivation
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.traces import Trace
 
 # A miniature has this many experts, GPUs, and replicas per layer, and at most these windows and
 # layers: no plan of theirs is as good as its bound, so that methods go on to improve it.
 EXPERTS, GPUS, REPLICAS = 8, 4, 4
+FEW = 2048  # tokens that are not warned of
 TOKENS = (
     ((60, 56, 12, 12, 2, 1, 1, 1), (0, 33, 3, 41, 5, 5, 17, 9)),
     ((2, 0, 19, 44, 1, 7, 13, 57), (36, 6, 62, 0, 3, 1, 5, 12)),
@@ -76,7 +80,18 @@ def miniature(problem: Problem) -> Problem:
         expert_groups=None if problem.expert_groups is None else 2,
         max_copies=None,
         previous=Plan.from_phy2log([row] * layers, GPUS, EXPERTS, nodes=nodes),
+        coactivation=_sampled(problem.coactivation, layers),
+        traffic=1.0 if problem.traffic_price > 0 else None,
     )
+
+
+def _sampled(source: Coactivation | Trace | None, layers: int) -> Coactivation | Trace | None:
+    """Make what tokens of a miniature chose together, of the same type."""
+    if source is None:
+        return None
+    pairs = [[[expert, (expert + 1) % EXPERTS]] * layers for expert in range(EXPERTS)]
+    trace = Trace(np.tile(pairs, (FEW // EXPERTS, 1, 1)), EXPERTS)
+    return trace if isinstance(source, Trace) else trace.coactivation()
 
 
 def _kind(problem: Problem) -> tuple[object, ...]:
@@ -93,6 +108,10 @@ def _kind(problem: Problem) -> tuple[object, ...]:
         problem.objective,
         problem.expert_groups is None,
         problem.max_moves is None,
+        problem.dispatch,
+        problem.traffic_price > 0,
+        problem.max_slowdown is None,
+        type(problem.coactivation),
     )
 
 

@@ -226,36 +226,35 @@ def gpu_loads(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> FloatArr
     array([[[5., 7.]]])
     """
     plan.check_layers(loads, "loads")
-    if dispatch != "even":
-        # What a host serves of one token per expert.
-        shares = route(plan, np.ones((plan.layers, plan.experts)), dispatch).tokens
     result = np.empty((loads.windows, plan.layers, plan.gpus))
     for layer in range(plan.layers):
-        tokens = loads.tokens[:, layer]
-        if dispatch == "even":
-            result[:, layer] = layer_gpu_loads(tokens, plan.copies[layer])
-        else:
-            result[:, layer] = _spread(tokens, shares[layer])
+        result[:, layer] = layer_gpu_loads(
+            loads.tokens[:, layer], plan.copies[layer], plan.nodes, dispatch
+        )
     return result
 
 
-def layer_gpu_loads(tokens: FloatArray, copies: Copies) -> FloatArray:
-    """Compute the GPUs' loads in one layer under even dispatch, to the same bit on any threads.
+def layer_gpu_loads(
+    tokens: FloatArray, copies: Copies, nodes: int = 1, dispatch: Dispatch = "even"
+) -> FloatArray:
+    """Compute the GPUs' loads in one layer, to the same bit on any threads.
 
     Parameters
     ----------
     tokens : float64 [windows, experts]
     copies : uint8 [experts, gpus]
+    nodes : int
+    dispatch : {"even", "nearest-even"}
 
     Returns
     -------
     float64 [windows, gpus]
     """
-    return _spread(tokens, copies / copies.sum(axis=1, dtype=np.int64)[:, np.newaxis])
-
-
-def _spread(tokens: FloatArray, shares: FloatArray) -> FloatArray:
-    """Add up the shares [experts, gpus] of an expert's tokens that the GPUs serve."""
+    if dispatch == "even":
+        shares = copies / copies.sum(axis=1, dtype=np.int64)[:, np.newaxis]
+    else:  # what a host serves of one token per expert
+        plan = Plan(copies[np.newaxis], nodes=nodes)
+        shares = route(plan, np.ones((1, plan.experts)), dispatch).tokens[0]
     gpu, expert = np.nonzero(shares.T)
     # Summed copy by copy, in the order of the experts: matrix products of numpy's libraries
     # may add up in another order on another number of threads.
@@ -277,13 +276,38 @@ def _all_copies_read(plan: Plan, loads: Loads) -> IntArray:
 def objective_value(plan: Plan, problem: Problem) -> float:
     """Compute the problem's objective.
 
-    Relative time or mean balancedness under even dispatch, or the mean of the most activated
-    copies on a GPU under exact routing.
+    Relative time, with a price of traffic plus critical nodes at this price, or mean balancedness
+    under the problem's dispatch; or the mean of the most activated copies on a GPU under exact
+    routing.
     """
     if not problem.goal.even_dispatch:
         return mean_activated(plan, problem.loads)
-    scored = evaluate(plan, problem.loads)
-    return scored.mean_balancedness if problem.goal.maximised else scored.relative_time
+    scored = evaluate_for(plan, problem, traffic=problem.traffic_price > 0)
+    if problem.goal.maximised:
+        return scored.mean_balancedness
+    if scored.traffic is None:
+        return scored.relative_time
+    return scored.relative_time + problem.traffic_price * scored.traffic.critical_nodes
+
+
+def evaluate_for(plan: Plan, problem: Problem, *, traffic: bool) -> Evaluation:
+    """Score a plan on the problem's loads under its dispatch, with its traffic or without.
+
+    Parameters
+    ----------
+    plan : Plan
+    problem : Problem
+        With ``coactivation``, if traffic is wanted.
+    traffic : bool
+    """
+    source = problem.coactivation if traffic else None
+    return evaluate(
+        plan,
+        problem.loads,
+        problem.dispatch,
+        trace=source if isinstance(source, Trace) else None,
+        coactivation=source if isinstance(source, Coactivation) else None,
+    )
 
 
 def mean_activated(plan: Plan, loads: Loads) -> float:

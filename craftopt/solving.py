@@ -84,6 +84,11 @@ class Method:
                 f"{self.name} plans from scratch and cannot keep max_moves={problem.max_moves}; "
                 "pass none, use craftopt.rebalance, or method exact"
             )
+        if self.proves:
+            try:
+                problem.require_even_balance(self.name)
+            except InputError as error:
+                return str(error)
         return ""
 
     def load(self) -> Callable[[Problem, Options], Outcome]:

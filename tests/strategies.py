@@ -101,6 +101,13 @@ def problems(
     )
 
 
+def token_ids(rng: np.random.Generator, shape: tuple[int, int, int], experts: int) -> np.ndarray:
+    """Draw different experts for every token and layer, [tokens, layers, k]; some are -1."""
+    tokens, layers, k = shape
+    every = np.concatenate([np.arange(experts), np.full(k, -1)])
+    return rng.permuted(np.tile(every, (tokens, layers, 1)), axis=2)[:, :, :k]
+
+
 @st.composite
 def copies_arrays(
     draw: st.DrawFn, layers: int, experts: int, gpus: int, most: int = 3

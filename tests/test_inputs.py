@@ -97,6 +97,14 @@ def unclear() -> dict[str, np.ndarray]:
         "a small map": np.array([[0, 1, 2, 3], [1, 0, 3, 2]]),
         "a map of many copies": np.array([[0, 1, 0, 1, 0, 1, 0, 1]]),
         "rows that no model has": np.ones((300, 4), int),
+        "tokens of one layer": routed(40, 1, 64, 4)[:, 0],
+        "one damaged token": np.concatenate([routed(60, 3, 64, 4), np.full((1, 3, 4), 7)]),
+        "unused places that are 0": np.concatenate(
+            [routed(60, 3, 64, 4), np.zeros((60, 3, 2), int)], axis=2
+        ),
+        "unused places that are 255": np.concatenate(
+            [routed(60, 3, 64, 4), np.full((60, 3, 2), 255)], axis=2
+        ).astype(np.uint8),
     }
 
 
@@ -112,10 +120,23 @@ def test_what_may_be_loads_or_not_is_refused_until_it_is_said(name, tmp_path, ru
     assert (code, out) == (2, "")
     assert "--as loads" in err
     assert run("info", file, "--as", "loads")[0] == 0
-    if array.ndim == 3:
+    if array.ndim == 3 and not {"damaged", "places"} & set(name.split()):
         kind = json.loads(run("info", file, "--as", "trace", "--json")[1])["kind"]
         assert kind == "trace"
         assert run("plan", file, "--gpus", 2, "--batch", 1, "--method", "trivial")[0] == 0
+
+
+def test_what_tells_itself_is_taken_for_it():
+    table = np.tile(np.arange(8), (10, 1))
+    for shape, gpus in (((10, 8), 2), ((10, 2, 4), None)):
+        plan = co.read_plan(npy(table.reshape(shape)), gpus)
+        assert plan == co.Plan.from_phy2log(table, 2)
+        with pytest.raises(co.FormatError, match="it holds a plan, not loads"):
+            co.read_loads(npy(table.reshape(shape)))
+    with pytest.raises(co.FormatError, match=r"holds 200 layers of 6 tokens.*swap the first two"):
+        co.read_trace(npy(routed(6, 200, 64, 8)))
+    one_layer = routed(40, 1, 64, 4)
+    assert co.read_trace(npy(one_layer[:, 0]), 64).topk_ids.tolist() == one_layer.tolist()
 
 
 def test_said_wrongly_is_refused(run):
@@ -188,6 +209,7 @@ def test_counts_that_a_map_leaves_open_are_refused_by_name():
 def test_what_is_not_read_is_named():
     with pytest.warns(co.CraftoptWarning, match="holds heat beside 'counts', which is not read"):
         co.read_loads(npz(counts=np.ones((1, 1, 4)), heat=[1, 2]))
+    assert co.read_loads(npz(counts=np.ones((1, 1, 4)), layer_id=[9])).layer_ids.tolist() == [9]
     with pytest.warns(co.CraftoptWarning, match="holds heat beside 'counts', which is not read"):
         co.read_loads(text('{"counts": [[1, 2]], "heat": [1, 2], "model": "x"}'))
 
@@ -371,7 +393,7 @@ def test_what_no_router_does_is_said():
     rng = np.random.default_rng(0)
     share = rng.integers(50, 99, (4, 3, 16))
     notes = {
-        r"expert 15 has exactly 1/9 of the tokens .* a shared expert": np.concatenate(
+        r"expert 15 \(1/9\) has one share of the tokens .* a shared expert": np.concatenate(
             [share[..., :15] * 0 + 8, np.full((4, 3, 1), 15)], axis=2
         ),
         r"only experts 8 to 11 of 16 have tokens.*the part of one rank": share

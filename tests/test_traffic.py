@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import copies_arrays, quiet, token_arrays
+from strategies import copies_arrays, quiet, token_arrays, token_ids
 
 import craftopt as co
 from craftopt.evaluation import gpu_loads
@@ -27,8 +27,9 @@ def served(draw, most_experts=5, most_k=3):
     tokens, k = draw(st.integers(1, 5)), draw(st.integers(1, most_k))
     plan = co.Plan(draw(copies_arrays(layers, experts, gpus)), nodes=nodes)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    ids = rng.integers(-1, experts, (tokens, layers, k))
-    ids[0] = np.maximum(ids[0], 0)
+    ids = token_ids(rng, (tokens, layers, k), experts)
+    ids[0, :, 0] = 0  # one choice at least
+    ids[0, :, 1:][ids[0, :, 1:] == 0] = -1
     homes = rng.integers(0, gpus, tokens) if draw(st.booleans()) else None
     return plan, co.Trace(ids, experts), homes
 
@@ -357,7 +358,7 @@ def test_windows_found_count_what_the_loads_say(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     tokens = data.draw(st.integers(1, 30))
     trace = co.Trace(
-        rng.integers(-1, 5, (tokens, 2, 3)), 5, domain=rng.integers(0, 2, tokens),
+        token_ids(rng, (tokens, 2, 3), 5), 5, domain=rng.integers(0, 2, tokens),
         domain_names=["a", "b"],
         sequence=rng.integers(0, 4, tokens),
     )  # fmt: skip
@@ -443,14 +444,14 @@ def test_what_does_not_match_is_refused(arguments, message):
         co.evaluate(co.Plan([[[1, 0], [0, 1]]]), co.Loads([[1, 2]]), **arguments)
 
 
-def test_layers_match_by_number_where_both_have_numbers():
+def test_layers_match_by_number():
     plan = co.Plan([[[1, 0], [0, 1]]], layer_ids=[3])
     loads = co.Loads([[1, 1]], layer_ids=[3])
     plain, same, other = (co.Trace([[[0, 1]]], layer_ids=ids) for ids in (None, [3], [4]))
-    for trace in (plain, same):
-        assert co.evaluate(plan, loads, trace=trace).traffic.gpus_per_token == 2
-    with pytest.raises(co.InputError, match="layer 3 in the plan and 4 in the trace"):
-        co.evaluate(plan, loads, trace=other)
+    assert co.evaluate(plan, loads, trace=same).traffic.gpus_per_token == 2
+    for trace in (plain, other):
+        with pytest.raises(co.InputError, match=r"plan has the layers 3 \(1\), the trace"):
+            co.evaluate(plan, loads, trace=trace)
 
 
 def test_without_trace_or_pairs_there_is_no_traffic():

@@ -9,7 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from craftopt.errors import FormatError
-from craftopt.formats._contents import WORDS, AnyArray, Contents, Kind, check_rank, plan_of, written
+from craftopt.formats._contents import (
+    WORDS,
+    AnyArray,
+    Contents,
+    Kind,
+    check_rank,
+    plan_of,
+    with_gpus,
+    written,
+)
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.traces import Trace, repeated
@@ -19,6 +28,7 @@ from craftopt.traces import Trace, repeated
 _ENOUGH_ROWS, _MOST_CHOICES, _MOST_EXPERTS, _ENOUGH_SLOTS = 8, 32, 4096, 8
 # With one layer there are no sums to compare.
 _ENOUGH_TOKENS, _FEW_EXPERTS = 64, 512
+_DAMAGED = 0.1  # of a trace's rows, which may have one expert twice
 _MOST_LAYERS = 256  # of a model; more rows of two dimensions are windows or tokens
 
 _NAMES = {
@@ -76,11 +86,15 @@ class BareArray(Contents):
         return Loads(self._array)
 
     def trace(self, experts: int | None) -> Trace:
-        """Take the array for a trace."""
-        return self.active_trace(self._array, experts)
+        """Take the array for a trace; two dimensions are the tokens of one layer."""
+        ids = self._array
+        return self.active_trace(ids[:, np.newaxis] if ids.ndim == 2 else ids, experts)
 
     def plan(self, gpus: int | None) -> Plan:
         """Take the array for a map of slots; one for all layers makes a plan of one layer."""
+        if self._array.ndim == 3:  # GPU by GPU
+            layers, devices, _ = self._array.shape
+            return with_gpus(plan_of(self._array.reshape(layers, -1), devices), gpus)
         if self._array.ndim == 1:
             self.notes.append(
                 "is one map for all layers, such as vLLM's: a plan of one layer, unless --layers "
@@ -92,16 +106,40 @@ class BareArray(Contents):
 
 def as_whole(array: AnyArray) -> AnyArray:
     """Make whole numbers of floating-point ones that hold nothing else."""
-    if array.dtype.kind == "f" and (np.abs(array) < 2**53).all() and (array % 1 == 0).all():
-        return array.astype(np.int64)
-    return array
+    if array.dtype.kind != "f":
+        return array
+    values = array.astype(np.float64)
+    whole = (np.abs(values) < 2**53).all() and (values % 1 == 0).all()
+    return values.astype(np.int64) if whole else array
 
 
 def _kinds(array: AnyArray) -> tuple[Kind, ...]:
     """List what the values may be; one kind where they tell."""
-    if array.dtype.kind not in "iu" or array.size == 0:
+    if array.dtype.kind not in "iu" or array.size == 0 or not 1 <= array.ndim <= 3:
         return ("loads",)
-    return _kinds_of_tokens(array) if array.ndim == 3 else _kinds_of_tables(array)
+    if _may_be_map(array):
+        # Small counts reach 0, 1, 2, ... as well, but not up to half as many values as experts.
+        slots = array.size if array.ndim == 1 else array.size // len(array)
+        if array.ndim == 1 or _ENOUGH_SLOTS <= slots <= 2 * (int(array.max()) + 1):
+            return ("plan",)
+        if array.ndim == 2:
+            return ("loads", "plan")
+    if array.ndim == 1 or array.shape[-1] > _MOST_CHOICES:
+        return ("loads",)
+    if array.min() < -1 or array.max() >= _MOST_EXPERTS:
+        return ("loads",)
+    return _kinds_of_tokens(array) if array.ndim == 3 else _kinds_of_rows(array)
+
+
+def _may_be_map(array: AnyArray) -> bool:
+    """Tell whether all layers hold every expert id from 0 on: [layers, slots], also by GPU."""
+    table = array.reshape(1 if array.ndim == 1 else len(array), -1)
+    most = int(table.max())
+    if int(table.min()) != 0 or not 0 < most < table.shape[1]:
+        return False
+    present = np.zeros((len(table), most + 1), dtype=np.bool_)
+    present[np.arange(len(table))[:, np.newaxis], table.astype(np.int64)] = True
+    return bool(present.all())
 
 
 def _kinds_of_tokens(array: AnyArray) -> tuple[Kind, ...]:
@@ -110,47 +148,39 @@ def _kinds_of_tokens(array: AnyArray) -> tuple[Kind, ...]:
     Recorded loads do not look so: all layers of a window share one sum, and hundreds of cells
     repeat values. Rows of dense layers and of tokens that were not written say nothing.
     """
-    choices = array.shape[2]
-    if choices > _MOST_CHOICES or array.min() < -1 or array.max() >= _MOST_EXPERTS:
-        return ("loads",)
     held = written(array)
-    if not held.any():
-        return ("loads",)
-    if choices == 1:  # loads of a single expert make no sense
+    if array.shape[2] == 1:  # loads of a single expert make no sense
         return ("trace",)
-    if repeated(array[held]).any():
+    if not held.any():
         return ("loads",)
     sums = array.sum(axis=2, dtype=np.int64)
     least = np.where(held, sums, np.iinfo(np.int64).max).min(axis=1)
     most = np.where(held, sums, -1).max(axis=1)
-    rows = int(held.sum())
-    if held.sum(axis=1).max() == 1:
-        sure = rows >= _ENOUGH_TOKENS and int(array.max()) < _FEW_EXPERTS
-    elif (least < most).any():
-        sure = rows >= _ENOUGH_ROWS
-    elif (array == array[:, :1]).all():  # layers that choose alike, as with dummy weights
-        sure = False
+    several = bool((held.sum(axis=1) > 1).any())
+    differ = bool((least < most).any())
+    # Layers that choose alike, as with dummy weights, have one sum, too.
+    if several and not differ and not (array == array[:, :1]).all():
+        return ("loads",)
+    rows = array[held]
+    if _repeating(rows) > _DAMAGED:
+        return ("loads",)
+    if differ:
+        sure = len(rows) >= _ENOUGH_ROWS
     else:
-        return ("loads",)
-    return ("trace",) if sure else ("loads", "trace")
+        sure = not several and len(rows) >= _ENOUGH_TOKENS and int(rows.max()) < _FEW_EXPERTS
+    return ("trace",) if sure and not repeated(rows).any() else ("loads", "trace")
 
 
-def _kinds_of_tables(array: AnyArray) -> tuple[Kind, ...]:
-    """Tell loads from a map, whose every row holds every expert id from 0 on."""
-    table = np.atleast_2d(array)
-    if array.ndim > 2 or array.ndim == 0:
-        return ("loads",)
-    if array.ndim == 2 and len(table) > _MOST_LAYERS:
-        return ("loads", "plan")
-    least, most = int(table.min()), int(table.max())
-    if least != 0 or most >= table.shape[1]:
-        return ("loads",)
-    present = np.zeros((table.shape[0], most + 1), dtype=np.bool_)
-    present[np.arange(table.shape[0])[:, np.newaxis], table.astype(np.int64)] = True
-    if not present.all():
-        return ("loads",)
-    if array.ndim == 1:  # loads have at least two dimensions
-        return ("plan",)
-    # Small counts reach 0, 1, 2, ... as well, but not up to half as many values as experts.
-    sure = table.shape[1] >= _ENOUGH_SLOTS and table.shape[1] <= 2 * (most + 1)
-    return ("plan",) if sure else ("loads", "plan")
+def _kinds_of_rows(array: AnyArray) -> tuple[Kind, ...]:
+    """Tell loads [layers, experts], of which all layers share one sum, from rows of tokens."""
+    if len(array) > _MOST_LAYERS:
+        return ("loads", "trace")
+    sums = array.sum(axis=1, dtype=np.int64)
+    alike = len(array) < _ENOUGH_ROWS or (sums == sums[0]).all() or _repeating(array) >= 0.5
+    return ("loads",) if alike else ("loads", "trace")
+
+
+def _repeating(rows: AnyArray) -> float:
+    """Return the share of rows that repeat a value, but for those that fill unused places."""
+    filled = np.where((rows == 0) | (rows == np.iinfo(rows.dtype).max), -1, rows.astype(np.int64))
+    return float(repeated(filled).mean())

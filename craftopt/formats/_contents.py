@@ -18,6 +18,7 @@ from craftopt.traces import Trace
 AnyArray = npt.NDArray[Any]
 # Where as many tokens choose one expert, or as many cells have one share, it is no chance.
 _ENOUGH_TOKENS, _ENOUGH_CELLS = 64, 8
+_MOST_LAYERS = 128  # of a model
 _FEW_EXPERTS = 8  # of fewer, one may well have half of the tokens
 Kind = Literal["loads", "trace", "plan", "coactivation"]
 WORDS: dict[Kind, str] = {
@@ -78,6 +79,11 @@ class Contents:
         Recorders write dense layers, and tokens that they missed, as -1 or, in all places, as 0.
         """
         # Kinds and ranks that are wrong are left for Trace to name.
+        if ids.ndim == 3 and ids.shape[1] > max(_MOST_LAYERS, ids.shape[0]):
+            raise FormatError(
+                f"holds {ids.shape[1]} layers of {ids.shape[0]} tokens, more layers than any model "
+                "has; ids are [tokens, layers, k], so swap the first two axes"
+            )
         if ids.ndim == 3 and ids.size and ids.dtype.kind in "iu":
             held = written(ids)
             layers = np.asarray(held.any(axis=0))
@@ -172,13 +178,16 @@ def odd_loads(loads: Loads) -> list[str]:
     # An expert that every token chooses has one k-th of all assignments, everywhere.
     held = sums > 0
     if np.count_nonzero(held) >= _ENOUGH_CELLS:
-        for expert in np.flatnonzero((tokens[held] > 0).all(axis=0)):
+        shared = []
+        for expert in np.flatnonzero((tokens[held] > 0).all(axis=0)).tolist():
             k = sums[held] / tokens[..., expert][held]
             if k[0] == round(k[0]) and 2 <= k[0] < loads.experts and (k == k[0]).all():
-                notes.append(
-                    f"expert {expert} has exactly 1/{k[0]:.0f} of the tokens in every layer and "
-                    "window: a shared expert; leave it out, since every GPU hosts shared experts"
-                )
+                shared.append(f"{expert} (1/{k[0]:.0f})")
+        if shared:
+            notes.append(
+                f"expert {shorten(shared)} has one share of the tokens in every layer and window: "
+                "a shared expert; leave it out, since every GPU hosts shared experts"
+            )
     return notes
 
 

@@ -29,6 +29,7 @@ _COLUMNS = {
     "domain_names": ("domain_names", "step_names"),
     "sequence": ("sequence", "seq"),
 }
+_LAYER_IDS = ("layer_ids", "layer_id")
 _WINDOW_NAMES = ("window_names", "step_names")
 
 
@@ -182,10 +183,11 @@ class NamedArrays(Contents):
         return to_logical(tokens.reshape(-1, *tokens.shape[-2:]).astype(np.float64), table)
 
     def _layer_ids(self) -> AnyArray | None:
-        return self._arrays.column("layer_ids") if "layer_ids" in self._arrays.keys else None
+        key = self._first(_LAYER_IDS)
+        return None if key is None else self._arrays.column(key)
 
     def _note_unread(self, key: str, *read: str | None) -> None:
-        foreign = sorted({*self._arrays.tables}.difference((key, "layer_ids", *read)))
+        foreign = sorted({*self._arrays.tables}.difference((key, *_LAYER_IDS, *read)))
         if foreign:
             self.notes.append(f"holds {shorten(foreign)} beside {key!r}, which is not read")
 

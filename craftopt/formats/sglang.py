@@ -18,12 +18,11 @@ import numpy as np
 from craftopt.errors import FormatError, InputError
 from craftopt.formats import pt
 from craftopt.formats._bare import BareArray, as_whole
-from craftopt.formats._contents import AnyArray, Contents, check_rank, plan_of
+from craftopt.formats._contents import AnyArray, Contents, check_rank
 from craftopt.formats._named import NamedArrays, checked_names
 from craftopt.formats._source import check_ranks
 from craftopt.formats._text import shorten
 from craftopt.loads import FloatArray, IntArray, Loads
-from craftopt.plan import Plan
 from craftopt.slot_tables import to_logical
 from craftopt.traces import Trace, repeated
 
@@ -109,15 +108,15 @@ def _by_keys(document: _Document, documents: _Documents) -> Contents:
         return _Steps(documents)
     if "records" in document:
         return _Records(documents, per_token=_has_tokens(document))
-    if _MAP in document:
-        return _Location(document[_MAP])
     tensors = {key: value for key, value in document.items() if isinstance(value, pt.Tensor)}
     if not tensors:
         raise FormatError(
             "is a PyTorch file, and none of SGLang's: it holds neither 'logical_count' nor "
             f"'records' nor '{_MAP}', but {shorten(sorted(map(str, document))) or 'nothing'}"
         )
-    return NamedArrays("a PyTorch file of tensors", _Tensors(tensors))
+    is_map = set(tensors) == {_MAP}
+    name = "an expert location of SGLang (.pt)" if is_map else "a PyTorch file of tensors"
+    return NamedArrays(name, _Tensors(tensors))
 
 
 class _Tensors:
@@ -158,18 +157,6 @@ def _array(document: _Document, key: str) -> AnyArray:
             "them, and save them with numpy.savez(FILE, counts=...)"
         )
     return array
-
-
-class _Location(Contents):
-    """A map of slots [layers, slots]."""
-
-    def __init__(self, tensor: object) -> None:
-        super().__init__("an expert location of SGLang (.pt)", "plan")
-        self._document = {_MAP: tensor}
-
-    def plan(self, gpus: int | None) -> Plan:
-        """Read the map; it does not say how many GPUs share the slots."""
-        return plan_of(_array(self._document, _MAP), gpus)
 
 
 class _Steps(Contents):

@@ -186,6 +186,7 @@ def rebalance(
             f"{type(old_plan).__name__}"
         )
     problem.goal.require_even_dispatch("rebalance")
+    problem.require_even_balance("rebalance")
     number("move_price", move_price, least=0)
     options = Options(seed, work_limit, workers=workers)
     violations(old_plan, problem)  # it may break rules; another model or other GPUs are refused

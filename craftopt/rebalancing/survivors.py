@@ -22,13 +22,13 @@ def alive_gpus(active: npt.ArrayLike | None, gpus: int) -> BoolArray:
     if active is None:
         return np.ones(gpus, dtype=np.bool_)
     alive = as_array("active", active)
-    if alive.shape == (gpus,) and not alive.any():
-        raise InputError(f"all {gpus} GPUs are dead; at least one must be alive")
-    if alive.dtype != np.bool_ or alive.shape != (gpus,) or not alive.any():
+    if alive.dtype != np.bool_ or alive.shape != (gpus,):
         raise InputError(
             f"active has shape {alive.shape} and type {alive.dtype}; pass one bool per GPU, "
-            f"shape ({gpus},), at least one of them true"
+            f"shape ({gpus},)"
         )
+    if not alive.any():
+        raise InputError(f"all {gpus} GPUs are dead; at least one must be alive")
     return alive.copy()
 
 

@@ -157,16 +157,24 @@ def state_of(tokens: FloatArray, weight: FloatArray, copies: Copies, slots: int)
 @njit(cache=True, nogil=True)
 def sum_loads(gpus: Gpus, loads: WindowLoads) -> None:
     """Sum loads and powers from the copies: corrected by differences, they drift."""
-    share, load, power, norm, _, _ = loads
-    for w in range(norm.size):
-        norm[w] = 0.0
+    share, load = loads.share, loads.load
     for gpu in range(load.shape[0]):
-        for w in range(norm.size):
+        for w in range(load.shape[1]):
             load[gpu, w] = 0.0
         for slot in range(gpus.filled[gpu]):
             expert = gpus.items[gpu, slot]
-            for w in range(norm.size):
+            for w in range(load.shape[1]):
                 load[gpu, w] += share[expert, w]
+    sum_powers(loads)
+
+
+@njit(cache=True, nogil=True)
+def sum_powers(loads: WindowLoads) -> None:
+    """Sum the powers of the loads over the GPUs."""
+    _, load, power, norm, _, _ = loads
+    for w in range(norm.size):
+        norm[w] = 0.0
+    for gpu in range(load.shape[0]):
         for w in range(norm.size):
             q = load[gpu, w]
             q *= q
@@ -353,8 +361,8 @@ def take(step: Step, state: State) -> None:
         for k in range(state.rows.touched.size):
             if state.rows.touched[k] < 0:
                 break
-            _set_load(state.rows.touched[k], state.rows.load[k], state.loads)
-        _count_replacement(drop, add, state)
+            set_load(state.rows.touched[k], state.rows.load[k], state.loads)
+        count_replacement(drop, add, state)
         gone, come, i = drop, add, 0
         while items[a, i] != drop:
             i += 1
@@ -379,14 +387,15 @@ def _shift_loads(a: int, b: int, given: int, taken: int, loads: WindowLoads) -> 
     up, down, shifted = loads.share[taken], loads.share[given], loads.scratch[0]
     for w in range(shifted.size):
         shifted[w] = loads.load[a, w] + (up[w] - down[w])
-    _set_load(a, shifted, loads)
+    set_load(a, shifted, loads)
     for w in range(shifted.size):
         shifted[w] = loads.load[b, w] - (up[w] - down[w])
-    _set_load(b, shifted, loads)
+    set_load(b, shifted, loads)
 
 
 @njit(cache=True, nogil=True)
-def _set_load(gpu: int, fresh: FloatArray, loads: WindowLoads) -> None:
+def set_load(gpu: int, fresh: FloatArray, loads: WindowLoads) -> None:
+    """Give a GPU its load, and correct powers and norms by the difference."""
     load, power, norm = loads.load[gpu], loads.power[gpu], loads.norm
     for w in range(norm.size):
         q = fresh[w]
@@ -399,7 +408,7 @@ def _set_load(gpu: int, fresh: FloatArray, loads: WindowLoads) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _count_replacement(drop: int, add: int, state: State) -> None:
+def count_replacement(drop: int, add: int, state: State) -> None:
     """Count a copy fewer of ``drop`` and one more of ``add``."""
     tokens, copies, replicated, place, several = state.experts
     share = state.loads.share

@@ -224,6 +224,8 @@ class Deployment:
                 f"fast links join all {self.gpus} GPUs across the nodes: {self.gpu.name} joins "
                 f"{self.gpu.domain}"
             )
+        elif (self.gpu.node_link or math.inf) <= (self.gpu.cluster_link or 0):
+            reason = "nodes are linked as fast as the GPUs of a node"
         elif self.exchange == "low-latency":
             reason = (
                 "exchange='low-latency' sends a token once per expert, whatever their nodes; "

@@ -186,7 +186,7 @@ class Certificate(Displayed):
                 objective=stated["objective"],
                 expert_groups=stated["expert_groups"],
                 max_copies=stated["max_copies"],
-                previous=None if previous is None else Plan.from_dict(previous),
+                previous=None if previous is None else Plan.from_dict(previous).copies,
                 max_moves=stated["max_moves"],
             )
 

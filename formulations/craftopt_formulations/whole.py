@@ -98,7 +98,8 @@ def solve_whole(
     6.0
     """
     problem.goal.require_even_dispatch("solve_whole")
-    model = _Whole(problem, exactly, loose)
+    problem.require_even_balance("solve_whole")
+    model = WholeModel(problem, exactly, loose)
     if problem.objective == "time":
         model.minimise_time(bound)
         if hint is not None:
@@ -113,7 +114,7 @@ def flags(problem: Problem) -> int:
     return loads.layers * loads.experts * problem.copies_limit * problem.gpus
 
 
-class _Whole:
+class WholeModel:
     """The program: hosting of every layer, the rules, and a largest load per window and layer."""
 
     def __init__(self, problem: Problem, exactly: bool, loose: bool) -> None:
@@ -214,7 +215,7 @@ class _Whole:
         on, h = self.layers[i].on, int(self.heaviest[i])
         heavier = on(h, g) - on(h, g - 1)
         if by_slots:  # they differ by at most 1
-            self.model.add(f"fewer_first_{i}_{g}", s[g - 1] <= s[g])
+            self.model.add(f"order_slots_{i}_{g}", s[g - 1] <= s[g])
             heavier = heavier - s[g] + s[g - 1]
         self.model.add(f"order_{i}_{g}", heavier <= 0)
 
@@ -293,7 +294,7 @@ class _Whole:
 
 
 def _maximise_balancedness(
-    whole: _Whole,
+    whole: WholeModel,
     hint: Copies | None,
     bound: float,
     work: float | None,

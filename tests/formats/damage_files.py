@@ -183,8 +183,8 @@ def trtllm(rng: Rng) -> Files:
 def exported(engine: str) -> bytes:
     plan = co.Plan.from_phy2log(PHY2LOG, gpus=2)
     with tempfile.TemporaryDirectory() as folder:
-        co.export(plan, engine, Path(folder) / "map")
-        return (Path(folder) / "map").read_bytes()
+        co.export(plan, engine, Path(folder) / "map.json")
+        return (Path(folder) / "map.json").read_bytes()
 
 
 def mindie(rng: Rng) -> Files:

@@ -32,6 +32,7 @@ from craftopt_formulations import (  # noqa: E402
     whole,
     windowed,
 )
+from craftopt_formulations._shares import whole_tokens  # noqa: E402
 from craftopt_formulations.export import MODELS, export_model  # noqa: E402
 
 each_solver = pytest.mark.parametrize("solver", _solvers.SOLVERS)
@@ -338,7 +339,7 @@ def test_the_whole_model_equals_trying_every_plan(problem):
 @given(token_arrays((1, 3), (1, 1), (1, 8)), st.integers(1, 12))
 def test_whole_tokens_are_never_more_than_the_tokens(tokens, most):
     tokens = tokens[:, 0]
-    numbers, unit, exact = _solvers.whole_tokens(tokens, most)
+    numbers, unit, exact = whole_tokens(tokens, most)
     for row, loads in zip(numbers, tokens.tolist(), strict=True):
         for number, load in zip(row, loads, strict=True):
             if exact:

@@ -494,7 +494,7 @@ def test_the_command_takes_windows_of_loads_as_batches(files, monkeypatch, capsy
     [
         (["plan.json", "loads.npz", "--dispatch", "fair"], "dispatch='fair' is unknown"),
         (["plan.json", "loads.npz", "--batch", "10"], "loads, not a token trace"),
-        (["-", "-"], "stdin can be the plan or the traffic"),
+        (["-", "-"], "stdin can be the plan or the loads"),
     ],
 )
 def test_the_command_says_what_is_wrong_in_one_line(files, monkeypatch, capsys, arguments, message):

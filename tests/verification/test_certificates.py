@@ -551,10 +551,9 @@ def test_a_plan_that_breaks_rules_is_not_certified(problem, plan):
         co.certify(problem.replace(replicas=plan.replicas - 1), plan)
 
 
-def test_plans_with_layers_numbered_from_0_are_certified(problem, plan):
-    certificate = co.certify(problem, co.Plan(plan.copies))
-    co.verify(certificate)
-    assert certificate.layers[0].layer_id == 3
+def test_plans_with_layers_numbered_from_0_are_not_matched_by_position(problem, plan):
+    with pytest.raises(co.InputError, match="and layers are matched by number"):
+        co.certify(problem, co.Plan(plan.copies))
 
 
 def test_evidence_that_proves_nothing_is_refused(problem, plan):
