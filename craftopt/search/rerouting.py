@@ -164,7 +164,8 @@ def route_all(active: BoolArray, placed: Placed, routed: Routed, journal: Journa
                 at += 1
     for window in range(windows):
         many = 0
-        for expert in order:
+        for place in range(experts):
+            expert = int(order[place])
             if active[expert, window]:
                 many += 1
                 _serve(expert, window, placed, routed)
