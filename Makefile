@@ -6,11 +6,12 @@ BIN = $(VENV)/bin
 BENCHMARKS = $(wildcard benchmarks/bench_*.py)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test studies lint bench docs clean
 
 help:
 	@echo "make demo   compare the methods on an example model"
 	@echo "make test   run tests, doctests, notebooks, and every benchmark once"
+	@echo "make studies  run the long sweeps: proofs, damaged files, mutations (hours)"
 	@echo "make lint   check style and types"
 	@echo "make bench  measure the planners"
 	@echo "make docs   build the documentation into build/docs"
@@ -21,6 +22,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --nbmake --benchmark-disable tests craftopt formulations tools $(NOTEBOOKS) $(BENCHMARKS)
+
+studies: $(VENV)/.installed-dev
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n 2 -m slow tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

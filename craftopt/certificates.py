@@ -97,6 +97,7 @@ def certify(
     layers proven by        cardinality 1
     """
     problem.goal.require_even_dispatch("certify")
+    problem.require_even_balance("certify")
     broken = violations(plan, problem)
     if broken:
         raise InputError(f"a plan that breaks rules cannot be certified: {broken[0]}")

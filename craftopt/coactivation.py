@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.display import Displayed
 from craftopt.documents import write_atomically
 from craftopt.errors import InputError, number, whole
-from craftopt.loads import IntArray, as_array, read_only, valid_layer_ids
+from craftopt.loads import IntArray, as_array, name_layers, read_only, valid_layer_ids
 
 # Arrays of the file that `Coactivation.save` writes and a recorder may write.
 COACTIVATION_KEYS = ("pairs", "assignments", "tokens", "top_k", "layer_ids")
@@ -33,7 +34,7 @@ _MOST = 2**53  # whole numbers beyond are not exact in floating point
 
 
 @dataclass(frozen=True, eq=False)
-class Coactivation:
+class Coactivation(Displayed):
     """Hold the tokens that chose two experts together, validated and read-only.
 
     An engine can count pairs where it cannot keep tokens: ``top_k * (top_k - 1) / 2`` counters
@@ -235,6 +236,30 @@ class Coactivation:
         seen = np.maximum(seen, chosen.max(axis=1))
         return Coactivation(pairs, chosen, seen, top_k=self.top_k, layer_ids=self.layer_ids)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain values, for JSON: all but the counts."""
+        return {
+            "layers": self.layers,
+            "experts": self.experts,
+            "top_k": self.top_k,
+            "tokens": self.tokens.tolist(),
+            "layer_ids": self.layer_ids.tolist(),
+            "digest": self.digest,
+            "standard_error": self.standard_error,
+        }
+
+    def summary(self) -> dict[str, str]:
+        """Return the facts in words, for a table."""
+        least, most = int(self.tokens.min()), int(self.tokens.max())
+        return {
+            "layers": name_layers(self.layer_ids),
+            "experts per token": str(self.top_k),
+            "experts": str(self.experts),
+            "tokens per layer": f"{least:,}" if least == most else f"{least:,} to {most:,}",
+            "standard error": name_error(self.standard_error),
+            "digest": self.digest[:16],
+        }
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the counts to an ``.npz`` file: whole or not at all.
 
@@ -304,6 +329,11 @@ def standard_error(tokens: int) -> float:
     (0.035, 0.016)
     """
     return _TOKEN_DEVIATION * math.sqrt(_DESIGN_EFFECT / tokens) if tokens else math.inf
+
+
+def name_error(error: float) -> str:
+    """Say what a standard error is of."""
+    return f"{error:.3f} nodes per token, in one layer"
 
 
 def few_tokens(tokens: int) -> str:

@@ -8,16 +8,26 @@ from functools import partial
 from typing import Any
 
 from craftopt.coactivation import Coactivation, standard_error
+from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.evaluation import Evaluation, evaluate, mean_activated
 from craftopt.loads import Loads
+from craftopt.objective import ObjectiveName
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Result
 from craftopt.routing import DISPATCHES, Dispatch
-from craftopt.solving import find_method, methods, solve
+from craftopt.solving import MethodName, find_method, methods, solve
 from craftopt.traces import Trace
+from craftopt.traffic import NOT_MEASURED
 from craftopt.windows import domains, holdout
+
+# What a bound rules out, by objective.
+_BOUNDS: dict[ObjectiveName, str] = {
+    "time": "a planned relative time below",
+    "balancedness": "a planned balancedness above",
+    "activated": "fewer planned activated copies than",
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Displayed):
     """Methods side by side; ``bound`` is on the objective over the planned windows.
 
     Rows are scored under ``dispatch``; objective, bound and gap are always of even dispatch, for
@@ -103,6 +113,68 @@ class Comparison:
             "served_windows": list(self.served.window_names) if self.served else [],
             "rows": [asdict(row) for row in self.rows],
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row per method."""
+        rows = [asdict(row) for row in self.rows]
+        for row in rows:
+            for side in ("planned", "served"):  # what is not scored makes no column
+                scores = row[side] or {}
+                row[side] = {name: score for name, score in scores.items() if score is not None}
+        return data_frame(rows)
+
+    def table(self) -> Table:
+        """Lay out methods side by side, planned windows beside served ones."""
+        problem, dispatch = self.problem, self.dispatch
+        title = (
+            f"{problem.loads.layers} layers x {problem.loads.experts} experts on "
+            f"{problem.gpus} GPUs, {problem.nodes} node(s), {problem.replicas} replicas, "
+            f"slots {problem.slots}"
+        )
+        if dispatch != "even":
+            judged = "even" if problem.goal.even_dispatch else "exact"
+            title += f", dispatch {dispatch} (gaps: {judged})"
+        if self.served is not None:
+            title += f"\nplanned on {problem.loads.windows} windows, "
+            title += f"served {self.served.windows} that no plan has seen"
+        columns = {
+            "balanced": "balancedness",
+            "worst layer": "worst_layer",
+            "time": "relative_time",
+        }
+        if not problem.goal.even_dispatch:
+            columns["activated"] = "activated"
+        if self.traffic is not None:
+            columns |= {"nodes": "nodes_per_token", "critical": "critical_nodes"}
+        header = ["method", "replicas", "slots/GPU"]
+        for name in columns:
+            header += [name] if self.served is None else [f"{name}\nplanned", "\nserved"]
+        rows = []
+        for row in self.rows:
+            if row.planned is None or row.slots_per_gpu is None:
+                continue
+            few, most = row.slots_per_gpu
+            cells = [row.method, str(row.replicas), str(few) if few == most else f"{few}-{most}"]
+            for name in columns.values():
+                scores = (row.planned, row.served)
+                cells += [f"{getattr(score, name):.3f}" for score in scores if score is not None]
+            cells += [
+                "-" if row.gap is None else f"{row.gap:.1%}",
+                str(row.duplicates),
+                f"{row.milliseconds:,.0f}" if row.milliseconds >= 10 else f"{row.milliseconds:.1f}",
+            ]
+            rows.append(cells)
+        bound = f"No plan has {_BOUNDS[problem.objective]} {self.bound:.4f}"
+        notes = [f"{bound}: gaps are to that bound."]
+        if self.traffic is not None:
+            notes.append(f"Nodes per token, and those of the busiest node, from {self.traffic}.")
+        elif problem.nodes > 1:
+            notes.append(f"Traffic between nodes is {NOT_MEASURED}.")
+        notes += [f"{row.method}: {row.note}" for row in self.rows if row.note]
+        return Table(title, [*header, "gap", "dup.", "ms"], rows, notes)
+
+    def __str__(self) -> str:
+        return str(self.table())
 
 
 def compare(
@@ -148,11 +220,9 @@ def compare(
     """
     if names is None:
         names = [name for name in methods() if not find_method(name).proves]
-    chosen = tuple(names)
+    chosen = [find_method(name).name for name in names]
     if not chosen:
         raise InputError("names is empty; pass at least one method, or None")
-    for name in chosen:
-        find_method(name)
     dispatch = choice("dispatch", dispatch, DISPATCHES)
     score = partial(evaluate, dispatch=dispatch, trace=trace, coactivation=coactivation)
     source = None
@@ -164,7 +234,6 @@ def compare(
     for label, variant, name in _runs(problem, chosen):
         if progress is not None:
             progress(label)
-        _warm_up(variant, name)
         result = solve(variant, name, seed=seed, workers=workers)
         if variant is problem:
             bound = result.bound
@@ -223,12 +292,14 @@ def compare_domains(
     return results
 
 
-def _runs(problem: Problem, names: Sequence[str]) -> Iterator[tuple[str, Problem, str]]:
+def _runs(
+    problem: Problem, names: Sequence[MethodName]
+) -> Iterator[tuple[str, Problem, MethodName]]:
     for name in names:
         yield name, problem, name
     experts = problem.loads.experts
     engine = (experts // problem.gpus + 1) * problem.gpus - experts
-    reference = "eplb" if problem.expert_groups is None else "eplb-hierarchical"
+    reference: MethodName = "eplb" if problem.expert_groups is None else "eplb-hierarchical"
     if reference not in names or problem.replicas >= engine * problem.loads.layers:
         return
     try:
@@ -236,16 +307,6 @@ def _runs(problem: Problem, names: Sequence[str]) -> Iterator[tuple[str, Problem
     except InfeasibleError:
         return
     yield f"{reference} (+{engine} per layer)", variant, reference
-
-
-def _warm_up(problem: Problem, name: str) -> None:
-    """Run the method on one layer, so that its time is not the compiler's."""
-    loads = problem.loads
-    # Two windows: one alone is another problem.
-    layer = Loads(loads.tokens[:2, :1], loads.layer_ids[:1], loads.window_names[:2])
-    share = -(-problem.replicas // loads.layers)
-    small = problem.variant(loads=layer, replicas=share, previous=None, max_moves=None)
-    solve(small, name)
 
 
 def _row(

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.coactivation import Coactivation
+from craftopt.display import Displayed, Table, data_frame, sparkline
 from craftopt.errors import InputError, choice
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
 from craftopt.routing import COUNT_DISPATCHES, DISPATCHES, Dispatch, route
 from craftopt.traces import Trace
-from craftopt.traffic import TRAFFIC_RULES, Traffic, traffic_of_pairs, traffic_of_trace
+from craftopt.traffic import (
+    TRAFFIC_RULES,
+    Traffic,
+    traffic_of_pairs,
+    traffic_of_trace,
+    traffic_summary,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Displayed):
     """Say how a plan does on loads.
 
     Parameters
@@ -76,6 +84,43 @@ class Evaluation:
             "vllm": 1.0 / self.relative_time,
             "tensorrt-llm": float(excess.mean()),
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values, for JSON."""
+        return {
+            "mean_balancedness": self.mean_balancedness,
+            "worst_layer": self.worst_layer,
+            "relative_time": self.relative_time,
+            "engine_metrics": self.engine_metrics,
+            "balancedness": self.balancedness.tolist(),
+            "traffic": self.traffic and self.traffic.to_dict(),
+        }
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row per window and layer."""
+        names = ("balancedness", "max_load", "mean_load", "max_activated")
+        arrays = {name: getattr(self, name) for name in names}
+        return data_frame(
+            {"window": place[0], "layer": place[1]}
+            | {name: array[place] for name, array in arrays.items() if array is not None}
+            for place in np.ndindex(self.max_load.shape)
+        )
+
+    def summary(self) -> dict[str, str]:
+        """Return the figures in words, for a table."""
+        return {
+            "mean balancedness": f"{self.mean_balancedness:.4f}",
+            "worst layer": f"{self.worst_layer:.4f}",
+            "relative time": f"{self.relative_time:.4f}",
+            "by layer": sparkline(self.balancedness.mean(axis=0)),
+            **{f"{name} figure": f"{value:.4f}" for name, value in self.engine_metrics.items()},
+            **traffic_summary(self.traffic),
+        }
+
+    def table(self) -> Table:
+        """Lay the figures out as a table."""
+        windows, layers = self.max_load.shape
+        return replace(super().table(), title=f"{windows} windows x {layers} layers")
 
     def __repr__(self) -> str:
         return (
@@ -181,36 +226,35 @@ def gpu_loads(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> FloatArr
     array([[[5., 7.]]])
     """
     plan.check_layers(loads, "loads")
-    if dispatch != "even":
-        # What a host serves of one token per expert.
-        shares = route(plan, np.ones((plan.layers, plan.experts)), dispatch).tokens
     result = np.empty((loads.windows, plan.layers, plan.gpus))
     for layer in range(plan.layers):
-        tokens = loads.tokens[:, layer]
-        if dispatch == "even":
-            result[:, layer] = layer_gpu_loads(tokens, plan.copies[layer])
-        else:
-            result[:, layer] = _spread(tokens, shares[layer])
+        result[:, layer] = layer_gpu_loads(
+            loads.tokens[:, layer], plan.copies[layer], plan.nodes, dispatch
+        )
     return result
 
 
-def layer_gpu_loads(tokens: FloatArray, copies: Copies) -> FloatArray:
-    """Compute the GPUs' loads in one layer under even dispatch, to the same bit on any threads.
+def layer_gpu_loads(
+    tokens: FloatArray, copies: Copies, nodes: int = 1, dispatch: Dispatch = "even"
+) -> FloatArray:
+    """Compute the GPUs' loads in one layer, to the same bit on any threads.
 
     Parameters
     ----------
     tokens : float64 [windows, experts]
     copies : uint8 [experts, gpus]
+    nodes : int
+    dispatch : {"even", "nearest-even"}
 
     Returns
     -------
     float64 [windows, gpus]
     """
-    return _spread(tokens, copies / copies.sum(axis=1, dtype=np.int64)[:, np.newaxis])
-
-
-def _spread(tokens: FloatArray, shares: FloatArray) -> FloatArray:
-    """Add up the shares [experts, gpus] of an expert's tokens that the GPUs serve."""
+    if dispatch == "even":
+        shares = copies / copies.sum(axis=1, dtype=np.int64)[:, np.newaxis]
+    else:  # what a host serves of one token per expert
+        plan = Plan(copies[np.newaxis], nodes=nodes)
+        shares = route(plan, np.ones((1, plan.experts)), dispatch).tokens[0]
     gpu, expert = np.nonzero(shares.T)
     # Summed copy by copy, in the order of the experts: matrix products of numpy's libraries
     # may add up in another order on another number of threads.
@@ -232,13 +276,38 @@ def _all_copies_read(plan: Plan, loads: Loads) -> IntArray:
 def objective_value(plan: Plan, problem: Problem) -> float:
     """Compute the problem's objective.
 
-    Relative time or mean balancedness under even dispatch, or the mean of the most activated
-    copies on a GPU under exact routing.
+    Relative time, with a price of traffic plus critical nodes at this price, or mean balancedness
+    under the problem's dispatch; or the mean of the most activated copies on a GPU under exact
+    routing.
     """
     if not problem.goal.even_dispatch:
         return mean_activated(plan, problem.loads)
-    scored = evaluate(plan, problem.loads)
-    return scored.mean_balancedness if problem.goal.maximised else scored.relative_time
+    scored = evaluate_for(plan, problem, traffic=problem.traffic_price > 0)
+    if problem.goal.maximised:
+        return scored.mean_balancedness
+    if scored.traffic is None:
+        return scored.relative_time
+    return scored.relative_time + problem.traffic_price * scored.traffic.critical_nodes
+
+
+def evaluate_for(plan: Plan, problem: Problem, *, traffic: bool) -> Evaluation:
+    """Score a plan on the problem's loads under its dispatch, with its traffic or without.
+
+    Parameters
+    ----------
+    plan : Plan
+    problem : Problem
+        With ``coactivation``, if traffic is wanted.
+    traffic : bool
+    """
+    source = problem.coactivation if traffic else None
+    return evaluate(
+        plan,
+        problem.loads,
+        problem.dispatch,
+        trace=source if isinstance(source, Trace) else None,
+        coactivation=source if isinstance(source, Coactivation) else None,
+    )
 
 
 def mean_activated(plan: Plan, loads: Loads) -> float:

@@ -5,16 +5,21 @@ Kept by hand: numba's ``heapq`` needs lists of tuples, and would break ties in a
 
 from __future__ import annotations
 
+from typing import Final, cast
+
+import numpy as np
 from numba import njit
 
 from craftopt.loads import FloatArray, IntArray
 
+# The place of the heaviest item. A literal 0 would have `sift_down` compiled twice.
+TOP: Final = cast("int", np.int64(0))
+
 
 @njit(cache=True)
-def sift_down(heap: IntArray, load: FloatArray) -> None:
-    """Restore the heap after its top became lighter."""
-    item = heap[0]
-    place = 0
+def sift_down(heap: IntArray, load: FloatArray, place: int) -> None:
+    """Restore the heap below a place after the item there became lighter."""
+    item = heap[place]
     while True:
         child = 2 * place + 1
         if child >= heap.size:

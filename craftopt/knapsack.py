@@ -59,18 +59,10 @@ def allocate(costs: FloatArray, budget: int, step: int = 1) -> tuple[IntArray, f
     if budget < 0 or step < 1:
         raise InputError(f"budget={budget}, step={step}; pass at least 0 and 1")
     units = min(budget // step, table.shape[0] * (table.shape[1] - 1))
-    choices, cost = _solve(table, _useful_choices(table), units)
+    # Up to its cheapest choice: more replicas than that never help a layer.
+    useful = table.argmin(axis=1) + 1
+    choices, cost = _solve(table, useful, units)
     return choices * step, float(cost)
-
-
-@njit(cache=True)
-def _useful_choices(costs: FloatArray) -> IntArray:
-    """Count each layer's choices up to its cheapest: more replicas than that never help."""
-    layers = costs.shape[0]
-    counts = np.empty(layers, dtype=np.int64)
-    for layer in range(layers):
-        counts[layer] = np.argmin(costs[layer]) + 1
-    return counts
 
 
 @njit(cache=True)

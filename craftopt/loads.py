@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.display import Displayed
 from craftopt.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -22,7 +23,7 @@ _LEAST, _MOST = 1e-30, 1e30
 
 
 @dataclass(frozen=True, eq=False)
-class Loads:
+class Loads(Displayed):
     """Hold expert loads per window and layer, validated and read-only.
 
     Parameters
@@ -151,6 +152,28 @@ class Loads:
             )
         return self.select(np.flatnonzero(chosen)), self.select(np.flatnonzero(~chosen))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain values, for JSON: all but the tokens of every expert."""
+        return {
+            "windows": self.windows,
+            "layers": self.layers,
+            "experts": self.experts,
+            "tokens": float(self.tokens.sum()),
+            "layer_ids": self.layer_ids.tolist(),
+            "window_names": list(self.window_names),
+            "digest": self.digest,
+        }
+
+    def summary(self) -> dict[str, str]:
+        """Return the facts in words, for a table."""
+        names = ", ".join(self.window_names[:3]) + (", ..." if self.windows > 3 else "")
+        return {
+            "windows": f"{self.windows} ({names})",
+            "layers": name_layers(self.layer_ids),
+            "experts": str(self.experts),
+            "token assignments": f"{self.tokens.sum():,.{0 if self.tokens.sum() >= 10 else 4}f}",
+        }
+
     def with_layers(self, positions: Sequence[int], layer_ids: npt.ArrayLike) -> Loads:
         """Return the layers at these 0-based positions, under these numbers."""
         return Loads(self.tokens[:, list(positions)], layer_ids, self.window_names)
@@ -190,6 +213,11 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the array after forbidding writes to it."""
     array.setflags(write=False)
     return array
+
+
+def name_layers(layer_ids: IntArray) -> str:
+    """Count layers, and say which of the model's they are."""
+    return f"{layer_ids.size} (model's {layer_ids.min()}..{layer_ids.max()})"
 
 
 def layer_text(layer_ids: npt.ArrayLike) -> str:

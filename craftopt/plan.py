@@ -12,9 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.coactivation import Coactivation
+from craftopt.display import Displayed, sparkline
 from craftopt.documents import check_envelope, read_json, write_atomically, write_json
 from craftopt.errors import FormatError, InputError, divide_gpus, whole
-from craftopt.loads import IntArray, Loads, as_array, layer_text, read_only, valid_layer_ids
+from craftopt.loads import (
+    IntArray,
+    Loads,
+    as_array,
+    layer_text,
+    name_layers,
+    read_only,
+    valid_layer_ids,
+)
 from craftopt.traces import Trace
 
 # How many copies a GPU hosts, by expert and GPU, mostly with layers in front.
@@ -25,7 +34,7 @@ PLAN_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Displayed):
     """Hold the copies that every GPU hosts, validated and read-only.
 
     Parameters
@@ -250,6 +259,21 @@ class Plan:
                 }
                 for layer_id, row in zip(self.layer_ids, table, strict=True)
             ],
+        }
+
+    def summary(self) -> dict[str, str]:
+        """Return the facts in words, for a table."""
+        least, most = self.slots.min(), self.slots.max()
+        totals = self.slots.sum(axis=0)
+        return {
+            "layers": name_layers(self.layer_ids),
+            "experts": str(self.experts),
+            "GPUs": f"{self.gpus} in {self.nodes} node(s)",
+            "replicas": str(self.replicas),
+            "per layer": sparkline(self.layer_replicas),
+            "slots per GPU and layer": str(least) if least == most else f"{least}-{most}",
+            "slots per GPU": f"{totals.min()}-{totals.max()} over all layers",
+            "duplicates": str(self.duplicates),
         }
 
     def to_json(self) -> str:

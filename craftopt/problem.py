@@ -4,30 +4,63 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, fields
+from dataclasses import replace as dataclass_replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.coactivation import Coactivation
+from craftopt.display import Displayed
 from craftopt.errors import (
     CraftoptWarning,
     InfeasibleError,
     InputError,
     choice,
     divide_gpus,
+    number,
     whole,
 )
 from craftopt.loads import IntArray, Loads, as_array, read_only
 from craftopt.objective import OBJECTIVES, Objective, ObjectiveName
 from craftopt.plan import Copies, Plan
+from craftopt.traces import Trace
 
 SlotRule = Literal["uniform", "even", "free"]
+PlannedDispatch = Literal["even", "nearest-even"]
 _MOST_GPUS = 2**14
 
 
+class Price(Protocol):
+    """What a node that a token visits costs, in mean GPU loads, or why it costs nothing."""
+
+    @property
+    def price(self) -> float:
+        """Mean GPU loads; 0 where traffic does not count."""
+
+    @property
+    def reason(self) -> str:
+        """Why it does not; empty where it does."""
+
+
+class Priced(Protocol):
+    """What knows the price of traffic: `craftopt.serving.Deployment`."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that it is known for."""
+
+    @property
+    def nodes(self) -> int:
+        """Their nodes."""
+
+    def traffic_price(self) -> Price:
+        """Compute the price."""
+
+
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(Displayed):
     """State what to plan: for which loads, on which GPUs, under which rules.
 
     Parameters
@@ -35,7 +68,7 @@ class Problem:
     loads : Loads
         The windows to plan for.
     gpus, nodes : int
-        GPUs (EP ranks) and the nodes that they stand in, in equal and consecutive shares.
+        GPUs (EP ranks) and the nodes that hold them, in equal and consecutive shares.
     replicas : int, optional
         Budget: extra copies over **all** layers together; 0 by default.
     replicas_per_layer : int, optional
@@ -57,6 +90,20 @@ class Problem:
     previous, max_moves : Plan (or its copies) and int, optional
         At most that many copies hosted where the previous plan does not host them. Copies alone,
         [layers, experts, gpus], may lack experts, as after the loss of GPUs.
+    dispatch : {"even", "nearest-even"}
+        How engines will serve the copies: all evenly, or those on the token's GPU, else those in
+        its node, else all, evenly among them (SGLang's dynamic dispatch).
+    coactivation : Coactivation or Trace, optional
+        Which experts tokens choose together, for ``traffic`` and ``max_slowdown``: pair counts,
+        from which visits of nodes are estimated, or tokens, from which they follow exactly.
+    traffic : float or Deployment, optional
+        Plan for balance and traffic together: what a node that a token visits costs, in mean GPU
+        loads. Objective ``time`` is then relative time + traffic * critical nodes per token (the
+        tokens that the busiest node of a window receives; `craftopt.traffic`). A `Deployment`
+        prices it by its facts. It counts for nothing on one node.
+    max_slowdown : float, optional
+        In place of ``traffic``: find the least traffic with a relative time at most this share
+        above that of a plan for balance alone. The objective stays relative time.
 
     Raises
     ------
@@ -86,6 +133,10 @@ class Problem:
     max_copies: int | None
     previous: Plan | Copies | None
     max_moves: int | None
+    dispatch: PlannedDispatch
+    coactivation: Coactivation | Trace | None
+    traffic: float | Priced | None
+    max_slowdown: float | None
 
     def __init__(
         self,
@@ -101,6 +152,10 @@ class Problem:
         max_copies: int | None = None,
         previous: Plan | Copies | None = None,
         max_moves: int | None = None,
+        dispatch: PlannedDispatch = "even",
+        coactivation: Coactivation | Trace | None = None,
+        traffic: float | Priced | None = None,
+        max_slowdown: float | None = None,
     ) -> None:
         if not isinstance(loads, Loads):
             raise InputError(f"loads is a {type(loads).__name__}; pass craftopt.Loads(tokens)")
@@ -119,16 +174,23 @@ class Problem:
             "max_copies": None if max_copies is None else whole("max_copies", max_copies, 1),
             "previous": previous,
             "max_moves": None if max_moves is None else whole("max_moves", max_moves, 0),
+            "dispatch": choice("dispatch", dispatch, get_args(PlannedDispatch)),
+            "coactivation": coactivation,
+            "traffic": _valid_traffic(traffic),
+            "max_slowdown": None
+            if max_slowdown is None
+            else number("max_slowdown", max_slowdown, least=0),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         self._check_cluster()
         self._check_previous()
+        self._check_traffic()
         if self.slots == "uniform":
             self._check_uniform()
 
     def replace(self, **changes: Any) -> Problem:
-        """Return the same problem with some arguments changed, checked anew.
+        """Return the same problem with some arguments changed, and check it.
 
         Examples
         --------
@@ -206,8 +268,48 @@ class Problem:
 
     @property
     def goal(self) -> Objective:
-        """What the name `objective` stands for: sense, costs, gap."""
-        return OBJECTIVES[self.objective]
+        """The objective by its properties: sense, costs, gap."""
+        goal = OBJECTIVES[self.objective]
+        return dataclass_replace(goal, label="time and traffic") if self.traffic_price else goal
+
+    @cached_property
+    def traffic_price(self) -> float:
+        """What a node that a token visits costs in the objective, in mean GPU loads."""
+        if self.nodes == 1 or self.traffic is None:
+            return 0.0
+        return self.traffic if isinstance(self.traffic, float) else self._price.price
+
+    @property
+    def free_traffic(self) -> str:
+        """Say why traffic counts for nothing; empty where it counts, or is not asked for."""
+        if self.traffic is None and self.max_slowdown is None:
+            return ""
+        if self.nodes == 1:
+            return "traffic counts for nothing: all GPUs are in one node"
+        if self.traffic is None or isinstance(self.traffic, float):
+            return ""
+        reason = self._price.reason
+        return reason and f"traffic counts for nothing: {reason}"
+
+    @cached_property
+    def _price(self) -> Price:
+        assert self.traffic is not None
+        assert not isinstance(self.traffic, float)
+        return self.traffic.traffic_price()
+
+    def require_even_balance(self, what: str) -> None:
+        """Refuse what only the search for plans knows: another dispatch than even, and traffic.
+
+        Raises
+        ------
+        InputError
+            The problem has one of them.
+        """
+        if self.traffic_price > 0 or self.max_slowdown is not None:
+            name = "traffic" if self.max_slowdown is None else "max_slowdown"
+            raise InputError(f"{what} knows no {name}; pass problem.replace({name}=None)")
+        if self.dispatch != "even":
+            raise InputError(f"{what} knows no dispatch={self.dispatch!r}; pass dispatch='even'")
 
     @property
     def groups(self) -> int:
@@ -259,12 +361,36 @@ class Problem:
         """Make a plan for these layers, nodes and loads, of copies [layers, experts, gpus]."""
         return Plan(copies, self.loads.layer_ids, self.nodes, method, self.loads.digest)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the problem as plain values, for JSON: rules, and the facts of loads and moves."""
+        return {"loads": self.loads.to_dict(), **self.rules, "max_moves": self.max_moves}
+
+    def summary(self) -> dict[str, str]:
+        """Return the problem in words, for a table; without rules that do not bind."""
+        loads = self.loads
+        rows = {
+            "loads": f"{loads.windows} windows x {loads.layers} layers x {loads.experts} experts",
+            "GPUs": f"{self.gpus} in {self.nodes} node(s)",
+            "replicas": f"{self.replicas}, {self.replicas / loads.layers:g} per layer",
+            "slots": self.slots,
+            "objective": self.objective,
+            "expert groups": None if self.expert_groups is None else self.groups,
+            "most copies": self.max_copies,
+            "most moves": self.max_moves,
+            "dispatch": None if self.dispatch == "even" else self.dispatch,
+            "traffic": None if self.traffic is None else f"{self.traffic_price:.4g}",
+            "most slowdown": self.max_slowdown,
+        }
+        return {name: str(value) for name, value in rows.items() if value is not None}
+
     def __repr__(self) -> str:
         groups = "" if self.expert_groups is None else f", groups={self.groups}"
+        dispatch = "" if self.dispatch == "even" else f", dispatch={self.dispatch!r}"
+        traffic = "" if self.traffic is None else f", traffic={self.traffic_price:.4g}"
         return (
             f"Problem({self.loads!r}, gpus={self.gpus}, nodes={self.nodes}, "
             f"replicas={self.replicas}, slots={self.slots!r}, "
-            f"objective={self.objective!r}{groups})"
+            f"objective={self.objective!r}{groups}{dispatch}{traffic})"
         )
 
     def _check_cluster(self) -> None:
@@ -297,6 +423,57 @@ class Problem:
         if isinstance(self.previous, Plan):
             self.previous.check_layers(self.loads, "loads")
 
+    def _check_traffic(self) -> None:
+        if self.dispatch != "even" and not self.goal.even_dispatch:
+            raise InputError(
+                f"objective={self.objective!r} routes every token by itself; "
+                f"dispatch={self.dispatch!r} is for objective='time' or 'balancedness'"
+            )
+        given = self.coactivation
+        if given is not None:
+            if not isinstance(given, Coactivation | Trace):
+                raise InputError(
+                    f"coactivation is a {type(given).__name__}; pass a craftopt.Coactivation, such "
+                    "as trace.coactivation(), or a craftopt.Trace"
+                )
+            self._check_layers_of(given)
+        for name in ("traffic", "max_slowdown"):
+            if getattr(self, name) is None:
+                continue
+            if given is None:
+                raise InputError(
+                    f"{name} needs to know which experts tokens choose together: pass "
+                    "coactivation=trace.coactivation(), or a Trace"
+                )
+            if self.objective != "time":
+                raise InputError(
+                    f"{name} is priced in time; pass objective='time', not {self.objective!r}"
+                )
+        if self.traffic is not None and self.max_slowdown is not None:
+            raise InputError("traffic and max_slowdown are both given; pass one of them")
+        if self.traffic is not None and not isinstance(self.traffic, float):
+            priced = (self.traffic.gpus, self.traffic.nodes)
+            if priced != (self.gpus, self.nodes):
+                raise InputError(
+                    f"traffic is a deployment on gpus={priced[0]}, nodes={priced[1]}, the problem "
+                    f"has gpus={self.gpus}, nodes={self.nodes}; pass the same of both"
+                )
+
+    def _check_layers_of(self, given: Coactivation | Trace) -> None:
+        """Layers match by number, or by position where the traffic has no numbers."""
+        loads = self.loads
+        if (given.layers, given.experts) != (loads.layers, loads.experts):
+            raise InputError(
+                f"coactivation has {given.layers} layers of {given.experts} experts, loads "
+                f"{loads.layers} of {loads.experts}; both must describe the same model"
+            )
+        mine, theirs = loads.layer_ids.tolist(), given.layer_ids.tolist()
+        if theirs not in (mine, list(range(loads.layers))):
+            raise InputError(
+                f"coactivation is of the model's layers {theirs}, loads are of {mine}; "
+                "select the same layers of both"
+            )
+
     def _check_uniform(self) -> None:
         experts, layers = self.loads.experts, self.loads.layers
         needed = -(-experts // self.gpus)
@@ -325,6 +502,12 @@ class Problem:
                 CraftoptWarning,
                 stacklevel=3,
             )
+
+
+def _valid_traffic(traffic: float | Priced | None) -> float | Priced | None:
+    if traffic is None or hasattr(traffic, "traffic_price"):
+        return traffic
+    return number("traffic", traffic, least=0)
 
 
 def _groups(groups: int | npt.ArrayLike | None, experts: int) -> IntArray | None:

@@ -6,10 +6,11 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal
 
+from craftopt.display import Displayed, Table
 from craftopt.errors import NoPlanError, number, whole
 from craftopt.evaluation import objective_value, violations
 from craftopt.plan import Plan
@@ -19,6 +20,8 @@ Limit = Literal["work", "time"]
 
 # A plan that is this close to its bound, relative, is called optimal: floating-point noise.
 OPTIMAL_GAP = 1e-9
+# Seconds from which on a summary names the first use.
+COMPILED = 0.05
 
 
 class Status(Enum):
@@ -107,7 +110,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(Displayed):
     """Hold a method's plan with its recomputed objective, the bound and the gap.
 
     Parameters
@@ -122,7 +125,9 @@ class Result:
     violations : tuple of str
         Rules that the plan breaks; empty = valid.
     runtime : float
-        Seconds that the method took, without evaluation and bound.
+        Seconds that the method took, without compiling, evaluation and bound.
+    compile_time : float
+        Seconds of compiling, or of loading compiled kernels, before that; 0 but on first use.
     """
 
     method: str
@@ -133,6 +138,7 @@ class Result:
     gap: float | None
     violations: tuple[str, ...]
     runtime: float
+    compile_time: float = 0.0
     limit: Limit | None = None
     message: str = ""
     _plan: Plan | None = field(default=None, repr=False)
@@ -154,6 +160,52 @@ class Result:
     def has_plan(self) -> bool:
         """Whether `plan` can be read."""
         return self._plan is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values, for JSON."""
+        return {
+            "method": self.method,
+            "status": self.status.value,
+            "limit": self.limit,
+            "objective": self.objective,
+            "bound": self.bound,
+            "gap": self.gap,
+            "violations": list(self.violations),
+            "runtime": self.runtime,
+            "compile_time": self.compile_time,
+            "message": self.message,
+            "replicas": self.plan.replicas if self.has_plan else None,
+        }
+
+    def summary(self) -> dict[str, str]:
+        """Return the figures in words, for a table."""
+        rows = {
+            "status": self.status.value + (f" (stopped by {self.limit})" if self.limit else ""),
+            self.problem.goal.label: "-" if self.objective is None else f"{self.objective:.4f}",
+            "bound": f"{self.bound:.4f}",
+            "gap": "-" if self.gap is None else f"{self.gap:.3%}",
+            "replicas": f"- of {self.problem.replicas}",
+        }
+        if self.has_plan:
+            facts = self.plan.summary()
+            rows["replicas"] = f"{self.plan.replicas} of {self.problem.replicas}"
+            rows |= {name: facts[name] for name in ("per layer", "slots per GPU")}
+        rows["time"] = f"{self.runtime * 1e3:.1f} ms"
+        if self.compile_time >= COMPILED:
+            rows["time"] += f", after {self.compile_time:.1f} s to compile or load"
+        notes = {"note": self.message, "breaks": "\n".join(self.violations)}
+        return rows | {name: text for name, text in notes.items() if text}
+
+    def table(self) -> Table:
+        """Lay the figures out as a table."""
+        return replace(super().table(), title=f"{self.method} on {self.problem.gpus} GPUs")
+
+    def __str__(self) -> str:
+        rows = self.summary()
+        names = (self.problem.goal.label, "bound", "replicas", "time")
+        rows["bound"] += f", gap {rows['gap']}"
+        head = (self.method, rows["status"])
+        return str(Table("", (), [head, *((name, rows[name]) for name in names)]))
 
 
 def settle(problem: Problem, plan: Plan | None, bound: float) -> dict[str, Any]:

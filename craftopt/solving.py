@@ -5,15 +5,30 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from craftopt.bounds import whole_plan_bound
+from craftopt.compiling import GPUS, REPLICAS, TOKENS, first_use
 from craftopt.errors import InputError, choice
+from craftopt.loads import Loads
 from craftopt.objective import ObjectiveName
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome, Result, Status, settle
+
+MethodName = Literal[
+    "trivial",
+    "placement",
+    "eplb",
+    "eplb-hierarchical",
+    "eplb-counts",
+    "craft",
+    "craft-artifact",
+    "nominal",
+    "fast",
+    "exact",
+]
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,8 @@ class Method:
 
     Parameters
     ----------
-    name, summary : str
+    name : MethodName
+    summary : str
     home : str
         ``module:function``; loaded on first use. The function takes the problem (and, where
         there is a `work` unit, the `Options`) and returns an `Outcome`.
@@ -42,7 +58,7 @@ class Method:
         Modules beyond the core that must be installed.
     """
 
-    name: str
+    name: MethodName
     summary: str
     home: str
     work: str = ""
@@ -68,6 +84,11 @@ class Method:
                 f"{self.name} plans from scratch and cannot keep max_moves={problem.max_moves}; "
                 "pass none, use craftopt.rebalance, or method exact"
             )
+        if self.proves:
+            try:
+                problem.require_even_balance(self.name)
+            except InputError as error:
+                return str(error)
         return ""
 
     def load(self) -> Callable[[Problem, Options], Outcome]:
@@ -77,7 +98,7 @@ class Method:
         return plan if self.work else lambda problem, options: plan(problem)
 
 
-METHODS = {
+METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("trivial", "experts by id, no replicas", "craftopt.baselines.trivial:plan_trivial"),
@@ -143,7 +164,7 @@ METHODS = {
 }
 
 
-def methods() -> tuple[str, ...]:
+def methods() -> tuple[MethodName, ...]:
     """Return the names of the methods that can run here.
 
     Examples
@@ -152,7 +173,7 @@ def methods() -> tuple[str, ...]:
     >>> "eplb" in co.methods()
     True
     """
-    return tuple(name for name, method in METHODS.items() if not _missing(method))
+    return tuple(method.name for method in METHODS.values() if not _missing(method))
 
 
 def find_method(name: str) -> Method:
@@ -174,7 +195,7 @@ def find_method(name: str) -> Method:
 
 def solve(
     problem: Problem,
-    method: str = "fast",
+    method: MethodName = "fast",
     *,
     seed: int = 0,
     work_limit: int | None = None,
@@ -203,7 +224,8 @@ def solve(
     Returns
     -------
     Result
-        Plan, recomputed objective, proven bound, gap, and the rules that the plan breaks.
+        Plan, recomputed objective, proven bound, gap, and the rules that the plan breaks. The
+        first use of a method compiles it, before the clock of `Result.runtime` starts.
 
     Raises
     ------
@@ -223,6 +245,7 @@ def solve(
     options = Options(seed, work_limit, time_limit, workers, progress)
     plan = entry.load()
     refusal = entry.refusal(problem)
+    compile_time = 0.0 if refusal else _compile(entry, problem)
     start = time.perf_counter()
     outcome = Outcome(message=refusal) if refusal else plan(problem, options)
     runtime = time.perf_counter() - start
@@ -237,10 +260,57 @@ def solve(
         problem=problem,
         **settled,
         runtime=runtime,
+        compile_time=compile_time,
         limit=outcome.limit,
         message=outcome.message,
         _plan=outcome.plan,
     )
+
+
+def warm_up(names: Iterable[str] | None = None) -> dict[str, float]:
+    """Compile what methods need, so that the first plan of a process starts at once.
+
+    Kernels are cached on disk (numba's cache): compiled once on a machine, they are loaded in
+    a moment by every later process.
+
+    Parameters
+    ----------
+    names : iterable of str, optional
+        Methods; by default all that can run here.
+
+    Returns
+    -------
+    dict
+        Seconds by method.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> list(co.warm_up(["eplb", "nominal"]))
+    ['eplb', 'nominal']
+    """
+    chosen = [find_method(name) for name in (methods() if names is None else names)]
+    base = Problem(Loads(TOKENS), GPUS, nodes=2, replicas=REPLICAS * len(TOKENS))
+    # Together, what all kinds of problems need.
+    problems = [
+        base,
+        base.replace(loads=base.loads.total()),
+        base.replace(expert_groups=2),
+        base.replace(slots="uniform"),
+        base.replace(objective="activated"),
+    ]
+    return {
+        method.name: sum(
+            _compile(method, problem) for problem in problems if not method.refusal(problem)
+        )
+        for method in chosen
+    }
+
+
+def _compile(method: Method, problem: Problem) -> float:
+    """Compile a method for a kind of problem, on least work (for `exact`, without a solver)."""
+    work = 0 if method.proves else 1
+    return first_use(method.name, problem, lambda small: solve(small, method.name, work_limit=work))
 
 
 def _missing(method: Method) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.coactivation import Coactivation, few_tokens
+from craftopt.coactivation import Coactivation, few_tokens, name_error, standard_error
+from craftopt.display import Displayed
 from craftopt.errors import CraftoptWarning, InputError, choice, unknown, whole
 from craftopt.loads import (
     BoolArray,
@@ -20,6 +21,7 @@ from craftopt.loads import (
     IntArray,
     Loads,
     as_array,
+    name_layers,
     read_only,
     valid_layer_ids,
 )
@@ -31,7 +33,7 @@ MOST_EXPERTS = 2**16
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Displayed):
     """Hold the experts that the router chose, token by token, validated and read-only.
 
     Parameters
@@ -409,6 +411,30 @@ class Trace:
             self.domain_names if self.domain is not None else None,
             self.sequence,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain values, for JSON: all but the tokens' choices."""
+        return {
+            "tokens": self.tokens,
+            "layers": self.layers,
+            "k": self.topk_ids.shape[2],
+            "experts": self.experts,
+            "layer_ids": self.layer_ids.tolist(),
+            "domain_names": list(self.domain_names),
+            "standard_error": standard_error(self.tokens),
+        }
+
+    def summary(self) -> dict[str, str]:
+        """Return the facts in words, for a table."""
+        return {
+            "tokens": f"{self.tokens:,}",
+            "layers": name_layers(self.layer_ids),
+            "experts per token": str(self.topk_ids.shape[2]),
+            "experts": str(self.experts),
+            "domains": ", ".join(self.domain_names) or "-",
+            "sequences": "yes" if self.sequence is not None else "-",
+            "standard error": name_error(standard_error(self.tokens)),
+        }
 
     def __repr__(self) -> str:
         domains = f", domains={len(self.domain_names)}" if self.domain is not None else ""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.coactivation import Coactivation, standard_error
+from craftopt.coactivation import Coactivation, name_error, standard_error
+from craftopt.display import Displayed
 from craftopt.errors import InputError
 from craftopt.loads import FloatArray, IntArray, Loads, as_array, read_only
-from craftopt.plan import Plan
+from craftopt.plan import Copies, Plan
 from craftopt.traces import Trace
 
 if TYPE_CHECKING:
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 # Rules under which a token's nodes follow from its experts and its home alone.
 TRAFFIC_RULES = ("even", "nearest", "nearest-even", "cover")
 
+NOT_MEASURED = "not measured; pass a trace or pair counts"
+
 
 @dataclass(frozen=True, eq=False)
-class Traffic:
+class Traffic(Displayed):
     """Say how many nodes and GPUs a token visits: what an all-to-all with deduplication sends.
 
     A token *visits* a node that serves at least one of its experts: there it is sent once. All
@@ -49,6 +52,19 @@ class Traffic:
         there are exact.
     windows : str
         What the windows are.
+
+    Examples
+    --------
+    Experts 0 and 1 are on one node, 2 and 3 on the other:
+
+    >>> import craftopt as co
+    >>> plan = co.Plan([[[1, 0], [1, 0], [0, 1], [0, 1]]], nodes=2)
+    >>> trace = co.Trace([[[0, 1]], [[0, 1]], [[1, 2]]], experts=4)
+    >>> traffic = co.evaluate(plan, trace.batches(3), trace=trace).traffic
+    >>> traffic.nodes_per_token, traffic.critical_nodes
+    (1.3333333333333333, 2.0)
+    >>> traffic.node_matrix.round(2).tolist()
+    [[1.0, 0.33], [1.0, 0.33]]
     """
 
     tokens: FloatArray
@@ -105,6 +121,19 @@ class Traffic:
             "windows": self.windows,
         }
 
+    def summary(self) -> dict[str, str]:
+        """Return the figures in words, for a table."""
+        kind = "estimated from pair counts" if self.estimated else "exact for the trace"
+        return {
+            "nodes per token": f"{self.nodes_per_token:.4f}",
+            "remote nodes": f"{self.remote_nodes:.4f}",
+            "critical nodes": f"{self.critical_nodes:.4f} (the busiest of each window)",
+            "GPUs per token": f"{self.gpus_per_token:.4f}",
+            "critical GPUs": f"{self.critical_gpus:.4f}",
+            "traffic": f"{kind}; windows: {self.windows}",
+            "standard error": name_error(self.standard_error),
+        }
+
     def _mean(self, figure: FloatArray) -> float:
         total = float(self.tokens.sum())
         return float((figure * self.tokens).sum()) / total if total > 0 else 0.0
@@ -116,6 +145,11 @@ class Traffic:
             f"critical_nodes={self.critical_nodes:.4f}, "
             f"standard_error={self.standard_error:.4f}{about})"
         )
+
+
+def traffic_summary(traffic: Traffic | None) -> dict[str, str]:
+    """Return traffic in words, or that there is none to tell of."""
+    return {"traffic": NOT_MEASURED} if traffic is None else traffic.summary()
 
 
 def traffic_of_trace(
@@ -209,18 +243,15 @@ def traffic_of_pairs(
     plan.check_layers(pairs, "pair counts")
     if rule == "cover":
         raise InputError("dispatch='cover' asks which experts a token chose; pass trace=")
-    # A token counts once in the loads for every choice.
-    choices = pairs.assignments.sum(axis=1) / np.maximum(pairs.tokens, 1)
-    counts = served.tokens.sum(axis=2) / np.where(choices > 0, choices, np.inf)
+    counts = _window_tokens(pairs, served)
     found = []
     for layer in range(plan.layers):
         tokens = counts[:, layer]
-        per_token = loads[:, layer] / np.where(tokens > 0, tokens, np.inf)[:, np.newaxis]
-        mean, inside = _pair_moments(plan, layer, pairs, plan.gpus // plan.nodes, rule)
-        node_loads = per_token.reshape(len(tokens), plan.nodes, -1).sum(axis=2)
-        by_node = _window_visits(node_loads, tokens, mean, inside, pairs.top_k)
-        by_gpu = _window_visits(
-            per_token, tokens, *_pair_moments(plan, layer, pairs, 1, rule), pairs.top_k
+        by_node, mean, inside = _visits_of_pairs(
+            plan, layer, pairs, tokens, loads[:, layer], plan.nodes, rule
+        )
+        by_gpu, _, _ = _visits_of_pairs(
+            plan, layer, pairs, tokens, loads[:, layer], plan.gpus, rule
         )
         chance = _chance_of_any(
             mean / pairs.top_k, _correlation(mean, inside, pairs.top_k), pairs.top_k
@@ -231,21 +262,107 @@ def traffic_of_pairs(
     return _assembled(found, counts, estimated=True, windows=_SERVED, seen=pairs.tokens)
 
 
+class BusiestNodes:
+    """Measure what the busiest node of each window receives, for one placement after another.
+
+    The figures of `Traffic.busiest_node`, layer by layer and nothing else.
+
+    Parameters
+    ----------
+    source : Trace or Coactivation
+    served : Loads
+        The windows, as for `traffic_of_trace` and `traffic_of_pairs`.
+    nodes : int
+    rule : {"even", "nearest-even"}
+    """
+
+    def __init__(self, source: Trace | Coactivation, served: Loads, nodes: int, rule: str) -> None:
+        from craftopt.routing.visits import count_of, tokens_of  # noqa: PLC0415 (loads numba)
+
+        self._source, self._nodes, self._rule = source, nodes, rule
+        if isinstance(source, Coactivation):
+            self._tokens = _window_tokens(source, served)
+            return
+        window, windows, _ = _windows(source, served)
+        self._traced = [tokens_of(source, layer, window, windows) for layer in range(source.layers)]
+        counts = [count_of(tokens.window, windows) for tokens in self._traced]
+        self._tokens = np.stack(counts, axis=1).astype(np.float64)
+
+    @property
+    def tokens(self) -> FloatArray:
+        """Tokens with at least one expert, float64 [windows, layers]."""
+        return self._tokens
+
+    def of_layer(self, layer: int, copies: Copies, loads: FloatArray) -> FloatArray:
+        """Measure a placement of one layer, float64 [windows].
+
+        Parameters
+        ----------
+        layer : int
+            Position.
+        copies : uint8 [experts, gpus]
+        loads : float64 [windows, gpus]
+            The GPUs' loads in the served windows, under the same rule.
+        """
+        from craftopt.routing.visits import node_visits  # noqa: PLC0415 (it loads numba)
+
+        # Of all layers of the source, this one is placed so: the others are not looked at.
+        plan = Plan(copies[np.newaxis], nodes=self._nodes)
+        if isinstance(self._source, Coactivation):
+            tokens = self._tokens[:, layer]
+            by_node, _, _ = _visits_of_pairs(
+                plan, 0, self._source.select([layer]), tokens, loads, self._nodes, self._rule
+            )
+        else:
+            by_node = node_visits(plan, 0, self._traced[layer], self._rule)
+        busiest: FloatArray = by_node.max(axis=1) * self._nodes
+        return busiest
+
+
 _SERVED = "the served windows"
 
 
-def _pair_moments(
-    plan: Plan, layer: int, pairs: Coactivation, gpus_per_target: int, rule: str
-) -> tuple[FloatArray, FloatArray]:
-    """Return the assignments per token that a target serves, and pairs, [sources, targets]."""
+def _window_tokens(pairs: Coactivation, served: Loads) -> FloatArray:
+    """Return the tokens of the windows, [windows, layers], from the choices of a token."""
+    choices = pairs.assignments.sum(axis=1) / np.maximum(pairs.tokens, 1)
+    tokens: FloatArray = served.tokens.sum(axis=2) / np.where(choices > 0, choices, np.inf)
+    return tokens
+
+
+def _visits_of_pairs(
+    plan: Plan,
+    layer: int,
+    pairs: Coactivation,
+    tokens: FloatArray,
+    loads: FloatArray,
+    targets: int,
+    rule: str,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Estimate the visits of one layer's targets, which are nodes or GPUs.
+
+    Parameters
+    ----------
+    tokens : float64 [windows]
+    loads : float64 [windows, gpus]
+
+    Returns
+    -------
+    visits : float64 [windows, targets]
+        Share of the tokens.
+    mean, inside : float64 [sources, targets]
+        Assignments per token that a target serves, and pairs of them.
+    """
     from craftopt.routing.visits import count_pairs, draws_of  # noqa: PLC0415
 
-    draws = draws_of(plan, layer, gpus_per_target, rule)
+    draws = draws_of(plan, layer, plan.gpus // targets, rule)
     sources = (draws.first.size - 1) // plan.experts
-    inside, assigned = np.zeros((2, sources, plan.gpus // gpus_per_target))
+    inside, assigned = np.zeros((2, sources, targets))
     count_pairs(pairs.pairs[layer], pairs.assignments[layer], draws, inside, assigned)
     seen = max(int(pairs.tokens[layer]), 1)
-    return assigned / seen, inside / seen
+    mean, inside = assigned / seen, inside / seen
+    per_token = loads / np.where(tokens > 0, tokens, np.inf)[:, np.newaxis]
+    of_target = per_token.reshape(len(tokens), targets, -1).sum(axis=2)
+    return _window_visits(of_target, tokens, mean, inside, pairs.top_k), mean, inside
 
 
 def _window_visits(

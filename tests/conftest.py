@@ -1,4 +1,4 @@
-"""Hypothesis profiles, and slow tests only where they are asked for."""
+"""Hypothesis profiles, and little work for proofs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,6 @@ settings.register_profile(
     "explore", parent=settings.get_profile("ci"), derandomize=False, max_examples=2000
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("markexpr"):
-        return
-    skip = pytest.mark.skip(reason="slow: run with -m slow")
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import (
-    broken_rules,
-    copies_arrays,
-    problems,
-    quiet,
-    rules_named,
-    slow_objective,
-    slow_scores,
-    token_arrays,
-)
+from reference.rules import broken_rules, rules_named
+from reference.scores import slow_objective, slow_scores
+from strategies import copies_arrays, problems, quiet, token_arrays
 
 import craftopt as co
 from craftopt.evaluation import gpu_loads, objective_value, violations

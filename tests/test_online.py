@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import broken_rules
+from reference.rules import broken_rules
 
 import craftopt as co
 from craftopt.online import MOST_DOMAINS

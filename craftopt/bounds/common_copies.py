@@ -24,13 +24,14 @@ Maximum flow is kept by hand: scipy's counts in 32 bits, and OR-Tools is optiona
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from craftopt.bounds.costs import window_cost
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.objective import OBJECTIVES, ObjectiveName
 
@@ -38,6 +39,19 @@ from craftopt.objective import OBJECTIVES, ObjectiveName
 # about 2^-53 of it per expert that is summed: for 4096 experts, within half a unit.
 SCALE_BITS = 40
 _UNBOUNDED = 1 << 60
+
+
+class Levels(NamedTuple):
+    """Loads that windows only stay below with one more copy of some expert, [levels] each.
+
+    By window, ascending. To stay below its level takes ``step`` copies of the expert, and what
+    the levels above need; ``rise`` is the cost between the level before and this one.
+    """
+
+    window: IntArray
+    expert: IntArray
+    step: IntArray
+    rise: IntArray
 
 
 def common_copies_curve(
@@ -81,9 +95,9 @@ def common_copies_curve(
     >>> common_copies_curve(tokens, 2, 2, np.arange(3)).round(6)
     array([16., 13., 10.])
     """
-    base, scale, network = _levels_of(tokens, gpus, copies_limit, objective)
+    base, scale, levels = _levels(tokens, gpus, copies_limit, objective)
     above = np.zeros(len(choices))
-    for price, flow in zip(*_envelope(*network, choices), strict=True):
+    for price, flow in zip(*_envelope(levels, choices), strict=True):
         np.maximum(above, float(flow) - float(price) * choices, out=above)
     curve: FloatArray = base + above / scale
     return curve
@@ -113,10 +127,11 @@ def common_copies_witness(
         ``{"kind": "credits", "price": int, "scale": "p/q", "windows": {"w": [[expert, step,
         amount], ...]}}``, price and amounts in units of 1/scale.
     """
-    _, scale, network = _levels_of(tokens, gpus, copies_limit, objective)
-    window, expert, step, rise = network
+    _, scale, levels = _levels(tokens, gpus, copies_limit, objective)
+    window, expert, step, rise = levels
     charge = int(min(max(0.0, price * scale), float(rise.sum())))
-    amount = _max_flow(*_graph(*network, np.ones(tokens.shape[1], dtype=np.int64)), charge)[1]
+    every, one = np.arange(rise.size), np.ones(tokens.shape[1], dtype=np.int64)
+    amount = _cut(levels, every, one, _buy(one, levels, every), charge)[1]
     credits = np.column_stack((expert, step, amount))
     return {
         "kind": "credits",
@@ -129,20 +144,9 @@ def common_copies_witness(
     }
 
 
-def _levels_of(
-    tokens: FloatArray, gpus: int, copies_limit: int, objective: ObjectiveName
-) -> tuple[float, float, tuple[IntArray, IntArray, IntArray, IntArray]]:
-    goal = OBJECTIVES[objective]
-    goal.require_even_dispatch("the bound by common copies")
-    # A copy, so that kernels are compiled for one kind of array.
-    owned = np.array(tokens, dtype=np.float64, order="C")
-    return _levels(owned, gpus, copies_limit, not goal.maximised)
-
-
-@njit(cache=True)
 def _levels(
-    tokens: FloatArray, gpus: int, copies_limit: int, time: bool
-) -> tuple[float, float, tuple[IntArray, IntArray, IntArray, IntArray]]:
+    tokens: FloatArray, gpus: int, copies_limit: int, objective: ObjectiveName
+) -> tuple[float, float, Levels]:
     """List every window's levels: the loads that it only stays below with one more step.
 
     Returns
@@ -151,113 +155,107 @@ def _levels(
         What the windows cost at least, whatever the copies.
     scale : float
         A power of two.
-    levels : window, expert, step, rise, each int64 [levels]
-        By window, ascending. To stay below its level takes ``step`` copies of the expert, and
-        what the levels above need; ``rise`` is the cost between the level before and this one,
-        in units of 1/scale.
+    levels : Levels
+        Rises in units of 1/scale.
     """
-    windows, experts = tokens.shape
-    means = np.empty(windows)
-    floors = np.empty(windows)
-    base = 0.0
-    count = 0
-    for w in range(windows):
-        means[w] = tokens[w].sum() / gpus
-        floors[w] = max(means[w], tokens[w].max() / copies_limit)
-        base += window_cost(floors[w], means[w], time)
-        for e in range(experts):
-            copies = 1
-            while tokens[w, e] / copies > floors[w]:
-                copies += 1
-            count += copies - 1
-    window, expert = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
-    step, rise = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
-    load, above = np.empty(count), np.empty(count)
-    at = 0
-    size = 0.0
-    for w in range(windows):
-        start = at
-        for e in range(experts):
-            copies = 1
-            while tokens[w, e] / copies > floors[w]:
-                load[at] = tokens[w, e] / copies
-                expert[at] = e
-                copies += 1
-                step[at] = copies
-                at += 1
-        order = start + np.argsort(load[start:at], kind="mergesort")
-        window[start:at] = w
-        load[start:at], expert[start:at], step[start:at] = load[order], expert[order], step[order]
-        least = window_cost(floors[w], means[w], time)
-        for level in range(start, at):
-            above[level] = max(0.0, window_cost(load[level], means[w], time) - least)
-        if at > start:
-            size += max(abs(least), abs(window_cost(load[at - 1], means[w], time)))
+    goal = OBJECTIVES[objective]
+    goal.require_even_dispatch("the bound by common copies")
+    # cumsum adds in order, unlike sum.
+    means = np.cumsum(tokens, axis=1)[:, -1] / gpus
+    floors = np.maximum(means, tokens.max(axis=1) / copies_limit)
+    window, expert = np.nonzero(tokens > floors[:, np.newaxis])
+    found = []
+    for copies in range(1, copies_limit + 1):
+        load = tokens[window, expert] / copies
+        above = load > floors[window]
+        window, expert = window[above], expert[above]
+        found.append((np.full(window.size, copies + 1), expert, load[above], window))
+        if not window.size:
+            break
+    step, expert, load, window = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.lexsort((step, expert, load, window))
+    step, expert, load, window = step[order], expert[order], load[order], window[order]
+
+    least = goal.costs(floors, means)
+    cost = goal.costs(load, means[window])
+    last = np.append(window[1:] != window[:-1], True)[: window.size]  # of its window
+    size = np.cumsum(np.maximum(abs(least[window]), abs(cost))[last])
     # A power of two, so that scaling rounds nothing.
-    scale = 2.0 ** (SCALE_BITS - np.ceil(np.log2(size))) if size > 0 else 1.0
-    before = 0
-    for level in range(count):
-        if level == 0 or window[level] != window[level - 1]:
-            before = 0
-        # One unit less than computed is less than the true cost, whatever was rounded.
-        upto = max(before, int(above[level] * scale) - 1)
-        rise[level] = upto - before
-        before = upto
-    return base, scale, (window, expert, step, rise)
+    scale = 2.0 ** (SCALE_BITS - math.ceil(math.log2(size[-1]))) if size.any() else 1.0
+    # One unit less than computed is less than the true cost, whatever was rounded.
+    upto = np.maximum(((cost - least[window]) * scale).astype(np.int64) - 1, 0)
+    rise = np.diff(upto, prepend=0)
+    rise[1:][last[:-1]] = upto[1:][last[:-1]]
+    return float(np.cumsum(least)[-1]), scale, Levels(window, expert, step, rise)
 
 
-@njit(cache=True)
-def _envelope(
-    window: IntArray, expert: IntArray, step: IntArray, rise: IntArray, choices: IntArray
-) -> tuple[IntArray, IntArray]:
+def _envelope(levels: Levels, choices: IntArray) -> tuple[list[int], list[int]]:
     """Find prices and flows: the lines ``flow - price * r`` that support cost over replicas.
 
     The line through two vertices (replicas and cost of two minimum cuts) is proven by the flow at
     its price, or that minimum cut is a new vertex below it. Cuts are nested: what is bought at a
     price is bought at every lower one. So between two vertices only their difference is cut.
     """
-    total = rise.sum()
-    bought = np.ones(expert.max() + 1 if expert.size else 1, dtype=np.int64)
-    most = bought.copy()
-    for level in range(expert.size):
-        most[expert[level]] = max(most[expert[level]], step[level])
-    prices = [total, np.int64(0)]
-    flows = [total, np.int64(0)]
-    # Neighbouring vertices yet to be joined: replicas and cost of both, what the left one buys,
-    # and the levels that only the right one stays below.
-    steps = (most - bought).sum()
-    todo: list[tuple[Any, ...]]
-    todo = [(np.int64(0), total, steps, np.int64(0), bought, np.arange(expert.size))]
-    while len(todo) > 0:
-        left, left_cost, right, right_cost, bought, part = todo.pop()
-        inside = np.searchsorted(choices, left, side="right") < np.searchsorted(choices, right)
-        if not inside or left_cost <= right_cost:
+    total, every = int(levels.rise.sum()), np.arange(levels.rise.size)
+    first = np.ones(levels.expert.max(initial=0) + 1, dtype=np.int64)
+    most = _buy(first, levels, every)
+    prices, flows = [total, 0], [total, 0]
+    asked = choices.tolist()
+    # Neighbouring vertices yet to be joined: replicas, cost and copies of both, and the levels
+    # that only the right one stays below.
+    todo = [(0, total, first, int((most - first).sum()), 0, most, every)]
+    while todo:
+        left, left_cost, bought, right, right_cost, most, part = todo.pop()
+        if bisect_right(asked, left) >= bisect_left(asked, right) or left_cost <= right_cost:
             continue
         price = (left_cost - right_cost) // (right - left)
-        graph = _graph(window[part], expert[part], step[part], rise[part], bought)
-        cut, _, reached = _max_flow(*graph, price)
+        cut, _, reached = _cut(levels, part, bought, most, price)
         flow = cut + right_cost + price * left
         prices.append(price)
         flows.append(flow)
         if flow >= left_cost + price * left:
             continue
         kept = reached[reached.size - part.size :]
-        more = bought.copy()
-        for level in part[kept]:
-            more[expert[level]] = max(more[expert[level]], step[level])
-        middle = left + (more - bought).sum()
+        more = _buy(bought, levels, part[kept])
+        middle = left + int((more - bought).sum())
         cost = flow - price * middle
         if left < middle < right:
-            todo.append((middle, cost, right, right_cost, more, part[~kept]))
-            todo.append((left, left_cost, middle, cost, bought, part[kept]))
-    return np.array(prices), np.array(flows)
+            todo.append((middle, cost, more, right, right_cost, most, part[~kept]))
+            todo.append((left, left_cost, bought, middle, cost, more, part[kept]))
+    return prices, flows
+
+
+def _buy(bought: IntArray, levels: Levels, part: IntArray) -> IntArray:
+    """Return the copies of every expert that it takes to stay below some levels, too."""
+    more = bought.copy()
+    np.maximum.at(more, levels.expert[part], levels.step[part])
+    return more
+
+
+def _cut(
+    levels: Levels, part: IntArray, bought: IntArray, most: IntArray, price: int
+) -> tuple[int, IntArray, BoolArray]:
+    """Find the minimum cut of some levels, where every step beyond those bought has a price.
+
+    Returns
+    -------
+    flow : int
+        Its capacity.
+    credits : int64 [part]
+        What flows from each level into its step.
+    reached : bool [nodes]
+        The source's side of the cut that buys the fewest steps; levels come last.
+    """
+    head, onward, end, capacity, priced, needs = _graph(levels, part, bought, most)
+    flow, left, depth = _max_flow(head, onward, end, capacity, priced, price)
+    return flow, left[needs ^ 1], depth >= 0
 
 
 @njit(cache=True)
 def _graph(
-    window: IntArray, expert: IntArray, step: IntArray, rise: IntArray, bought: IntArray
+    levels: Levels, part: IntArray, bought: IntArray, most: IntArray
 ) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]:
-    """Build the network: source 0, sink 1, the steps beyond those bought, the levels.
+    """Build the network: source 0, sink 1, the steps from those bought to the most, some levels.
 
     Returns
     -------
@@ -266,20 +264,18 @@ def _graph(
         -1), ``end[arc]`` where it leads. Arc ``a ^ 1`` is the way back of arc a.
     priced : int64 [steps]
         Arcs from steps to the sink: their capacity is the price.
-    needs : int64 [levels]
+    needs : int64 [part]
         Arcs from levels to the steps that they need; closed where those are bought.
     """
-    levels = expert.size
-    most = bought.copy()
-    for level in range(levels):
-        most[expert[level]] = max(most[expert[level]], step[level])
-    steps = (most - bought).sum()
-    nodes = 2 + steps + levels
-    head = np.full(nodes, -1)
-    arcs = 2 * (2 * steps + 3 * levels)
-    onward, end = np.empty(arcs, dtype=np.int64), np.empty(arcs, dtype=np.int64)
-    capacity = np.zeros(arcs, dtype=np.int64)
-    priced, needs = np.empty(steps, dtype=np.int64), np.empty(levels, dtype=np.int64)
+    window, expert, step, rise = levels
+    steps = 0
+    for e in range(bought.size):
+        steps += most[e] - bought[e]
+    nodes = 2 + steps + part.size
+    arcs = 2 * (2 * steps + 3 * part.size)
+    head, onward = np.full(nodes, -1), np.empty(arcs, dtype=np.int64)
+    end, capacity = np.empty(arcs, dtype=np.int64), np.zeros(arcs, dtype=np.int64)
+    priced, needs = np.empty(steps, dtype=np.int64), np.empty(part.size, dtype=np.int64)
     offset = np.empty(bought.size, dtype=np.int64)  # step s of expert e is node offset[e] + s
     used = 0
     node = 2
@@ -287,37 +283,35 @@ def _graph(
         offset[e] = node - (bought[e] + 1)
         for s in range(bought[e] + 1, most[e] + 1):
             priced[node - 2] = used
-            used = _join(head, onward, end, used, node, 1)
+            end[used], end[used + 1] = 1, node
+            used += 2
             if s > bought[e] + 1:
                 capacity[used] = _UNBOUNDED
-                used = _join(head, onward, end, used, node, node - 1)
+                end[used], end[used + 1] = node - 1, node
+                used += 2
             node += 1
-    for level in range(levels):
+    for k in range(part.size):
+        level = part[k]
         capacity[used] = rise[level]
-        used = _join(head, onward, end, used, 0, node)
-        if level + 1 < levels and window[level + 1] == window[level]:
+        end[used], end[used + 1] = node, 0
+        used += 2
+        if k + 1 < part.size and window[part[k + 1]] == window[level]:
             capacity[used] = _UNBOUNDED
-            used = _join(head, onward, end, used, node, node + 1)
-        needs[level] = used
+            end[used], end[used + 1] = node + 1, node
+            used += 2
+        needs[k] = used
         e = expert[level]
+        end[used], end[used + 1] = 0, node
         if step[level] > bought[e]:
             capacity[used] = _UNBOUNDED
-            used = _join(head, onward, end, used, node, offset[e] + step[level])
-        else:
-            used = _join(head, onward, end, used, node, 0)
+            end[used] = offset[e] + step[level]
+        used += 2
         node += 1
+    for arc in range(used):
+        source = end[arc ^ 1]
+        onward[arc] = head[source]
+        head[source] = arc
     return head, onward, end, capacity, priced, needs
-
-
-@njit(cache=True)
-def _join(
-    head: IntArray, onward: IntArray, end: IntArray, used: int, source: int, target: int
-) -> int:
-    """Add an arc and its way back; return the number of arcs."""
-    end[used], end[used + 1] = target, source
-    onward[used], onward[used + 1] = head[source], head[target]
-    head[source], head[target] = used, used + 1
-    return used + 2
 
 
 @njit(cache=True)
@@ -327,21 +321,21 @@ def _max_flow(
     end: IntArray,
     capacity: IntArray,
     priced: IntArray,
-    needs: IntArray,
     price: int,
-) -> tuple[int, IntArray, BoolArray]:
+) -> tuple[int, IntArray, IntArray]:
     """Send the most from source to sink (Dinic's algorithm), with ``price`` on the priced arcs.
 
     Returns
     -------
     flow : int
-    credits : int64 [levels]
-        What flows from each level into its step.
-    reached : bool [nodes]
-        The source's side of the minimum cut that buys the fewest steps.
+    left : int64 [arcs]
+        Capacity that is not used.
+    depth : int64 [nodes]
+        Arcs from the source to a node, -1 where none with capacity left lead there.
     """
     left = capacity.copy()
-    left[priced] = price
+    for arc in priced:
+        left[arc] = price
     depth = np.empty(head.size, dtype=np.int64)
     queue = np.empty(head.size, dtype=np.int64)
     path = np.empty(head.size, dtype=np.int64)
@@ -363,12 +357,14 @@ def _max_flow(
                     waiting += 1
                 arc = onward[arc]
         if depth[1] < 0:
-            return flow, left[needs ^ 1], depth >= 0
+            return flow, left, depth
         current = head.copy()
         node = length = 0
         while True:
             if node == 1:
-                push = left[path[:length]].min()
+                push = left[path[0]]
+                for place in range(1, length):
+                    push = min(push, left[path[place]])
                 flow += push
                 for place in range(length - 1, -1, -1):
                     left[path[place]] -= push

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from craftopt.heap import sift_down
+from craftopt.heap import TOP, sift_down
 from craftopt.loads import FloatArray
 
 
@@ -38,17 +38,23 @@ def max_copy_load(
     experts = tokens.size
     curve = np.empty(replicas + 1)
     # A binary heap of experts, the one with the heaviest copies on top.
-    heap = np.argsort(-tokens)
-    load = tokens.copy()
+    heap = np.empty(experts, dtype=np.int64)
+    load = np.empty(experts)
+    for expert in range(experts):
+        heap[expert] = expert
+        load[expert] = tokens[expert]
+    for place in range(experts // 2 - 1, -1, -1):
+        sift_down(heap, load, place)
     count = np.ones(experts, dtype=np.int64)
     curve[0] = load[heap[0]]
     for replica in range(1, replicas + 1):
         top = heap[0]
         if count[top] == copies_limit or load[top] <= enough:
-            curve[replica:] = load[top]
+            for rest in range(replica, replicas + 1):
+                curve[rest] = load[top]
             break
         count[top] += 1
         load[top] = tokens[top] / count[top]
-        sift_down(heap, load)
+        sift_down(heap, load, TOP)
         curve[replica] = load[heap[0]]
     return curve

@@ -25,9 +25,9 @@ Sharpen = Callable[[IntArray, IntArray], FloatArray]
 def whole_plan_bound(problem: Problem) -> float:
     """Bound the objective of every plan that keeps the problem's rules.
 
-    Mean load and heaviest copy for every number of replicas, with several windows for the
-    copies that they share; where slots are even, the cardinality bound wherever it could change
-    the outcome.
+    Mean load and heaviest copy for every number of replicas; under even dispatch, with several
+    windows for the copies that they share, and where slots are even, the cardinality bound wherever
+    it could change the outcome. With a price of traffic, one node per token beside.
 
     Returns
     -------
@@ -47,15 +47,23 @@ def whole_plan_bound(problem: Problem) -> float:
     """
     if not problem.goal.even_dispatch:
         return float(least_activated(problem).mean())
+    if problem.dispatch != "even":  # a copy may serve more of its expert than another
+        return _value_of(problem, least_cost(problem, cost_table(problem), None))
 
     def sharpen(layers: IntArray, replicas: IntArray) -> FloatArray:
         return even_costs(problem, layers, replicas)
 
     table = shared_cost_table(problem)
-    cost = least_cost(problem, table, sharpen if problem.even_slots else None)
+    return _value_of(problem, least_cost(problem, table, sharpen if problem.even_slots else None))
+
+
+def _value_of(problem: Problem, cost: float) -> float:
+    """Turn a bound on the cost of loads into one on the objective; a token visits a node."""
     scale = problem.goal.cost(1.0, problem.loads, problem.gpus)
     value = cost / scale if scale else 1.0  # without tokens
-    return min(1.0, value) if problem.goal.maximised else max(1.0, value)
+    if problem.goal.maximised:
+        return min(1.0, value)
+    return max(1.0, value) + (problem.traffic_price if scale else 0.0)
 
 
 def cost_table(problem: Problem) -> FloatArray:
@@ -146,7 +154,7 @@ def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatA
     float64 [chosen]
         In the unit of `layer_costs`.
     """
-    tokens = np.ascontiguousarray(problem.loads.tokens[:, layers].transpose(1, 0, 2))
+    tokens = np.array(problem.loads.tokens[:, layers].transpose(1, 0, 2), order="C")
     return _even_costs(
         tokens, replicas, problem.gpus, problem.copies_limit, not problem.goal.maximised
     )
@@ -177,7 +185,8 @@ def layer_costs(problem: Problem) -> FloatArray:
 
 def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
     problem.goal.require_even_dispatch("a bound by loads")
-    tokens = np.ascontiguousarray(problem.loads.tokens.transpose(1, 0, 2))
+    # Copied even where it is in order, so that kernels are compiled for one kind of array.
+    tokens = np.array(problem.loads.tokens.transpose(1, 0, 2), order="C")
     return _cost_curves(
         tokens, problem.gpus, problem.copies_limit, choices, not problem.goal.maximised
     )

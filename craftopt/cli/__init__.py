@@ -12,7 +12,7 @@ import craftopt as co
 from craftopt.cli.certificates import certify, verify
 from craftopt.cli.engines import export
 from craftopt.cli.models import export_model
-from craftopt.cli.planning import compare, evaluate, info, plan
+from craftopt.cli.planning import compare, evaluate, info, plan, warm_up
 from craftopt.cli.rebalancing import rebalance
 from craftopt.cli.routing import route
 from craftopt.cli.serving import advise
@@ -31,6 +31,7 @@ COMMANDS = (
     export_model,
     info,
     advise,
+    warm_up,
 )
 
 # What engines call it, and the answer to an option that there is not.

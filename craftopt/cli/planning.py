@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -37,7 +37,6 @@ from craftopt.cli.shared import (
     progress,
     reading,
 )
-from craftopt.coactivation import standard_error
 from craftopt.errors import InputError, choice
 from craftopt.routing import DISPATCHES
 
@@ -76,7 +75,7 @@ def plan(
     with progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
-            method,
+            cast(co.MethodName, method),
             seed=seed,
             work_limit=work_limit,
             time_limit=time_limit,
@@ -88,25 +87,17 @@ def plan(
     if as_json:
         print_json(
             {
-                "method": result.method,
-                "status": result.status.value,
-                "limit": result.limit,
-                "objective": result.objective,
-                "bound": result.bound,
-                "gap": result.gap,
-                "violations": result.violations,
-                "runtime": result.runtime,
-                "message": result.message,
-                "replicas": result.plan.replicas if result.has_plan else None,
+                **result.to_dict(),
                 "output": str(output) if output is not None and result.has_plan else None,
             }
         )
         if not result.has_plan:
             raise typer.Exit(1)
         return
-    from craftopt.reporting.tables import result_table  # noqa: PLC0415
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(result_table(result))
+    _ = result.plan  # says why where there is none
+    print_rich(rich_table(result.table()))
     if output is not None:
         print_rich(f"wrote {output}")
 
@@ -179,9 +170,9 @@ def compare(
     if as_json:
         print_json(result.to_dict())
         return
-    from craftopt.reporting.tables import comparison_table  # noqa: PLC0415
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(comparison_table(result))
+    print_rich(rich_table(result.table()))
 
 
 @reading
@@ -202,20 +193,11 @@ def evaluate(
     rule = choice("dispatch", dispatch, DISPATCHES)
     scored = co.evaluate(held, served, rule, trace=tokens, coactivation=pairs)
     if as_json:
-        print_json(
-            {
-                "mean_balancedness": scored.mean_balancedness,
-                "worst_layer": scored.worst_layer,
-                "relative_time": scored.relative_time,
-                "engine_metrics": scored.engine_metrics,
-                "balancedness": scored.balancedness.tolist(),
-                "traffic": scored.traffic and scored.traffic.to_dict(),
-            }
-        )
+        print_json(scored.to_dict())
         return
-    from craftopt.reporting.tables import evaluation_table  # noqa: PLC0415
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(evaluation_table(scored))
+    print_rich(rich_table(scored.table()))
 
 
 @reading
@@ -253,38 +235,14 @@ def info(
         raise InputError(f"--trace, --coactivation and --nodes are for plans; this is {name}")
     match held:
         case co.Loads():
-            facts = {
-                "windows": held.windows,
-                "layers": held.layers,
-                "experts": held.experts,
-                "tokens": held.tokens.sum(),
-                "layer_ids": held.layer_ids.tolist(),
-                "window_names": held.window_names,
-                "digest": held.digest,
-                "share_error": None if (error := share_error(held)) is None else error.tolist(),
-            }
+            error = share_error(held)
+            facts = {**held.to_dict(), "share_error": None if error is None else error.tolist()}
             table = loads_table(held, name)
         case co.Trace():
-            facts = {
-                "tokens": held.tokens,
-                "layers": held.layers,
-                "k": held.topk_ids.shape[2],
-                "experts": held.experts,
-                "layer_ids": held.layer_ids.tolist(),
-                "domain_names": held.domain_names,
-                "standard_error": standard_error(held.tokens),
-            }
+            facts = held.to_dict()
             table = trace_table(held, name)
         case co.Coactivation():
-            facts = {
-                "layers": held.layers,
-                "experts": held.experts,
-                "top_k": held.top_k,
-                "tokens": held.tokens.tolist(),
-                "layer_ids": held.layer_ids.tolist(),
-                "digest": held.digest,
-                "standard_error": held.standard_error,
-            }
+            facts = held.to_dict()
             table = pairs_table(held, name)
         case _:
             held = on_nodes(held, nodes)
@@ -309,13 +267,35 @@ def info(
         print_rich(table)
 
 
+def warm_up(
+    methods: Annotated[
+        list[str] | None, typer.Argument(metavar="METHOD", help="All by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile what the methods need, once on a machine; plans then start at once."""
+    seconds: dict[str, float] = {}
+    with progress("compiling") as report:
+        for name in methods or co.methods():
+            report(name)
+            seconds |= co.warm_up([name])
+    if as_json:
+        print_json(seconds)
+        return
+    for name, spent in seconds.items():
+        print_rich(f"{name}: {spent:.1f} s")
+
+
 def _traffic_of(
     plan: co.Plan, trace: co.Trace | None, pairs: co.Coactivation | None
 ) -> co.Traffic | None:
     """Measure a plan's traffic on all tokens together."""
     if trace is not None:
-        return co.evaluate(plan, trace.batches(trace.tokens), trace=trace).traffic
+        plan.check_layers(trace, "trace")
+        loads = co.Loads(trace.batches(trace.tokens).tokens, plan.layer_ids)
+        return co.evaluate(plan, loads, trace=trace).traffic
     if pairs is not None:
-        loads = co.Loads(pairs.assignments, pairs.layer_ids)
+        plan.check_layers(pairs, "pair counts")
+        loads = co.Loads(pairs.assignments, plan.layer_ids)
         return co.evaluate(plan, loads, coactivation=pairs).traffic
     return None

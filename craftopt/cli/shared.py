@@ -287,7 +287,7 @@ def _layers(text: str | None) -> int | list[int] | None:
 
 
 def on_nodes(plan: co.Plan, nodes: int | None) -> co.Plan:
-    """Say in how many nodes the GPUs of an engine's map stand."""
+    """Say how many nodes hold the GPUs of an engine's map."""
     if nodes is None:
         return plan
     return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest)

@@ -16,7 +16,8 @@ from craftopt.planners.layers import Layers
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
 from craftopt.search.kernels import Schedule
-from craftopt.search.routed import anneal_routed, most_activated
+from craftopt.search.rerouting import most_activated
+from craftopt.search.routed import anneal_routed
 from craftopt.windows import in_mean_loads
 
 # First and last temperature, in activated copies per window.

@@ -17,7 +17,7 @@ from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
 from craftopt.planners.layers import Key, Layers, layer_keys
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
-from craftopt.search.placement import improve_layer
+from craftopt.search.descent import improve_layer
 
 # A layer this close to its bound, relative, is done.
 TOLERANCE = 1e-4

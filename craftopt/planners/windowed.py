@@ -7,6 +7,7 @@ Windows are shrunk toward similar ones, so that the plan fits the traffic rather
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.interpolate import PchipInterpolator
 
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.knapsack import allocate
-from craftopt.loads import IntArray
+from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.layers import Layers
 from craftopt.planners.nominal import nominal_copies
@@ -35,6 +36,9 @@ STEPS_PER_COPY = 2000
 CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
 CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
+
+# Anneals copies on windows: tokens [experts, windows], their weights, copies, schedule, seed.
+Kernel = Callable[[FloatArray, FloatArray, Copies, Schedule, int], Copies]
 
 
 def plan_windowed(problem: Problem, options: Options) -> Outcome:
@@ -134,36 +138,66 @@ class WindowedSearch(Layers):
 
     def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
         """Anneal a layer for one in ``share`` of its steps; return copies and cost."""
-        counts = self.counts[layer]
-        weight = counts / max(counts.sum(), 1e-300)
-        start = self.start(
-            layer,
-            (self.shrunk[layer] * weight).sum(axis=1),
-            replicas,
-            lambda copies: self._cost(layer, copies),
-        )
+        start = self._start(layer, replicas)
         cost = self._cost(layer, start)
         steps = self.steps(STEPS_PER_COPY * (self.problem.loads.experts + replicas))
-        used = np.flatnonzero(counts)
-        if not steps or not used.size:
+        if not steps:
             return start, cost
-        tokens = np.ascontiguousarray(self.shrunk[layer][:, used])
-        stages = STAGES if used.size > STAGES[0][1] else ((1.0, used.size),)
-        found, done = start, 0.0
-        for part, in_play in stages:
-            schedule = Schedule(
-                int(steps // share * part),
-                HOT * (COLD / HOT) ** done,
-                HOT * (COLD / HOT) ** (done + part),
-                in_play,
-            )
-            seed = self.seed(layer, share + round(done * 509))
-            found = anneal(tokens, weight[used], found, self.rules(replicas), schedule, seed)
-            done += part
+        rules = self.rules(replicas)
+        found = self._cool(
+            layer,
+            start,
+            lambda tokens, weight, copies, schedule, seed: anneal(
+                tokens, weight, copies, rules, schedule, seed
+            ),
+            Schedule(steps // share, HOT, COLD),
+            share,
+        )
         reached = self._cost(layer, found)
         return (found, reached) if reached < cost else (start, cost)
 
+    def _start(self, layer: int, replicas: int) -> Copies:
+        """Place a layer by its experts' weighted mean."""
+        return self.start(
+            layer,
+            (self.shrunk[layer] * self._weight(layer)).sum(axis=1),
+            replicas,
+            lambda copies: self._cost(layer, copies),
+        )
+
+    def _weight(self, layer: int) -> FloatArray:
+        """Compute what the windows count, float64 [windows]; sums to 1, or is 0."""
+        counts = self.counts[layer]
+        weight: FloatArray = counts / max(counts.sum(), 1e-300)
+        return weight
+
+    def _cool(
+        self, layer: int, start: Copies, kernel: Kernel, schedule: Schedule, part: int
+    ) -> Copies:
+        """Anneal a layer's copies in stages, on mini-batches of windows; see `STAGES`."""
+        weight = self._weight(layer)
+        used = np.flatnonzero(weight)
+        if not used.size:
+            return start
+        tokens = np.ascontiguousarray(self.shrunk[layer][:, used])
+        stages = STAGES if used.size > STAGES[0][1] else ((1.0, used.size),)
+        steps, hot, cold, _ = schedule
+        found, done = start, 0.0
+        for share, in_play in stages:
+            stage = Schedule(
+                int(steps * share),
+                hot * (cold / hot) ** done,
+                hot * (cold / hot) ** (done + share),
+                in_play,
+            )
+            found = kernel(
+                tokens, weight[used], found, stage, self.seed(layer, part + round(done * 509))
+            )
+            done += share
+        return found
+
     def _cost(self, layer: int, copies: Copies) -> float:
         """Compute the layer's part of the objective on the windows as they are, as a cost."""
-        largest = layer_gpu_loads(self.scaled[:, layer], copies).max(axis=1)
-        return self.problem.goal.summed_cost(largest, self.mean[layer])
+        problem = self.problem
+        loads = layer_gpu_loads(self.scaled[:, layer], copies, problem.nodes, problem.dispatch)
+        return problem.goal.summed_cost(loads.max(axis=1), self.mean[layer])

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.bounds import whole_plan_bound
+from craftopt.compiling import first_use
 from craftopt.errors import InputError, number
 from craftopt.evaluation import objective_value, violations
 from craftopt.loads import BoolArray, as_array, read_only
@@ -59,6 +61,23 @@ class Rebalancing(Result):
     def moved_share(self) -> float:
         """Share of the plan's copies that are moves."""
         return self.moves / int(self.plan.slots.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values, for JSON."""
+        return super().to_dict() | {
+            "previous_objective": self.previous_objective,
+            "moves": self.moves if self.has_plan else None,
+            "moved_share": self.moved_share if self.has_plan else None,
+        }
+
+    def summary(self) -> dict[str, str]:
+        """Return the figures in words, for a table."""
+        rows = super().summary()
+        if self.previous_objective is not None:
+            rows[f"{self.problem.goal.label} before"] = f"{self.previous_objective:.4f}"
+        if self.has_plan:
+            rows["moves"] = f"{self.moves:,}, {self.moved_share:.1%} of the copies"
+        return rows
 
     def migration(self, staging: int = 1) -> Migration:
         """Order the steps; see `plan_migration`."""
@@ -167,7 +186,7 @@ def rebalance(
             f"{type(old_plan).__name__}"
         )
     problem.goal.require_even_dispatch("rebalance")
-    begun = time.perf_counter()
+    problem.require_even_balance("rebalance")
     number("move_price", move_price, least=0)
     options = Options(seed, work_limit, workers=workers)
     violations(old_plan, problem)  # it may break rules; another model or other GPUs are refused
@@ -177,6 +196,8 @@ def rebalance(
     on_one_link = _moves_for("max_seconds", max_seconds, expert_bytes, link_bytes_per_second)
     limits.append(None if on_one_link is None else on_one_link * task.gpus)
     task = task.variant(max_moves=min((m for m in limits if m is not None), default=None))
+    compile_time = first_use("rebalance", task.variant(max_moves=None), _rebalance_small)
+    begun = time.perf_counter()
     start = valid_start(task)
     every = int(start.sum())
     most = every if task.max_moves is None else min(task.max_moves, every)
@@ -210,6 +231,7 @@ def rebalance(
         problem=task,
         **settle(task, held, whole_plan_bound(task)),
         runtime=runtime,
+        compile_time=compile_time,
         message=message,
         _plan=plan,
         previous=old_plan,
@@ -217,6 +239,11 @@ def rebalance(
         active=read_only(alive),
         _fronts=fronts,
     )
+
+
+def _rebalance_small(problem: Problem) -> None:
+    assert isinstance(problem.previous, Plan)
+    rebalance(problem, problem.previous, work_limit=1)
 
 
 def _best(task: Problem, fronts: Fronts, most: int, price: float, options: Options) -> Copies:

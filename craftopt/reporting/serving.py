@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from craftopt.reporting.tables import plain_table
-from craftopt.serving import Advice, Candidate
-from craftopt.serving.deployment import GIB
+from craftopt.reporting.tables import plain_table, rich_table
+from craftopt.serving import Advice
 
 
 def advice_tables(advice: Advice) -> Group:
@@ -24,16 +25,11 @@ def advice_tables(advice: Advice) -> Group:
         f"{deployment.nodes} node(s); {workload.input_tokens} tokens in, "
         f"{workload.output_tokens} out; {', '.join(limits) or 'no limit on waiting'}"
     )
-    best = advice.recommended
-    answer = f"{best.name}: {best.goodput:.2f} requests/s modelled on windows not planned on"
-    if advice.ratio_to_eplb is not None:
-        answer += f", {advice.ratio_to_eplb:.3f} x EPLB's default"
-    answer += f"; runner-up {advice.runner_up.name}, {advice.runner_up.goodput:.2f}"
     parts: list[RenderableType] = [
         Text(head, style="bold"),
-        Text(answer),
+        Text(advice.answer),
         Text(),
-        _candidates(advice),
+        rich_table(replace(advice.table(), notes=())),
         Text(),
     ]
     parts += [Text(f"- {reason}") for reason in advice.reasons]
@@ -48,40 +44,6 @@ def advice_tables(advice: Advice) -> Group:
     return Group(*parts)
 
 
-def _all(advice: Advice) -> list[Candidate]:
-    return [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
-
-
-def _candidates(advice: Advice) -> Table:
-    table = plain_table(
-        f"full plans, made on {advice.planned_windows} windows and served "
-        f"{advice.served_windows} others"
-    )
-    table.add_column("plan")
-    for name in (
-        "replicas", "GiB/GPU", "cache GiB", "sequences", "fullest/mean\nplanned", "\nserved",
-        "TPOT ms", "TTFT s", "set by", "requests/s\nplanned", "\nserved",
-    ):  # fmt: skip
-        table.add_column(name, justify="right")
-    for candidate in _all(advice):
-        service, memory = candidate.served, candidate.memory
-        table.add_row(
-            candidate.name,
-            str(candidate.plan.replicas),
-            f"{memory.replicas / GIB:.2f}",
-            f"{memory.kv / GIB:.2f}",
-            f"{service.concurrency}",
-            f"{candidate.relative_time_planned:.3f}",
-            f"{candidate.relative_time_served:.3f}",
-            f"{service.tpot * 1e3:.0f}",
-            f"{service.ttft:.2f}",
-            service.bound,
-            f"{candidate.planned.requests_per_second:.2f}",
-            f"{service.requests_per_second:.2f}",
-        )
-    return table
-
-
 def _seconds(advice: Advice) -> Table:
     table = plain_table("where the time goes, ms per step on the windows served")
     table.add_column("plan")
@@ -89,7 +51,7 @@ def _seconds(advice: Advice) -> Table:
     names = ("experts", "exchange", "attention", "dense", "overhead", "total")
     for name in names:
         table.add_column(name, justify="right")
-    for candidate in _all(advice):
+    for candidate in advice.compared:
         for phase in ("decode", "prefill"):
             if phase == "prefill" and advice.deployment.prefill_elsewhere:
                 continue

@@ -183,7 +183,7 @@ def nearest_places(
 ) -> tuple[int, int]:
     """Return which of an expert's hosts are nearest to a GPU: itself, else its node, else all.
 
-    Hosts stand in rising order, so these are places of one stretch of the list.
+    Hosts are in rising order, so these are places of one stretch of the list.
     """
     node = source // gpus_per_node
     low = begin

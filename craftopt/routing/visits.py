@@ -99,6 +99,17 @@ def layer_visits(plan: Plan, layer: int, tokens: Tokens, rule: str = "even") -> 
     return shares_of(plan, tokens, by_node, by_gpu, by_home, at_home)
 
 
+def node_visits(plan: Plan, layer: int, tokens: Tokens, rule: str = "even") -> FloatArray:
+    """Compute what `layer_visits` has as ``by_node`` alone, where all homes are equally likely."""
+    draws = draws_of(plan, layer, plan.gpus // plan.nodes, rule)
+    by_node = np.zeros((tokens.windows, plan.nodes))
+    count_visits(
+        tokens.ids, tokens.window, tokens.home, draws, 1 if rule == "even" else plan.nodes,
+        plan.experts, by_node, np.zeros((0, plan.nodes)), np.zeros(tokens.windows),
+    )  # fmt: skip
+    return by_node / np.maximum(count_of(tokens.window, tokens.windows), 1)[:, np.newaxis]
+
+
 def draws_of(plan: Plan, layer: int, gpus_per_target: int, rule: str) -> Draws:
     """List the draws of one layer, the layer by its position; see `list_draws`."""
     return list_draws(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from craftopt.heap import sift_down
+from craftopt.heap import TOP, sift_down
 from craftopt.loads import FloatArray, IntArray
 
 
@@ -35,9 +35,9 @@ def replicate(weight: FloatArray, replicas: int, copies_limit: int) -> IntArray:
     for _ in range(replicas):
         while count[heap[0]] == copies_limit:
             load[heap[0]] = -1.0
-            sift_down(heap, load)
+            sift_down(heap, load, TOP)
         top = heap[0]
         count[top] += 1
         load[top] = weight[top] / count[top]
-        sift_down(heap, load)
+        sift_down(heap, load, TOP)
     return count

@@ -6,7 +6,7 @@ import numpy as np
 
 from craftopt.loads import FloatArray
 from craftopt.plan import Copies
-from craftopt.search.placement import improve_layer
+from craftopt.search.descent import improve_layer
 
 
 def equalise(copies: Copies, weight: FloatArray, nodes: int) -> tuple[Copies, bool]:

@@ -9,7 +9,7 @@ from craftopt.serving.catalogue import (
     known_models,
     read_facts,
 )
-from craftopt.serving.deployment import Deployment, Exchange, Workload
+from craftopt.serving.deployment import Deployment, Exchange, TrafficPrice, Workload
 from craftopt.serving.facts import Attention, Gpu, Model
 from craftopt.serving.goodput import Engine, Service, Simulated, engine_of, service_of, simulate
 from craftopt.serving.memory import Memory, memory_for_copies, memory_of
@@ -43,6 +43,7 @@ __all__ = [
     "Service",
     "Simulated",
     "StepTime",
+    "TrafficPrice",
     "Workload",
     "advise",
     "calibrate",

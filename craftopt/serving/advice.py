@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.loads import Loads
 from craftopt.plan import Plan
@@ -25,7 +26,7 @@ from craftopt.windows import holdout as split_windows
 
 
 @dataclass(frozen=True, eq=False)
-class Advice:
+class Advice(Displayed):
     """Hold a recommendation with its reasons.
 
     Parameters
@@ -83,6 +84,56 @@ class Advice:
             "vllm-ascend": f"eplb_config: num_redundant_experts: {extra}, "
             "expert_map_path: <the plan's map>",
         }
+
+    @property
+    def answer(self) -> str:
+        """The recommendation in one sentence."""
+        best, second = self.recommended, self.runner_up
+        text = f"{best.name}: {best.goodput:.2f} requests/s modelled on windows not planned on"
+        if self.ratio_to_eplb is not None:
+            text += f", {self.ratio_to_eplb:.3f} x EPLB's default"
+        return f"{text}; runner-up {second.name}, {second.goodput:.2f}"
+
+    @property
+    def compared(self) -> tuple[Candidate, ...]:
+        """The candidates, and EPLB's default after them."""
+        return (*self.candidates, *([self.eplb] if self.eplb else []))
+
+    def table(self) -> Table:
+        """Lay out the plans side by side, and below them the answer and its reasons."""
+        header = (
+            "plan", "replicas", "GiB/GPU", "cache GiB", "sequences", "fullest/mean\nplanned",
+            "\nserved", "TPOT ms", "TTFT s", "set by", "requests/s\nplanned", "\nserved",
+        )  # fmt: skip
+        rows = [
+            (
+                candidate.name,
+                str(candidate.plan.replicas),
+                f"{candidate.memory.replicas / GIB:.2f}",
+                f"{candidate.memory.kv / GIB:.2f}",
+                f"{candidate.served.concurrency}",
+                f"{candidate.relative_time_planned:.3f}",
+                f"{candidate.relative_time_served:.3f}",
+                f"{candidate.served.tpot * 1e3:.0f}",
+                f"{candidate.served.ttft:.2f}",
+                candidate.served.bound,
+                f"{candidate.planned.requests_per_second:.2f}",
+                f"{candidate.served.requests_per_second:.2f}",
+            )
+            for candidate in self.compared
+        ]
+        title = (
+            f"full plans, made on {self.planned_windows} windows and served "
+            f"{self.served_windows} others"
+        )
+        return Table(title, header, rows, (self.answer, *self.reasons))
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row per plan."""
+        return data_frame(map(_plain, self.compared))
+
+    def __str__(self) -> str:
+        return str(self.table())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the advice as plain values, for JSON; plans by what they cost."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from craftopt.display import Displayed, Table
 from craftopt.documents import check_envelope, read_json, write_atomically, write_json
 from craftopt.errors import CraftoptWarning, FormatError
 from craftopt.loads import Loads
@@ -60,7 +61,7 @@ class LayerCertificate:
 
 
 @dataclass(frozen=True, eq=False)
-class Certificate:
+class Certificate(Displayed):
     """Hold a plan, its loads, a bound on all plans, and the proof; made by `certify`.
 
     Nothing is checked by reading one: that is `verify`.
@@ -272,9 +273,7 @@ class Certificate:
         )
 
     def __str__(self) -> str:
-        rows = self.summary()
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+        return str(Table("", (), tuple(self.summary().items())))
 
 
 def plan_digest(plan: Plan) -> str:

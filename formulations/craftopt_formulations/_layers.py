@@ -73,6 +73,7 @@ class KnownLayers(Layers):
 
     def take(self, copies: Copies) -> IntArray:
         """Know the layers of a plan; return their replicas."""
+        copies = copies.copy()  # numba compiles searches again for arrays that are read-only
         replicas: IntArray = copies.sum(axis=(1, 2), dtype=np.int64) - self.problem.loads.experts
         for key in layer_keys(np.arange(replicas.size), replicas):
             self._known[key] = self._judge(key, copies[key[0]])

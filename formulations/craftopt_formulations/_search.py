@@ -7,18 +7,18 @@ from numba import njit
 
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt.search.placement import improve_layer
+from craftopt.search.descent import Packing, empty_packing, fill, improve
 
 # GPUs that one kick shuffles copies between, the fullest first.
 _SHUFFLED = 4
 
 
-@njit(cache=True, nogil=True)
 def kick_layer(share: FloatArray, copies: Copies, target: float, kicks: int, seed: int) -> Copies:
     """Improve a placement by kicks that keep every GPU's number of copies.
 
     A kick exchanges random copies between the fullest GPU and some others in turn; exchanges
-    on the fullest GPU follow (`improve_layer`). What is no worse is kept.
+    on the fullest GPU follow (`craftopt.search.descent`). What is no worse is kept: an iterated
+    local search.
 
     Parameters
     ----------
@@ -34,25 +34,38 @@ def kick_layer(share: FloatArray, copies: Copies, target: float, kicks: int, see
     -------
     uint8 [experts, gpus]
     """
-    gpus = copies.shape[1]
+    slots = copies.sum(axis=0, dtype=np.int64)
+    packing = empty_packing(share, slots.size, int(slots.max()))
+    best = np.array(copies, dtype=np.uint8)
+    _search(packing, best, slots, target, kicks, seed)
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _search(
+    packing: Packing, best: Copies, slots: IntArray, target: float, kicks: int, seed: int
+) -> None:
+    share, gpus = packing.share, slots.size
     np.random.seed(seed)  # noqa: NPY002 (numba's own generator, of this thread)
-    best = improve_layer(share, copies, target)
-    lowest = _loads(share, best).max()
     chain = np.empty(_SHUFFLED, dtype=np.int64)
-    for _ in range(kicks):
-        if lowest <= target or gpus < 2:
+    lowest = np.inf
+    for turn in range(kicks + 1):
+        if lowest <= target or (turn > 0 and gpus < 2):
             break
         trial = best.copy()
-        chain[0] = np.argmax(_loads(share, trial))
-        for k in range(1, _SHUFFLED):
-            chain[k] = np.random.randint(gpus)  # noqa: NPY002
-        for k in range(1, _SHUFFLED):
-            _exchange_any(trial, chain[k - 1], chain[k])
-        trial = improve_layer(share, trial, target)
+        if turn > 0:
+            chain[0] = np.argmax(_loads(share, trial))
+            for k in range(1, _SHUFFLED):
+                chain[k] = np.random.randint(gpus)  # noqa: NPY002
+            for k in range(1, _SHUFFLED):
+                _exchange_any(trial, chain[k - 1], chain[k])
+        fill(packing, trial)
+        improve(packing, slots, slots, target)
+        trial[:] = packing.hosted
         value = _loads(share, trial).max()
         if value <= lowest:
-            best, lowest = trial, value
-    return best
+            best[:] = trial
+            lowest = value
 
 
 @njit(cache=True, nogil=True)

@@ -11,28 +11,25 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, Literal, Self
 
-import numpy as np
-
-# OR-Tools before PuLP: PuLP may load highspy, whose HiGHS does not bear the one in OR-Tools.
+# OR-Tools before PuLP: PuLP may load highspy, whose HiGHS clashes with the one in OR-Tools.
 from ortools.math_opt.python import mathopt  # isort: skip
 from ortools.sat.python import cp_model  # isort: skip
 import pulp  # isort: skip
 
 from craftopt.errors import InputError
 from craftopt.loads import FloatArray
+from craftopt_formulations._shares import Shares, real_shares, whole_shares
 
 RunStatus = Literal["optimal", "feasible", "infeasible", "not found"]
 
 SOLVERS = ("cp-sat", "cbc", "highs", "scip")
 
-# Loads are whole numbers for CP-SAT: exact where they stay below this, else rounded down to it.
-_LARGEST = 2**42
 _MATHOPT = {"highs": mathopt.SolverType.HIGHS, "scip": mathopt.SolverType.GSCIP}
 _SECONDS = 3600.0
 
@@ -70,38 +67,6 @@ class Run:
         return cls(run.status, objective, bound, run.solver, run.seconds, run.work, **found)
 
 
-@dataclass(frozen=True)
-class Shares:
-    """What one copy carries if its expert has so many, in the unit of a model.
-
-    Parameters
-    ----------
-    values : list of list of list of numbers, [windows][experts][copies - 1]
-        Rounded down where they are whole numbers.
-    totals : list of numbers, [windows]
-        A lower bound on what the GPUs carry together.
-    unit : float
-        How much of the model's unit one token is.
-    slack : int
-        Most that rounding takes off a GPU's load; 0 where it takes nothing.
-    """
-
-    values: list[list[list[Any]]]
-    totals: list[Any]
-    unit: float
-    slack: int
-
-    def range(self, window: int, gpus: int, bound: float = 0.0) -> tuple[float, float]:
-        """Return the least and the most that the largest GPU load of a window can be."""
-        mean = self.totals[window] / gpus
-        most = sum(row[0] for row in self.values[window])
-        return min(max(mean, self.floor(bound, 1)), most), most
-
-    def floor(self, bound: float, windows: int) -> float:
-        """Return what is left of a bound in tokens, over some windows, after rounding."""
-        return math.floor(bound * self.unit * (1.0 - 1e-12)) - self.slack * windows
-
-
 class Model(ABC):
     """A program with flags and numbers, linear constraints that have names, and an objective."""
 
@@ -122,6 +87,12 @@ class Model(ABC):
     @abstractmethod
     def add(self, name: str, constraint: Any) -> None:
         """Add a constraint: a comparison of expressions."""
+
+    def add_each(self, family: str, constraints: Mapping[Any, Any]) -> None:
+        """Add a family of constraints by their indices: (0, 3) of ``load`` is named load_0_3."""
+        for index, constraint in constraints.items():
+            indices = index if isinstance(index, tuple) else (index,)
+            self.add("_".join(map(str, (family, *indices))), constraint)
 
     @abstractmethod
     def total(self, terms: Iterable[Any]) -> Any:
@@ -215,13 +186,8 @@ class CpModel(Model):
         self.model.minimize(expression)
 
     def shares(self, tokens: FloatArray, most_copies: int) -> Shares:
-        """Divide in whole numbers: exactly where a common multiple fits, else rounded down."""
-        whole, unit, exact = whole_tokens(tokens, most_copies)
-        copies = range(1, most_copies + 1)
-        values = [[[load // c for c in copies] for load in window] for window in whole]
-        lost = 0 if exact else most_copies * tokens.shape[1]
-        totals = [max(0, sum(window) - lost) for window in whole]
-        return Shares(values, totals, unit, 0 if exact else tokens.shape[1])
+        """Divide in whole numbers."""
+        return whole_shares(tokens, most_copies)
 
     def hint(self, variable: Any, value: float) -> None:
         """Suggest a value."""
@@ -300,12 +266,8 @@ class MilpModel(Model):
         self.model.setObjective(pulp.LpAffineExpression(expression))
 
     def shares(self, tokens: FloatArray, most_copies: int) -> Shares:
-        """Divide, in units of the mean load of an expert: solvers like numbers near 1."""
-        scale = float(tokens.sum()) / tokens.size or 1.0
-        copies = range(1, most_copies + 1)
-        values = [[[load / scale / c for c in copies] for load in row] for row in tokens.tolist()]
-        totals = (tokens.sum(axis=1) / scale * (1.0 - 1e-12)).tolist()
-        return Shares(values, totals, 1.0 / scale, 0)
+        """Divide in floating point."""
+        return real_shares(tokens, most_copies)
 
     def hint(self, variable: Any, value: float) -> None:
         """Do nothing: a warm start is left to CP-SAT."""
@@ -370,30 +332,6 @@ class MilpModel(Model):
     def value(self, variable: Any) -> float:
         """Read the solution."""
         return float(pulp.value(variable))
-
-
-def whole_tokens(tokens: FloatArray, most_copies: int) -> tuple[list[list[int]], float, bool]:
-    """Scale tokens to whole numbers that every number of copies divides, or round them down.
-
-    Returns
-    -------
-    whole : list of list of int, [windows][experts]
-    unit : float
-        Whole numbers per token.
-    exact : bool
-        Whether nothing was rounded, nor will be when a load is divided by copies.
-    """
-    largest = float(tokens.sum(axis=1).max())
-    multiple = math.lcm(*range(1, most_copies + 1))
-    if largest * multiple <= _LARGEST and np.array_equal(tokens, np.floor(tokens)):
-        rows = [[int(load) * multiple for load in window] for window in tokens.tolist()]
-        shared = {load // c for row in rows for load in row for c in range(1, most_copies + 1)}
-        common = math.gcd(*shared) or 1
-        return [[load // common for load in row] for row in rows], multiple / common, True
-    # Powers of two, so that scaling itself rounds nothing.
-    exponent = math.floor(math.log2(_LARGEST / largest)) if largest > 0 else 0
-    unit = math.ldexp(1.0, exponent) if exponent < 1000 else math.ldexp(1.0, 1000)
-    return [[math.floor(load * unit) for load in row] for row in tokens.tolist()], unit, False
 
 
 def _to_mathopt(problem: Any) -> tuple[Any, list[tuple[Any, Any]]]:

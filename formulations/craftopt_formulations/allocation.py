@@ -1,14 +1,14 @@
 """Allocation of replicas over layers: the multiple-choice knapsack, and what goes beyond it.
 
-Sets: layers l = 1..L, choices k = 0..K (r = step k extra copies), resources n, tied pairs (l, m).
-Parameters: b[l,k] benefit; B budget; u[n,l,k] what a choice uses of a resource, U_n its limit.
-Variables: y[l,k] = 1 if layer l gets choice k.
+Sets: layers i in L, choices k in K (choice k is worth ``step`` k replicas), resources n, tied
+pairs (i, j). Parameters: b[i,k] benefit; B budget; u[n,i,k] what a choice uses of a resource,
+U[n] its limit. Variables: y[i,k] = 1 if layer i gets choice k.
 
-    maximise  sum_{l,k} b[l,k] y[l,k]
-    one_choice  sum_k y[l,k] = 1                        for all l
-    budget      sum_{l,k} step k y[l,k] <= B
-    resource    sum_{l,k} u[n,l,k] y[l,k] <= U_n        for all n
-    tied        y[l,k] = y[m,k]                         for all tied (l, m), k
+    maximise  sum_{i,k} b[i,k] y[i,k]
+    one_choice  sum_k y[i,k] = 1                        for all i
+    budget      sum_{i,k} step k y[i,k] <= B
+    resource    sum_{i,k} u[n,i,k] y[i,k] <= U[n]       for all n
+    tied        y[i,k] = y[j,k]                         for all tied (i, j), k
 
 The first two constraints are what `craftopt.knapsack.allocate` solves by dynamic programming, far
 faster. Resources say what it cannot: a budget per node (u: copies of a choice that the node
@@ -28,13 +28,13 @@ from craftopt.errors import InputError
 from craftopt.loads import FloatArray, IntArray
 from craftopt_formulations._solvers import CpModel, Model, Run, new_model
 
-# Benefits are whole numbers for CP-SAT: so many steps to the largest.
+# Benefits are whole numbers for CP-SAT: steps up to the largest.
 _STEPS = 2**40
 
 
 @dataclass(frozen=True, eq=False)
 class Allocation(Run):
-    """What a solver makes of it.
+    """An allocation that a solver found.
 
     ``replicas``: extra copies, int64 [layers], or None; ``objective``: summed benefit;
     ``bound``: no allocation has more.
@@ -117,39 +117,31 @@ def build(
     layers, choices = benefit.shape
     if np.isnan(benefit).any() or np.isposinf(benefit).any():
         raise InputError("benefit holds NaN or inf; pass numbers, or -inf to forbid a choice")
-    if (usage is None) != (limits is None) or (
-        usage is not None and limits is not None and usage.shape != (limits.size, layers, choices)
-    ):
+    if usage is None and limits is None:
+        usage, limits = np.zeros((0, layers, choices), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    if usage is None or limits is None or usage.shape != (limits.size, layers, choices):
         raise InputError(
             "usage and limits go together: pass usage [resources, layers, choices] = "
             f"[., {layers}, {choices}] and limits [resources]"
         )
     model = new_model(solver, "allocation")
+    add, each, total = model.add, model.add_each, model.total
     allowed = np.isfinite(benefit)
     if most is not None:
         allowed &= step * np.arange(choices) <= most[:, np.newaxis]
-    chosen = {
-        (layer, k): model.flag(f"y_{layer}_{k}") for layer, k in np.argwhere(allowed).tolist()
-    }
-    unit = 1.0
-    gain = {key: float(benefit[key]) for key in chosen}
-    if isinstance(model, CpModel):  # whole numbers, rounded up: the bound stays one
-        unit = _STEPS / (max(map(abs, gain.values()), default=0.0) or 1.0)
-        gain = {key: int(np.ceil(value * unit)) for key, value in gain.items()}
-    for layer in range(layers):
-        of_layer = [y for (at, _), y in chosen.items() if at == layer]
-        model.add(f"one_choice_{layer}", model.total(of_layer) == 1)
-    spent = model.total(step * k * y for (_, k), y in chosen.items())
-    model.add("budget", spent <= budget)
-    if usage is not None and limits is not None:
-        for n in range(limits.size):
-            used = model.total(int(usage[n, layer, k]) * y for (layer, k), y in chosen.items())
-            model.add(f"resource_{n}", used <= int(limits[n]))
-    for first, second in tied:
-        for k in range(choices):
-            model.add(
-                f"tied_{first}_{second}_{k}",
-                model.total([chosen.get((first, k), 0)]) == chosen.get((second, k), 0),
-            )
-    model.minimise(-model.total(gain[key] * y for key, y in chosen.items()))
-    return AllocationModel(model, chosen, benefit, step, unit)
+    y = {(i, k): model.flag(f"y_{i}_{k}") for i, k in np.argwhere(allowed).tolist()}
+    b, unit = {key: float(benefit[key]) for key in y}, 1.0
+    if isinstance(model, CpModel):  # whole numbers, rounded up: the bound holds
+        unit = _STEPS / (max(map(abs, b.values()), default=0.0) or 1.0)
+        b = {key: int(np.ceil(value * unit)) for key, value in b.items()}
+    L, K, u, U = range(layers), range(choices), usage.tolist(), limits.tolist()
+
+    def have(i: int, k: int) -> Any:
+        return total([y.get((i, k), 0)])
+
+    model.minimise(-total(b[i, k] * y[i, k] for i, k in y))
+    each("one_choice", {i: total(have(i, k) for k in K) == 1 for i in L})
+    add("budget", total(step * k * y[i, k] for i, k in y) <= budget)
+    each("resource", {n: total(u[n][i][k] * y[i, k] for i, k in y) <= U[n] for n in range(len(U))})
+    each("tied", {(i, j, k): have(i, k) == have(j, k) for i, j in tied for k in K})
+    return AllocationModel(model, y, benefit, step, unit)

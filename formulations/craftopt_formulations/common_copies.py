@@ -9,7 +9,7 @@ more; below[w,j] = 1 if the largest load of w stays below level j.
     minimise  sum_w phi_w(F_w) + sum_{w,j} rise[w,j] (1 - below[w,j])
     chain     have[e,k] <= have[e,k-1]             for all e, k > 2
     need      below[w,j] <= have[e,k]              for level j = t_we/(k-1) of w
-    upward    below[w,j] <= below[w,j+1]           for all w, j but the last
+    upward    below[w,j-1] <= below[w,j]           for all w, j but the first
     copies    sum_{e,k} have[e,k] <= r
 
 With a price on `have` in place of the last constraint this is a maximum closure, whose matrix is
@@ -35,7 +35,7 @@ _PARTS = 10**7
 
 @dataclass(frozen=True, eq=False)
 class CommonCopies(Run):
-    """What a solver makes of it; ``counts``: copies, int64 [experts], or None."""
+    """Copies that a solver found: ``counts``, int64 [experts], or None."""
 
     counts: IntArray | None = None
 
@@ -100,27 +100,20 @@ def build(
     base, levels = _levels(tokens, gpus, most_copies, objective)
     unit = max((window[-1][0] for window in levels if window), default=0.0) / _PARTS or 1.0
     model = new_model(solver, "common_copies")
-    have: dict[tuple[int, int], Any] = {}
-    for e, k in sorted({(e, k) for window in levels for _, e, k in window}):
-        have[e, k] = model.flag(f"have_{e}_{k}")
-        if k > 2:
-            model.add(f"chain_{e}_{k}", have[e, k] <= have[e, k - 1])
+    add, each, total = model.add, model.add_each, model.total
+    level = {(w, j): found for w, window in enumerate(levels) for j, found in enumerate(window)}
+    steps = sorted({(e, k) for _, e, k in level.values()})
+    have = {(e, k): model.flag(f"have_{e}_{k}") for e, k in steps}
+    below = {(w, j): model.flag(f"below_{w}_{j}") for w, j in level}
+    upto = {key: int(above / unit) for key, (above, _, _) in level.items()}
+    rise = {(w, j): cost - upto.get((w, j - 1), 0) for (w, j), cost in upto.items()}
+
+    model.minimise(total([*(-rise[key] * below[key] for key in level), sum(rise.values())]))
+    each("chain", {(e, k): have[e, k] <= have[e, k - 1] for e, k in have if k > 2})
+    each("need", {key: below[key] <= have[e, k] for key, (_, e, k) in level.items()})
+    each("upward", {(w, j): below[w, j - 1] <= below[w, j] for w, j in level if j})
     if have:
-        model.add("copies", model.total(have.values()) <= replicas)
-    total = 0
-    terms: list[Any] = []
-    for w, window in enumerate(levels):
-        upto, last = 0, None
-        for j, (above, e, k) in enumerate(window):
-            rise, upto = int(above / unit) - upto, int(above / unit)
-            below = model.flag(f"below_{w}_{j}")
-            model.add(f"need_{w}_{j}", below <= have[e, k])
-            if last is not None:
-                model.add(f"upward_{w}_{j}", last <= below)
-            last = below
-            total += rise
-            terms.append(-rise * below)
-    model.minimise(model.total([*terms, total]))
+        add("copies", total(have.values()) <= replicas)
     return CommonCopiesModel(model, have, tokens.shape[1], base, unit)
 
 

@@ -15,7 +15,7 @@ not be optimal for that: with D the most that ``sum sigma_e/c - beta |P| - gamma
 reaches over all configurations (the pricing problem: a multiple-choice knapsack with a
 cardinality), ``sum sigma_e - beta n - gamma (n mod G) > G D`` is a proof (Farley's bound). Here
 duals are rounded to whole numbers and D is computed exactly, by dynamic programming over sizes
-rounded down to a grid; no word of the LP solver is trusted.
+rounded down to a grid; nothing that the LP solver says is trusted.
 
 ===================  ==============================================
 master problem       GLOP, through OR-Tools' ``pywraplp``

@@ -1,15 +1,15 @@
 """Placement of one layer, its copies given: constrained assignment.
 
-Sets: experts e = 1..E, GPUs g = 1..G. Parameters: w_e tokens; c_e copies; n_g least and N_g most
-copies that g hosts. Variables: x[e,g] = 1 if g hosts a copy of e; T the largest GPU load.
+Sets: experts e in E, GPUs g in G. Parameters: t[e] tokens; c[e] copies; s[g] slots of g, all
+filled. Variables: x[e,g] = 1 if g hosts a copy of e; T the largest GPU load.
 
     minimise  T
-    hosted      sum_g x[e,g] = c_e                      for all e
-    capacity    n_g <= sum_e x[e,g] <= N_g              for all g
-    load        sum_e (w_e / c_e) x[e,g] <= T           for all g
-    order       x of the heaviest expert falls over GPUs of equal capacity
+    hosted      sum_g x[e,g] = c[e]                     for all e
+    capacity    sum_e x[e,g] = s[g]                     for all g, if slots are even
+    load        sum_e (t[e] / c[e]) x[e,g] <= T         for all g
+    order       x[h,g] <= x[h,g-1]                      for all g with the slots of g - 1
 
-GPUs with fewer slots come first, as in `joint`.
+GPUs with fewer slots come first, and h is the heaviest expert, as in `joint`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from craftopt.errors import InfeasibleError
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt_formulations._hosting import Placed, arranged, capacities
+from craftopt_formulations._hosting import Placed, arranged, slot_counts, twins
 from craftopt_formulations._solvers import Model, new_model
 
 
@@ -84,27 +84,22 @@ def build(
             f"counts holds {counts.min()}..{counts.max()}; every expert needs 1..{gpus} copies"
         )
     model = new_model(solver, "placement")
-    experts = tokens.size
-    shares = model.shares(tokens[np.newaxis], int(counts.max()))
-    share = [shares.values[0][e][counts[e] - 1] for e in range(experts)]
-    hosts = {(e, g): model.flag(f"x_{e}_{g}") for e in range(experts) for g in range(gpus)}
-    largest = model.number("T", *shares.range(0, gpus, bound))
-    for e in range(experts):
-        hosted = model.total(hosts[e, g] for g in range(gpus))
-        model.add(f"hosted_{e}", hosted == int(counts[e]))
-    slots = capacities(int(counts.sum()), gpus, spread)
-    heaviest = int(tokens.argmax())
-    for g in range(gpus):
-        if slots is not None:
-            filled = model.total(hosts[e, g] for e in range(experts))
-            model.add(f"capacity_{g}", filled == int(slots[g]))
-        load = model.total(share[e] * hosts[e, g] for e in range(experts) if share[e])
-        model.add(f"load_{g}", load <= largest)
-        if g and (slots is None or slots[g] == slots[g - 1]):
-            model.add(f"order_{g}", hosts[heaviest, g] <= hosts[heaviest, g - 1])
+    each, total = model.add_each, model.total
+    E, G, c = range(tokens.size), range(gpus), counts.tolist()
+    s, h = slot_counts(sum(c), gpus, spread), int(tokens.argmax())
+    x = {(e, g): model.flag(f"x_{e}_{g}") for e in E for g in G}
+    shares = model.shares(tokens[np.newaxis], max(c))
+    t = shares.values[0]  # t[e, c]: tokens of one of c copies
+    T = model.number("T", *shares.range(0, gpus, bound))
+
+    model.minimise(T)
+    each("hosted", {e: total(x[e, g] for g in G) == c[e] for e in E})
+    each("capacity", {g: total(x[e, g] for e in E) == s[g] for g in s})
+    each("load", {g: total(t[e, c[e]] * x[e, g] for e in E) <= T for g in G})
+    each("order", {g: x[h, g] <= x[h, g - 1] for g in twins(gpus, s)})
+
     if hint is not None:
-        start = arranged(hint, heaviest, by_slots=spread is not None)
-        for (e, g), x in hosts.items():
-            model.hint(x, start[e, g])
-    model.minimise(largest)
-    return PlacementModel(model, hosts, (experts, gpus), shares.unit)
+        start = arranged(hint, h, by_slots=spread is not None)
+        for (e, g), flag in x.items():
+            model.hint(flag, start[e, g])
+    return PlacementModel(model, x, (tokens.size, gpus), shares.unit)

@@ -1,15 +1,21 @@
-"""Rebalancing of one layer: better copies and hosts than before, with few copies hosted anew.
+"""Rebalancing of one layer: better copies and hosts than before, for a limited number of moves.
 
-Sets, parameters and variables as in `joint`; further h[e,g] = 1 if g hosted e before, M moves,
-and r the most extra copies. GPUs keep their labels, so there is no constraint order.
+Sets, parameters and variables as in `joint`, with n the most copies in all; p[e,g] = 1 if g
+hosted e before; M moves; b the fewest copies of a GPU.
 
     minimise  T
-    one_count, hosted, linked, load, heaviest           as in joint
-    copies      sum_{e,c} c y[e,c] <= E + r
-    base        b <= sum_{e,c} z[e,c,g] <= b + 1        for all g, where GPUs differ by at most 1
-    moves       sum_{e,c,g: h[e,g] = 0} z[e,c,g] <= M
+    one_count   sum_c y[e,c] = 1                        for all e
+    hosted      sum_g z[e,c,g] = c y[e,c]               for all e, c
+    linked      z[e,c,g] <= y[e,c]                      for all e, c > 1, g
+    copies      sum_{e,c} c y[e,c] <= n
+    fewest      sum_{e,c} z[e,c,g] >= b                 for all g, if slots are even
+    most        sum_{e,c} z[e,c,g] <= b + 1             for all g, if slots are even
+    moves       sum_{e,c,g: p[e,g] = 0} z[e,c,g] <= M
+    load        sum_{e,c} (t[e] / c) z[e,c,g] <= T      for all g
+    heaviest    sum_c (t[e] / c) y[e,c] <= T            for all e (implied, raises the bound)
 
-Dropping a copy is free: only what a GPU has to load counts.
+GPUs keep their labels, so none are interchangeable. Dropping a copy is free: only what a GPU has
+to load is a move.
 """
 
 from __future__ import annotations
@@ -44,7 +50,7 @@ def build(
     replicas : int
         Most extra copies.
     moves : int
-        Most copies hosted where they were not before.
+        Most copies on GPUs that did not host their expert before.
     most_copies, spread, bound, solver
         As in `joint.build`.
 
@@ -67,19 +73,28 @@ def build(
             "pass both for the same layer"
         )
     model = new_model(solver, "rebalancing")
+    add, each, total = model.add, model.add_each, model.total
     experts, gpus = previous.shape
-    most = gpus if most_copies is None else min(most_copies, gpus)
-    window = tokens[np.newaxis]
-    hosting = Hosting(model, experts, gpus, most)
-    model.add("copies", hosting.copies() <= experts + replicas)
+    limit = gpus if most_copies is None else min(most_copies, gpus)
+    layer = Hosting(model, experts, gpus, limit)
+    E, C, G, y, z = layer.E, layer.C, layer.G, layer.y, layer.z
+    shares = model.shares(tokens[np.newaxis], limit)
+    t = shares.values[0]  # t[e, c]: tokens of one of c copies
+    T = model.number("T", *shares.range(0, gpus, bound))
+
+    model.minimise(T)
+    each("one_count", {e: total(y[e, c] for c in C) == 1 for e in E})
+    each("hosted", {(e, c): total(z[e, c, g] for g in G) == c * y[e, c] for e, c in y})
+    each("linked", {(e, c, g): z[e, c, g] <= y[e, c] for e, c, g in z if c > 1})
+    add("copies", total(c * y[e, c] for e, c in y) <= experts + replicas)
     if spread is not None:
-        hosting.level(range(gpus))
-    anew = [z for (e, _, g), z in hosting.hosts.items() if not previous[e, g]]
-    model.add("moves", model.total(anew) <= moves)
-    shares = model.shares(window, most)
-    largest = model.number("T", *shares.range(0, gpus, bound))
-    hosting.carry(shares, 0, largest)
-    model.minimise(largest)
+        b = model.count("b", 0, experts)
+        each("fewest", {g: total(z[e, c, g] for e, c in y) >= b for g in G})
+        each("most", {g: total(z[e, c, g] for e, c in y) <= b + 1 for g in G})
+    add("moves", total(z[e, c, g] for e, c, g in z if not previous[e, g]) <= moves)
+    each("load", {g: total(t[e, c] * z[e, c, g] for e, c in y) <= T for g in G})
+    each("heaviest", {e: total(t[e, c] * y[e, c] for c in C) <= T for e in E})
+
     if previous.max() <= 1:
-        hosting.hint(previous)
-    return LayerModel(model, hosting, shares.unit)
+        layer.hint(previous)
+    return LayerModel(model, layer, shares.unit)

@@ -1,15 +1,15 @@
 """Replication of one layer: which experts get the extra copies.
 
-Sets: experts e = 1..E, copies c = 1..C. Parameters: w_e tokens, r extra copies at most.
-Variables: y[e,c] = 1 if e has c copies; T the heaviest copy.
+Sets: experts e in E, numbers of copies c in C = 1..most_copies. Parameters: t[e] tokens; n copies
+at most, |E| plus the replicas. Variables: y[e,c] = 1 if e has c copies; T the heaviest copy.
 
     minimise  T
     one_count   sum_c y[e,c] = 1                        for all e
-    copies      sum_{e,c} c y[e,c] <= E + r
-    heaviest    sum_c (w_e / c) y[e,c] <= T             for all e
+    copies      sum_{e,c} c y[e,c] <= n
+    heaviest    sum_c (t[e] / c) y[e,c] <= T            for all e
 
-This is min T s.t. sum_e max(1, ceil(w_e / T)) <= E + r. Greedy replication, always copying the
-expert with the heaviest copies, solves it for every r in one pass
+This is min T s.t. sum_e max(1, ceil(t[e] / T)) <= n. Greedy replication, always copying the
+expert with the heaviest copies, solves it for every n in one pass
 (`craftopt.bounds.max_copy_load`).
 """
 
@@ -26,7 +26,7 @@ from craftopt_formulations._solvers import Model, Run, new_model
 
 @dataclass(frozen=True, eq=False)
 class Replication(Run):
-    """What a solver makes of it; ``counts``: copies, int64 [experts], or None."""
+    """Copies that a solver found: ``counts``, int64 [experts], or None."""
 
     counts: IntArray | None = None
 
@@ -74,15 +74,15 @@ def build(
     (4.0, [3, 1, 1])
     """
     model = new_model(solver, "replication")
-    experts, counts = tokens.size, range(1, most_copies + 1)
+    add, each, total = model.add, model.add_each, model.total
+    E, C = range(tokens.size), range(1, most_copies + 1)
+    y = {(e, c): model.flag(f"y_{e}_{c}") for e in E for c in C}
     shares = model.shares(tokens[np.newaxis], most_copies)
-    chosen = {(e, c): model.flag(f"y_{e}_{c}") for e in range(experts) for c in counts}
-    largest = model.number("T", 0, max(row[0] for row in shares.values[0]))
-    for e in range(experts):
-        model.add(f"one_count_{e}", model.total(chosen[e, c] for c in counts) == 1)
-        copy = model.total(shares.values[0][e][c - 1] * chosen[e, c] for c in counts)
-        model.add(f"heaviest_{e}", copy <= largest)
-    copies = model.total(c * y for (_, c), y in chosen.items())
-    model.add("copies", copies <= experts + replicas)
-    model.minimise(largest)
-    return ReplicationModel(model, chosen, experts, shares.unit)
+    t = shares.values[0]  # t[e, c]: tokens of one of c copies
+    T = model.number("T", 0, max(t[e, 1] for e in E))
+
+    model.minimise(T)
+    each("one_count", {e: total(y[e, c] for c in C) == 1 for e in E})
+    add("copies", total(c * y[e, c] for e, c in y) <= tokens.size + replicas)
+    each("heaviest", {e: total(t[e, c] * y[e, c] for c in C) <= T for e in E})
+    return ReplicationModel(model, y, tokens.size, shares.unit)

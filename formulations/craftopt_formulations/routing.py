@@ -69,14 +69,14 @@ _STEPS = 10**9  # of time, in the whole numbers of CP-SAT
 
 @dataclass(frozen=True, eq=False)
 class TimedRouting:
-    """Hold what a solver found for the least time.
+    """A routing that a solver found.
 
     Parameters
     ----------
     tokens : float64 [experts, gpus]
         Tokens that every GPU serves.
     value : float
-        Time of the slowest GPU under ``tokens``, computed anew.
+        Time of the slowest GPU under ``tokens``, recomputed.
     bound : float
         Least time that the solver leaves possible.
     """
@@ -265,7 +265,7 @@ def least_time_lp(copies: Copies, tokens: FloatArray, cost: Cost) -> float:
     for expert in np.flatnonzero(tokens).tolist():
         serve = solver.Constraint(1, 1, f"serve_{expert}")
         for gpu in np.flatnonzero(copies[expert]).tolist():
-            # x / t; the relaxed y is the same, as more of it only costs.
+            # x / t; y is the same in the relaxation, as more of it only costs.
             part = solver.NumVar(0, 1, f"part_{expert}_{gpu}")
             serve.SetCoefficient(part, 1)
             reading[gpu].SetCoefficient(part, b)
@@ -321,33 +321,30 @@ def least_time_milp(
     model = cp_model.CpModel()
     time = model.new_int_var(0, 2 * _STEPS, "T")
     experts, gpus = copies.shape
-    copies_read: list[list[Any]] = [[] for _ in range(gpus)]
-    tokens_served: list[list[Any]] = [[] for _ in range(gpus)]
-    served: dict[tuple[int, int], Any] = {}
-    for expert in np.flatnonzero(tokens).tolist():
-        count = int(tokens[expert]) * parts
-        hosts = np.flatnonzero(copies[expert]).tolist()
-        reads = []
-        for gpu in hosts:
-            read: Any = 1
-            part: Any = count
-            if len(hosts) > 1:
-                read = model.new_bool_var(f"y_{expert}_{gpu}")
-                part = model.new_int_var(0, count, f"x_{expert}_{gpu}")
-                model.add(part <= count * read).with_name(f"read_{expert}_{gpu}")
-                model.add_hint(read, bool(start[expert, gpu] > 0))
-                model.add_hint(part, round(start[expert, gpu] * parts))
-            reads.append(read)
-            served[expert, gpu] = part
-            copies_read[gpu].append(read)
-            tokens_served[gpu].append(part)
-        if len(hosts) > 1:
-            parts_served = sum(served[expert, gpu] for gpu in hosts)
-            model.add(parts_served == count).with_name(f"serve_{expert}")
-            model.add_at_least_one(reads)  # follows, and helps
-    for gpu in range(gpus):
-        model.add(a + b * sum(copies_read[gpu]) <= time).with_name(f"reading_{gpu}")
-        model.add(c + d * sum(tokens_served[gpu]) <= time).with_name(f"computing_{gpu}")
+    active = np.flatnonzero(tokens).tolist()
+    count = {e: int(tokens[e]) * parts for e in active}
+    hosts = {e: np.flatnonzero(copies[e]).tolist() for e in active}
+    several = [e for e in active if len(hosts[e]) > 1]
+    choices = [(e, g) for e in several for g in hosts[e]]
+    y: dict[tuple[int, int], Any] = {(e, g): 1 for e in active for g in hosts[e]}
+    x: dict[tuple[int, int], Any] = {(e, g): count[e] for e, g in y}
+    for e, g in choices:  # the one host of an expert has no choice
+        y[e, g] = model.new_bool_var(f"y_{e}_{g}")
+        x[e, g] = model.new_int_var(0, count[e], f"x_{e}_{g}")
+        model.add_hint(y[e, g], bool(start[e, g] > 0))
+        model.add_hint(x[e, g], round(start[e, g] * parts))
+    on = [[e for e, host in y if host == g] for g in range(gpus)]
+
+    for e in several:
+        model.add(sum(x[e, g] for g in hosts[e]) == count[e]).with_name(f"serve_{e}")
+    for e, g in choices:
+        model.add(x[e, g] <= count[e] * y[e, g]).with_name(f"read_{e}_{g}")
+    for g in range(gpus):
+        model.add(a + b * sum(y[e, g] for e in on[g]) <= time).with_name(f"reading_{g}")
+    for g in range(gpus):
+        model.add(c + d * sum(x[e, g] for e in on[g]) <= time).with_name(f"computing_{g}")
+    for e in several:
+        model.add_at_least_one(y[e, g] for g in hosts[e])  # implied, and helps
     model.minimize(time)
     solver = new_cp_solver()
     solver.parameters.max_deterministic_time = work_limit
@@ -357,7 +354,7 @@ def least_time_milp(
         return TimedRouting(start, started, 0.0)  # stopped this early, its bound means nothing
     bound = solver.best_objective_bound * unit
     found = np.zeros((experts, gpus))
-    for place, part in served.items():
+    for place, part in x.items():
         found[place] = solver.value(part) / parts
     return TimedRouting(read_only(found), _time(found, cost), bound)
 

@@ -1,0 +1,173 @@
+"""The method ``fast`` for traffic beside balance, or for dispatch to the nearest copies.
+
+The steps of `plan_windowed`, with several candidates for a layer: its placement for balance alone,
+and others annealed for the problem's own dispatch and for node visits, by two surrogates at several
+prices. The objective itself decides between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from craftopt.evaluation import layer_gpu_loads
+from craftopt.loads import FloatArray, IntArray
+from craftopt.plan import Copies, Plan
+from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, WindowedSearch
+from craftopt.problem import Problem
+from craftopt.result import Options, Outcome
+from craftopt.search.joint import NO_VISITS, Visits, anneal_joint, visits_surrogate
+from craftopt.search.kernels import Schedule
+from craftopt.traces import Trace
+from craftopt.traffic import BusiestNodes
+
+# Temperatures with a price of traffic: those for loads alone freeze it.
+PRICED_HOT, PRICED_COLD = 1e-2, 2e-4
+# Surrogates (pooled over windows or not) and shares of the price. A lower price than the true one
+# often serves better, because the surrogates overrate pairs.
+CANDIDATES = tuple((pooled, share) for pooled in (False, True) for share in (1.0, 0.5, 0.25))
+# The one that measures benefit curves.
+CURVE_CANDIDATE = (False, 0.5)
+# Of a layer's steps each candidate takes one in ...
+CANDIDATE_SHARE = 4
+
+
+def plan_joint(problem: Problem, options: Options, balanced: Plan) -> Outcome:
+    """Plan for balance and traffic together, and for the problem's dispatch.
+
+    Parameters
+    ----------
+    problem : Problem
+    options : Options
+    balanced : Plan
+        The plan for balance alone under even dispatch: the result is no worse in the objective.
+    """
+    search = JointSearch(problem, options, balanced.copies)
+    candidates = [search.plan(search.allocate()), balanced.copies]
+    if problem.previous is not None:
+        candidates.append(problem.previous_copies)
+    return Outcome(search.best(candidates, "fast"), problem.free_traffic, search.limit)
+
+
+class JointSearch(WindowedSearch):
+    """Anneal layers for GPU loads under the problem's dispatch, and for its price of traffic.
+
+    Which GPUs host one copy more of a layer than others is fixed beforehand, by turns over the
+    layers: GPUs of different nodes cannot be relabelled afterwards for equal totals.
+
+    Parameters
+    ----------
+    problem : Problem
+    options : Options
+    balanced : uint8 [layers, experts, gpus]
+        A plan for balance alone.
+    """
+
+    def __init__(self, problem: Problem, options: Options, balanced: Copies) -> None:
+        super().__init__(problem, options)
+        self.balanced = balanced
+        self.offsets = np.zeros(problem.loads.layers, dtype=np.int64)
+        self.price = problem.traffic_price
+        if self.price > 0:
+            source = problem.coactivation
+            assert source is not None
+            self.visits = BusiestNodes(source, problem.loads, problem.nodes, problem.dispatch)
+            self.pairs = source.coactivation() if isinstance(source, Trace) else source
+            tokens = float(self.visits.tokens.sum())
+            # The objective is a sum of loads here: the price of a token in mean GPU loads.
+            self.token_cost = self.price * float(self.mean.sum()) / max(tokens, 1e-300)
+
+    def plan(self, replicas: IntArray) -> Copies:
+        """Anneal all layers for all their steps; return the copies of a whole plan."""
+        parts = self.problem.group_nodes
+        copies = (self.problem.loads.experts + replicas) // parts
+        uneven = copies % (self.problem.gpus // parts)
+        self.offsets = np.cumsum(uneven) - uneven
+        return super().plan(replicas)
+
+    def join(self, layers: Sequence[Copies]) -> tuple[Copies, bool]:
+        """Make a plan of layers, whose GPUs have equal totals already."""
+        return np.stack(layers), False
+
+    def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
+        """Anneal all candidates for one in ``share`` of their steps; return the best and its cost.
+
+        The first is for balance alone; the others start from it.
+        """
+        copies = self.problem.loads.experts + replicas
+        if share == 1 and int(self.balanced[layer].sum()) == copies:
+            best = self.balanced[layer]
+        else:
+            best = super()._anneal(layer, replicas, share)[0]
+        best = start = self._arranged(best, int(self.offsets[layer]))
+        cost = self._cost(layer, best)
+        steps = self.steps(STEPS_PER_COPY * copies) // share
+        rules = self.rules(replicas)
+        rules = rules._replace(low=rules.high)  # no copy goes to a free slot
+        nearest = self.problem.dispatch != "even"
+        for part, (visits, schedule) in enumerate(self._candidates(layer, steps, share), 1):
+            if self.expired:
+                self.late = True
+                break
+
+            def kernel(
+                tokens: FloatArray,
+                weight: FloatArray,
+                copies: Copies,
+                schedule: Schedule,
+                seed: int,
+                visits: Visits = visits,
+            ) -> Copies:
+                return anneal_joint(tokens, weight, copies, rules, visits, nearest, schedule, seed)[
+                    0
+                ]
+
+            found = self._cool(layer, start, kernel, schedule, share + 1_000_000 * part)
+            reached = self._cost(layer, found)
+            if reached < cost:
+                best, cost = found, reached
+        return best, cost
+
+    def _candidates(self, layer: int, steps: int, share: int) -> Iterator[tuple[Visits, Schedule]]:
+        """List what to anneal a layer for, and how."""
+        problem = self.problem
+        if problem.dispatch != "even":
+            yield NO_VISITS._replace(nodes=problem.nodes), Schedule(steps, HOT, COLD)
+        if self.price == 0 or problem.group_nodes > 1:  # groups do not leave their nodes
+            return
+        seen = max(int(self.pairs.tokens[layer]), 1)
+        pairs, chosen = self.pairs.pairs[layer] / seen, self.pairs.assignments[layer] / seen
+        many = CANDIDATES if share == 1 else (CURVE_CANDIDATE,)
+        for pooled, part in many:
+            visits = visits_surrogate(
+                part * self.price, problem.nodes, pairs, chosen, pooled=pooled
+            )
+            own = steps // CANDIDATE_SHARE if share == 1 else steps
+            yield visits, Schedule(own, PRICED_HOT, PRICED_COLD)
+
+    def _cost(self, layer: int, copies: Copies) -> float:
+        """Compute the layer's part of the objective on the windows as they are, as a cost."""
+        problem = self.problem
+        cost = super()._cost(layer, copies)
+        if self.price == 0:
+            return cost
+        loads = layer_gpu_loads(
+            problem.loads.tokens[:, layer], copies, problem.nodes, problem.dispatch
+        )
+        busiest = self.visits.of_layer(layer, copies, loads)
+        return cost + self.token_cost * float((busiest * self.visits.tokens[:, layer]).sum())
+
+    def _arranged(self, copies: Copies, offset: int) -> Copies:
+        """Relabel GPUs, so that those with one copy more are the ones from an offset on."""
+
+        def arrange(part: Copies) -> Copies:
+            slots = part.sum(axis=0, dtype=np.int64)
+            more = int((slots > slots.min()).sum())
+            gpus = (offset + np.arange(slots.size)) % slots.size
+            target = np.concatenate([np.sort(gpus[:more]), np.sort(gpus[more:])])
+            result = np.empty_like(part)
+            result[:, target] = part[:, np.argsort(-slots, kind="stable")]
+            return result
+
+        return self.by_node(copies, arrange)
