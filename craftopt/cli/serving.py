@@ -32,7 +32,14 @@ def advise(
     reader: Reader,
     loads: LoadsArgument,
     model: Annotated[str, typer.Option(help="Model, such as deepseek-r1.")],
-    gpu: Annotated[str, typer.Option(help="Accelerator, such as h200.")],
+    gpu: Annotated[
+        str,
+        typer.Option(
+            "--gpu",
+            "--cluster",
+            help="Accelerator with its links, such as h200, h100-400g, a100-efa or nvl72.",
+        ),
+    ],
     gpus: Gpus,
     nodes: Nodes = 1,
     input_tokens: Annotated[int, typer.Option(help="Prompt tokens per request.")] = 4096,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from dataclasses import replace as dataclass_replace
 from typing import Any, Literal, get_args
 
 from craftopt.errors import InputError, choice, divide_gpus, number, unknown, whole
 from craftopt.serving.facts import BYTES, Gpu, Model, bytes_of
 
-Exchange = Literal["all-to-all", "all-gather"]
+Exchange = Literal["all-to-all", "low-latency", "all-gather"]
 
 GIB = 2.0**30
 # Goodputs this close, relative, are equal: the model is not that good.
 TIE = 0.02
+# The most overlap that a price counts: were the shorter of two all hidden, it would cost nothing,
+# and which one is shorter changes from layer to layer.
+MOST_OVERLAP = 0.9
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(
@@ -34,6 +38,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
         lambda name, value: None if value is None else choice(name, value, BYTES),
     ),
     "exchange": lambda name, value: choice(name, value, get_args(Exchange)),
+    "overlap": lambda name, value: number(name, value, least=0, most=1),
 }
 
 
@@ -67,14 +72,19 @@ class Deployment:
         Whether other GPUs prefill, so that these only decode.
     compute_efficiency, bandwidth_efficiency, link_efficiency : float
         Share of the data sheet's FLOP/s, memory bandwidth and link bandwidth that is reached.
-    exchange : {"all-to-all", "all-gather"}
-        How tokens come to the experts: sent to the GPUs that they need after top-k, or all of
-        them to all GPUs before it (METRO). They come back all-to-all.
+    exchange : {"all-to-all", "low-latency", "all-gather"}
+        How tokens come to the experts: after top-k, once to every node and GPU that needs them
+        (DeepEP's normal kernels); after top-k, once per expert, straight to its GPU (its
+        low-latency kernels); or all to all GPUs before top-k (METRO). They come back the same
+        way, after all-gather as in all-to-all.
     exchange_dtype : str, optional
         Dtype of tokens on their way to the experts; fp8 where experts are, else bf16. They
         come back in bf16.
     exchange_latency : float
         Seconds that an exchange takes beyond its bytes; two per layer.
+    overlap : float
+        Share of the shorter of exchange and expert computation that hides behind the longer, from
+        0 (one after the other) to 1, as with two batches in turn.
     layer_overhead, step_overhead : float
         Seconds per layer and per step for all that is not modelled: launches, scheduling.
 
@@ -109,6 +119,7 @@ class Deployment:
     exchange: Exchange = "all-to-all"
     exchange_dtype: str | None = None
     exchange_latency: float = 20e-6
+    overlap: float = 0.0
     layer_overhead: float = 20e-6
     step_overhead: float = 1e-3
 
@@ -136,6 +147,12 @@ class Deployment:
         return dataclass_replace(self, **changes)
 
     @property
+    def domains(self) -> int:
+        """Groups of GPUs joined by fast links: the nodes, or fewer where these links go on."""
+        joined = self.gpu.domain
+        return self.nodes if joined is None else min(self.nodes, -(-self.gpus // joined))
+
+    @property
     def groups(self) -> int:
         """Attention groups: each serves sequences of its own."""
         return self.gpus // self.attention_gpus
@@ -155,13 +172,18 @@ class Deployment:
         """Dtype of all other weights."""
         return self.weight_dtype or ("fp8" if self.expert_kind == "fp8" else "bf16")
 
+    @property
+    def exchange_kind(self) -> str:
+        """Dtype of tokens on their way to the experts."""
+        return self.exchange_dtype or ("fp8" if self.expert_kind == "fp8" else "bf16")
+
     def link(self, name: str) -> float:
         """Return the bytes per second that ``node_link`` or ``cluster_link`` reaches.
 
         Raises
         ------
         InputError
-            The GPU's link is not known.
+            A link that the facts of the GPU do not have.
         """
         speed = getattr(self.gpu, name)
         if speed is None:
@@ -171,13 +193,19 @@ class Deployment:
             )
         return float(speed) * self.link_efficiency
 
+    @property
+    def visit_chance(self) -> float:
+        """Probability that a token needs a given node if each of its experts may be anywhere."""
+        return 1 - (1 - 1 / self.domains) ** self.model.top_k
+
     def traffic_price(self) -> TrafficPrice:
-        """Price a node that a token visits, where exchange and computation do not overlap.
+        """Price a node that a token visits, in mean GPU loads.
 
         Raises
         ------
         InputError
-            The link between nodes, or the arithmetic, of the GPU is not known.
+            Several nodes and a ``cluster_link`` that is not known; nodes that are parts of the
+            groups which fast links join.
 
         Examples
         --------
@@ -185,76 +213,122 @@ class Deployment:
         >>> spread = Deployment(find_model("deepseek-r1"), find_gpu("h100"), gpus=64, nodes=8)
         >>> round(spread.traffic_price().price, 2)
         0.66
+        >>> print(spread.replace(nodes=1).traffic_price())
+        traffic has no price: all GPUs are in one node
         """
-        model, link = self.model, self.link("cluster_link")
-        reason = ""
+        model, reason = self.model, ""
         if self.nodes == 1:
             reason = "all GPUs are in one node"
-        elif self.gpu.node_link is not None and link >= self.link("node_link"):
+        elif self.domains == 1:
+            reason = (
+                f"fast links join all {self.gpus} GPUs across the nodes: {self.gpu.name} joins "
+                f"{self.gpu.domain}"
+            )
+        elif (self.gpu.node_link or math.inf) <= (self.gpu.cluster_link or 0):
             reason = "nodes are linked as fast as the GPUs of a node"
-        # Before an all-gather nobody knows which nodes a token needs: it visits all.
-        there = 0.0 if self.exchange == "all-gather" else bytes_of(self.exchange_kind)
-        return TrafficPrice(
-            remote=1.0 - 1.0 / self.nodes,
-            dispatch_bytes=model.hidden_width * there,
+        elif self.exchange == "low-latency":
+            reason = (
+                "exchange='low-latency' sends a token once per expert, whatever their nodes; "
+                "experts that gather traffic on a node would only make it busier"
+            )
+        elif self.domains != self.nodes:
+            raise InputError(
+                f"the fast links of {self.gpu.name} join the {self.gpus} GPUs in {self.domains} "
+                f"groups, and visits are counted by {self.nodes} nodes; pass nodes={self.domains}"
+            )
+        price = TrafficPrice(
+            nodes=self.domains,
+            # Before an all-gather nobody knows which nodes a token needs: it visits all.
+            dispatch_bytes=0.0
+            if self.exchange == "all-gather"
+            else model.hidden_width * bytes_of(self.exchange_kind),
             combine_bytes=model.hidden_width * bytes_of("bf16"),
-            link=link,
+            link=self.link("cluster_link") if self.domains > 1 else math.inf,
             flops=model.top_k * 2.0 * model.parameters_per_expert,
-            compute=self.gpu.peak(self.expert_kind) * self.compute_efficiency,
+            speed=self.gpu.peak(self.expert_kind) * self.compute_efficiency,
             reason=reason,
         )
-
-    @property
-    def exchange_kind(self) -> str:
-        """Dtype of tokens on their way to the experts."""
-        return self.exchange_dtype or ("fp8" if self.expert_kind == "fp8" else "bf16")
+        shown = 1 - min(self.overlap, MOST_OVERLAP)
+        remote_nodes = (self.domains - 1) * self.visit_chance
+        longer = remote_nodes * price.remote_seconds > price.compute_seconds
+        return dataclass_replace(price, overlap=1 / shown if longer else shown)
 
 
 @dataclass(frozen=True)
 class TrafficPrice:
-    """Price a node that a token visits, in the time of a mean GPU load, and show every term.
+    """Hold what a node that a token visits costs, in the time of a mean GPU load, term by term.
 
-    Both times are per token that one GPU holds: at full load it computes as many tokens' choices
-    as it holds tokens. So the price depends neither on the batch nor on the number of GPUs.
+    Both times are per token that a GPU holds: with balanced loads it computes for as many tokens
+    as it holds, and sends each to as many nodes as the token visits elsewhere. So the price depends
+    neither on the batch nor on the number of GPUs. It is that of steps in which computing, not
+    reading weights, limits the experts: prefill and large decode batches.
 
     Parameters
     ----------
-    remote : float
-        Share of a visit that crosses nodes: 1 - 1 / nodes, homes being equally likely.
+    nodes : int
+        Of whose visits 1 - 1/nodes are remote, tokens being held by all nodes alike.
     dispatch_bytes, combine_bytes : float
-        Of one token on its way to a node, and back.
+        Bytes of a token on its way to a node, and back, as far as they depend on the plan.
     link : float
-        Bytes per second that a GPU reaches between nodes.
+        Bytes per second that a GPU reaches between nodes; inf where nothing is sent there.
     flops : float
         Of all choices of a token in a layer.
-    compute : float
+    speed : float
         FLOP/s that a GPU reaches.
+    overlap : float
+        Factor for what hides: below 1 where exchange hides behind computation, above 1 where
+        computation hides behind exchange. At most 90 % is taken to hide.
     reason : str
-        Why traffic counts for nothing; empty where it counts.
+        Why traffic has no price; empty where it has one.
     """
 
-    remote: float
+    nodes: int
     dispatch_bytes: float
     combine_bytes: float
     link: float
     flops: float
-    compute: float
+    speed: float
+    overlap: float = 1.0
     reason: str = ""
 
     @property
-    def exchange_seconds(self) -> float:
-        """Seconds that a visit of one more node takes."""
-        return self.remote * (self.dispatch_bytes + self.combine_bytes) / self.link
+    def remote_seconds(self) -> float:
+        """Seconds that a visit of another node takes, there and back."""
+        return (self.dispatch_bytes + self.combine_bytes) / self.link
 
     @property
     def compute_seconds(self) -> float:
-        """Seconds that the mean GPU computes."""
-        return self.flops / self.compute
+        """Seconds that a token's experts compute."""
+        return self.flops / self.speed
 
     @property
     def price(self) -> float:
-        """Mean GPU loads per node visited, what `Problem` takes as ``traffic``; 0 for a reason."""
-        return 0.0 if self.reason else self.exchange_seconds / self.compute_seconds
+        """Mean GPU loads per node visited, mu; 0 for a reason."""
+        if self.reason:
+            return 0.0
+        remote = 1 - 1 / self.nodes
+        return remote * self.remote_seconds / self.compute_seconds * self.overlap
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the price and its terms as plain values, for JSON."""
+        link = None if math.isinf(self.link) else self.link
+        return {**asdict(self), "link": link, "price": self.price}
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"traffic has no price: {self.reason}"
+        text = (
+            f"a node that a token visits costs {self.price:.2f} mean GPU loads: "
+            f"{1 - 1 / self.nodes:.3f} of the visits are remote on {self.nodes} nodes; "
+            f"one takes {self.remote_seconds * 1e6:.3f} us ({self.dispatch_bytes:,.0f} bytes there "
+            f"and {self.combine_bytes:,.0f} back at {self.link / 1e9:.1f} GB/s); a token's experts "
+            f"compute {self.compute_seconds * 1e6:.3f} us ({self.flops / 1e9:.3f} GFLOP at "
+            f"{self.speed / 1e12:,.0f} TFLOP/s)"
+        )
+        if self.overlap != 1:
+            hidden = "exchange" if self.overlap < 1 else "computation"
+            text += f"; times {self.overlap:.2f}, since part of the {hidden} is hidden"
+        return text
 
 
 @dataclass(frozen=True)

@@ -286,6 +286,8 @@ class Gpu:
         Dense FLOP/s by arithmetic: bf16, fp8, int8, fp4.
     node_link, cluster_link : float, optional
         Bytes per second, one direction, to GPUs of the same node and of other nodes.
+    domain : int, optional
+        GPUs that ``node_link`` joins, where it goes beyond a node.
     aliases : tuple of str
     source, note : str
 
@@ -302,6 +304,7 @@ class Gpu:
     flops: Mapping[str, float] = field(default_factory=dict)
     node_link: float | None = None
     cluster_link: float | None = None
+    domain: int | None = None
     aliases: tuple[str, ...] = ()
     source: str = ""
     note: str = ""
@@ -310,6 +313,8 @@ class Gpu:
         for name in ("memory", "bandwidth", "node_link", "cluster_link"):
             if name in ("memory", "bandwidth") or getattr(self, name) is not None:
                 number(f"GPU {self.name}: {name}", getattr(self, name), above=0)
+        if self.domain is not None:
+            whole(f"GPU {self.name}: domain", self.domain, 1)
         if not self.flops.get("bf16", 0) > 0:
             raise InputError(f"GPU {self.name}: flops has no bf16; pass FLOP/s by arithmetic")
 

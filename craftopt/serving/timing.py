@@ -10,9 +10,17 @@ load) the tokens that g computes. The two maxima separate: it is the larger of t
 copies read anywhere and the most tokens computed anywhere. A copy of an expert with the share p
 of the choices, one of c, gets a token with probability 1 - exp(-n k p / c).
 
+Tokens go to the experts and back in two exchanges, each as long as the longer of::
+
+    between nodes   max(nodes that a token visits beside its own, the same for the busiest node)
+    within a node   tokens that the fullest GPU receives, each once
+
+Both are the plan's own where its `Traffic` is known; else experts are taken to be anywhere, each
+choice on a node by chance, and all nodes to receive as many.
+
 Left out: chance within a step (a step's tokens are taken to follow their window's shares exactly,
 so small batches are worse than this); kernels whose efficiency depends on the size of their input;
-overlap of exchange and computation, and of two batches; prompts that come unevenly to the
+overlap beyond ``overlap``; prompts that come unevenly to the
 attention groups; traffic on the links that is not the experts'; speculative decoding; prefix
 caching; moving experts while serving.
 """
@@ -20,7 +28,7 @@ caching; moving experts while serving.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -32,6 +40,7 @@ from craftopt.plan import Copies, Plan
 from craftopt.serving.deployment import Deployment, check_names
 from craftopt.serving.facts import bytes_of
 from craftopt.serving.memory import check_shape
+from craftopt.traffic import Traffic
 
 Phase = Literal["prefill", "decode"]
 
@@ -52,11 +61,15 @@ class Profile:
         The largest share of a layer's token assignments that one GPU computes.
     activated : float64 [points, windows, layers]
         The most copies read on one GPU when a layer gets `ASSIGNMENTS` assignments.
+    traffic : Traffic, optional
+        What the plan's GPUs send; where it is not known, nodes and GPUs per token are those of
+        experts that are anywhere.
     """
 
     weights: FloatArray
     fullest: FloatArray
     activated: FloatArray
+    traffic: Traffic | None = None
 
     def activated_at(self, assignments: float) -> FloatArray:
         """Interpolate the copies read for a number of assignments, float64 [windows, layers]."""
@@ -68,13 +81,21 @@ class Profile:
         return result
 
 
-def profile_of(plan: Plan, loads: Loads) -> Profile:
+def profile_of(plan: Plan, loads: Loads, traffic: Traffic | None = None) -> Profile:
     """Profile a plan on loads, whether it was planned on them or not.
+
+    Parameters
+    ----------
+    plan : Plan
+    loads : Loads
+    traffic : Traffic, optional
+        Of the plan on these loads: ``co.evaluate(plan, loads, trace=trace).traffic``, or with
+        ``coactivation=``.
 
     Raises
     ------
     InputError
-        Loads of other layers or experts than the plan's.
+        Loads of other layers or experts than the plan's; traffic of another plan.
 
     Examples
     --------
@@ -90,7 +111,14 @@ def profile_of(plan: Plan, loads: Loads) -> Profile:
             f"the plan has {plan.layers} layers of {plan.experts} experts, the loads "
             f"{loads.layers} of {loads.experts}; both must describe the same model"
         )
-    return profile_of_copies(plan.copies, loads.tokens)
+    if traffic is not None and (
+        traffic.nodes.shape[1] != plan.layers or len(traffic.node_matrix) != plan.nodes
+    ):
+        raise InputError(
+            f"the traffic is of {traffic.nodes.shape[1]} layers on {len(traffic.node_matrix)} "
+            f"nodes, the plan has {plan.layers} on {plan.nodes}; pass evaluate(plan, ...).traffic"
+        )
+    return replace(profile_of_copies(plan.copies, loads.tokens), traffic=traffic)
 
 
 def profile_of_copies(copies: Copies, tokens: FloatArray) -> Profile:
@@ -125,7 +153,7 @@ class StepTime:
     experts : float
         Routed experts on the fullest GPU of every layer.
     exchange : float
-        Tokens to the experts and back.
+        Tokens to the experts and back, without what hides behind the experts.
     attention : float
         Projections, cache and, in a group of several GPUs, its reductions.
     dense : float
@@ -210,32 +238,27 @@ def layer_times(
     experts: FloatArray = np.maximum(
         reading * profile.activated_at(assignments), computing * assignments * profile.fullest
     )
-    return experts, _exchange(deployment, profile.fullest, everywhere)
+    exchange = _exchange(deployment, profile, everywhere)
+    return experts, exchange - deployment.overlap * np.minimum(experts, exchange)
 
 
-def _exchange(deployment: Deployment, fullest: FloatArray, everywhere: float) -> FloatArray:
+def _exchange(deployment: Deployment, profile: Profile, everywhere: float) -> FloatArray:
     """Compute the seconds of both exchanges of a layer, float64 [windows, layers].
 
     Within a node, the GPU with the most tokens receives them all, each once. Across nodes a token
     goes once to every other node that it needs, from the GPU where it is to its like there. Both
     happen at once. The way back is the same, in bf16.
     """
-    gpus, nodes = deployment.gpus, deployment.nodes
+    gpus, nodes, fullest = deployment.gpus, deployment.domains, profile.fullest
     if gpus == 1:
         return np.zeros_like(fullest)
-    k = deployment.model.top_k
     width = deployment.model.hidden_width
     there, back = width * bytes_of(deployment.exchange_kind), width * bytes_of("bf16")
-    # Tokens that come to the fullest GPU from others, and that one GPU sends to other nodes.
-    near: FloatArray = (
-        everywhere * (1 - 1 / gpus) * -np.expm1(k * np.log1p(-np.minimum(fullest, 1 - 1e-12)))
-    )
-    far = everywhere / gpus * (nodes - 1) * (1 - (1 - 1 / nodes) ** k)
+    near, far = _received(deployment, profile, everywhere)
+    near_there, far_there = near, far
     if deployment.exchange == "all-gather":
-        near_there: FloatArray = np.full_like(fullest, everywhere * (1 - nodes / gpus))
-        far_there = everywhere / gpus * (nodes - 1)
-    else:
-        near_there, far_there = near, far
+        near_there = np.full_like(fullest, everywhere * (1 - nodes / gpus))
+        far_there = np.full_like(fullest, everywhere / gpus * (nodes - 1))
     seconds = np.zeros_like(fullest)
     for tokens_near, tokens_far, size in ((near_there, far_there, there), (near, far, back)):
         within = np.zeros_like(fullest)
@@ -244,6 +267,43 @@ def _exchange(deployment: Deployment, fullest: FloatArray, everywhere: float) ->
         across = tokens_far * size / deployment.link("cluster_link") if nodes > 1 else 0.0
         seconds += np.maximum(within, across) + deployment.exchange_latency
     return seconds
+
+
+def _received(
+    deployment: Deployment, profile: Profile, everywhere: float
+) -> tuple[FloatArray, FloatArray]:
+    """Compute the tokens that bound an exchange, two of float64 [windows, layers].
+
+    Returns
+    -------
+    near : received by the fullest GPU over the links of its node
+    far : sent by a GPU to other nodes, or received from them in the busiest node, whichever is more
+    """
+    gpus, nodes, fullest = deployment.gpus, deployment.domains, profile.fullest
+    k, traffic = deployment.model.top_k, profile.traffic
+    if deployment.exchange == "low-latency":  # every choice on its own, straight to its GPU
+        choices = everywhere * k * fullest
+        return choices * (1 / nodes - 1 / gpus), choices * (1 - 1 / nodes)
+    if traffic is None:
+        missed = np.log1p(-np.minimum(fullest, 1 - 1e-12))
+        near: FloatArray = everywhere * (1 - 1 / gpus) * -np.expm1(k * missed)
+        return near, np.full_like(
+            fullest, everywhere / gpus * (nodes - 1) * deployment.visit_chance
+        )
+    measured = len(traffic.node_matrix)
+    if nodes not in (1, measured):
+        raise InputError(
+            f"the traffic is between {measured} nodes, and slow links join {nodes} groups of GPUs; "
+            f"pass plans with nodes={nodes}"
+        )
+    # Tokens are held by all nodes alike, so that the busiest has its share of them already.
+    busier = np.maximum(traffic.remote, (1 - 1 / nodes) * traffic.busiest_node)
+    per_token = [
+        (figure * traffic.tokens).sum(axis=0) / np.maximum(traffic.tokens.sum(axis=0), 1e-300)
+        for figure in (traffic.busiest_gpu, busier)
+    ]
+    most, busy = (np.tile(everywhere / gpus * mean, (len(fullest), 1)) for mean in per_token)
+    return (1 - 1 / gpus) * most, busy
 
 
 def _attention(deployment: Deployment, phase: Phase, tokens: float, context: float) -> float:

@@ -193,7 +193,7 @@ def test_arithmetic_falls_back_to_what_the_gpu_has():
         ({"reserve": -1.0}, "reserve=-1"),
         ({"reserve": math.nan}, "reserve=nan"),
         ({"kv_dtype": "fp9"}, "fp9"),
-        ({"exchange": "all2all"}, "all-to-all, all-gather"),
+        ({"exchange": "all2all"}, "all-to-all, low-latency, all-gather"),
         ({"compute_eficiency": 0.4}, "did you mean 'compute_efficiency'"),
         ({"prefill_elsewhere": 1}, "prefill_elsewhere=1"),
         ({"model": "deepseek-r1"}, "model='deepseek-r1' is no Model; find_model"),
@@ -363,8 +363,8 @@ def test_one_gpu_exchanges_nothing():
 
 
 def test_unknown_links_are_asked_for():
-    deployment = Deployment(tiny(2, 8), find_gpu("ascend-910c"), gpus=4)
-    with pytest.raises(co.InputError, match="node_link of Ascend-910C is not known"):
+    deployment = Deployment(tiny(2, 8), find_gpu("ascend-910b"), gpus=4)
+    with pytest.raises(co.InputError, match="node_link of Ascend-910B is not known"):
         step_time(deployment, even_profile(), "decode", 10, 100)
     known = deployment.replace(gpu=deployment.gpu.replace(node_link=2e11))
     assert step_time(known, even_profile(), "decode", 10, 100).total > 0
