@@ -22,6 +22,8 @@ from craftopt.search.kernels import Schedule
 from craftopt.traces import Trace
 from craftopt.traffic import BusiestNodes
 
+# Temperatures for another dispatch alone, from a plan that is good already.
+REPAIR_HOT, REPAIR_COLD = HOT / 10, COLD / 10
 # Temperatures with a price of traffic: those for loads alone freeze it.
 PRICED_HOT, PRICED_COLD = 1e-2, 2e-4
 # Surrogates (pooled over windows or not) and shares of the price. A lower price than the true one
@@ -86,6 +88,12 @@ class JointSearch(WindowedSearch):
             # The objective is a sum of loads here: the price of a token in mean GPU loads.
             self.token_cost = self.price * float(self.mean.sum()) / max(tokens, 1e-300)
 
+    def allocate(self) -> IntArray:
+        """Choose the replicas of every layer, those of balance alone where traffic has no price."""
+        if self.price > 0:
+            return super().allocate()
+        return self.balanced.sum(axis=(1, 2), dtype=np.int64) - self.problem.loads.experts
+
     def plan(self, replicas: IntArray) -> Copies:
         """Anneal all layers for all their steps; return the copies of a whole plan."""
         parts = self.problem.group_nodes
@@ -141,7 +149,8 @@ class JointSearch(WindowedSearch):
         """List what to anneal a layer for, and how."""
         problem = self.problem
         if problem.dispatch != "even":
-            yield NO_VISITS._replace(nodes=problem.nodes), Schedule(steps, HOT, COLD)
+            unpriced = NO_VISITS._replace(nodes=problem.nodes)
+            yield unpriced, Schedule(steps, REPAIR_HOT, REPAIR_COLD)
         if self.price == 0 or problem.group_nodes > 1:  # groups do not leave their nodes
             return
         seen = max(int(self.pairs.tokens[layer]), 1)
