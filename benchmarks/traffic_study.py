@@ -142,9 +142,7 @@ def nearest(arguments: argparse.Namespace) -> None:
     kept = np.unique(np.linspace(0, loads.layers - 1, arguments.layers).round().astype(int))
     loads = co.Loads(loads.tokens[:, kept], loads.layer_ids[kept], loads.window_names)
     seen, served = co.holdout(loads, "odd-even")
-    print(
-        "| replicas, windows | even, served even (a) | nearest-even (b) | planned for it (c) | regained |"
-    )
+    print("| replicas, windows | even (a) | nearest-even (b) | planned for it (c) | regained |")
     print("|---|---|---|---|---|")
     for replicas in arguments.replicas:
         problem = co.Problem(

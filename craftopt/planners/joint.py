@@ -22,7 +22,8 @@ from craftopt.search.kernels import Schedule
 from craftopt.traces import Trace
 from craftopt.traffic import BusiestNodes
 
-# Temperatures for another dispatch alone, from a plan that is good already.
+# Temperatures for another dispatch, beside those for loads: the start is a good plan already, and a
+# large layer is best repaired, a small one searched.
 REPAIR_HOT, REPAIR_COLD = HOT / 10, COLD / 10
 # Temperatures with a price of traffic: those for loads alone freeze it.
 PRICED_HOT, PRICED_COLD = 1e-2, 2e-4
@@ -92,7 +93,8 @@ class JointSearch(WindowedSearch):
         """Choose the replicas of every layer, those of balance alone where traffic has no price."""
         if self.price > 0:
             return super().allocate()
-        return self.balanced.sum(axis=(1, 2), dtype=np.int64) - self.problem.loads.experts
+        copies: IntArray = self.balanced.sum(axis=(1, 2), dtype=np.int64)
+        return copies - self.problem.loads.experts
 
     def plan(self, replicas: IntArray) -> Copies:
         """Anneal all layers for all their steps; return the copies of a whole plan."""
@@ -150,6 +152,7 @@ class JointSearch(WindowedSearch):
         problem = self.problem
         if problem.dispatch != "even":
             unpriced = NO_VISITS._replace(nodes=problem.nodes)
+            yield unpriced, Schedule(steps, HOT, COLD)
             yield unpriced, Schedule(steps, REPAIR_HOT, REPAIR_COLD)
         if self.price == 0 or problem.group_nodes > 1:  # groups do not leave their nodes
             return

@@ -76,7 +76,7 @@ def deployment(**changes):
 
 def test_a_deployment_prices_a_node_by_its_facts():
     price = deployment(nodes=2).traffic_price()
-    assert price.exchange_seconds == pytest.approx(0.5 * 7168 * 3 / (50e9 * 0.8))
+    assert price.remote_seconds == pytest.approx(7168 * 3 / (50e9 * 0.8), rel=0.02)
     assert price.compute_seconds == pytest.approx(8 * 2 * 44.04e6 / (1978.9e12 * 0.5), rel=1e-3)
     assert price.price == pytest.approx(0.38, abs=0.005)
     assert a_problem(coactivation=PAIRS, traffic=deployment()).traffic_price == pytest.approx(
