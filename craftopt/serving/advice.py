@@ -535,9 +535,8 @@ def _traffic_reasons(
     if nearest:
         near = max(nearest, key=lambda candidate: candidate.goodput)
         even = max(
-            (candidate for candidate in priced if candidate not in nearest),
-            key=lambda candidate: (candidate.plan.replicas > 0, candidate.goodput),
-            default=candidates[0],
+            (one for one in candidates if one.dispatch == "even" and one.plan.replicas > 0),
+            key=lambda candidate: candidate.goodput,
         )
         lines.append(
             "serving tokens by their nearest copies, as SGLang's dynamic dispatch with an "

@@ -122,7 +122,10 @@ def test_the_price_rises_with_nodes_and_slow_links_and_not_with_gpus(nodes, over
 @pytest.mark.parametrize("overlap", [0.25, 0.5, 1.0])
 def test_overlap_makes_the_shorter_part_cheaper(overlap):
     """Where the exchange is the longer one, computation hides, so that traffic counts for more."""
-    longer, shorter = spread(), spread().replace(gpu=H100.replace(cluster_link=4e12, node_link=9e12))
+    longer, shorter = (
+        spread(),
+        spread().replace(gpu=H100.replace(cluster_link=4e12, node_link=9e12)),
+    )
     shown = 1 - min(overlap, MOST_OVERLAP)
     for deployment, factor in ((longer, 1 / shown), (shorter, shown)):
         alone = deployment.traffic_price().price
