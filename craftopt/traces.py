@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -482,7 +483,9 @@ def _valid_ids(topk_ids: npt.ArrayLike, experts: int | None) -> tuple[npt.NDArra
 def repeated(ids: npt.NDArray[Any]) -> BoolArray:
     """Tell which rows hold an expert twice, [rows] of ids [rows, k]; -1 may be repeated."""
     ordered = np.sort(ids, axis=1)
-    twice: BoolArray = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+    twice = np.zeros(len(ids), dtype=np.bool_)
+    for left, right in itertools.pairwise(ordered.T):  # faster than row by row
+        twice |= (left == right) & (right >= 0)
     return twice
 
 

@@ -113,7 +113,7 @@ def fullest_gpu(load: FloatArray) -> int:
 
 
 @njit(cache=True, nogil=True)
-def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> int:
+def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> float:
     """Lower the fullest GPU by moves and exchanges, in place, until ``target`` or no gain.
 
     Tries a move and 1-1 exchanges of the fullest GPU with every other, lightest first; where
@@ -130,8 +130,8 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> i
 
     Returns
     -------
-    int
-        Exchanges made, at most ten per copy.
+    float
+        Load of the fullest GPU then.
     """
     filled, load = packing.filled, packing.load
     most = packing.items.shape[1]
@@ -141,11 +141,11 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> i
     # Slots and shares of what the fullest GPU may give and take.
     mine, theirs = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.int64)
     given, taken = np.empty(most), np.empty(most)
-    for done in range(work):
-        fullest = fullest_gpu(load)
+    fullest = fullest_gpu(load)
+    for _ in range(work):
         top = load[fullest]
         if top <= target:
-            return done
+            break
         order = np.argsort(load)
         best = top * (1.0 - PROGRESS)
         give = give2 = take = take2 = other = NONE
@@ -194,9 +194,10 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> i
                                     give2 = mine[i2] if i2 > i else NONE
                                     other = gpu
         if other < 0:
-            return done
+            break
         _exchange(packing, fullest, other, (give, give2), (take, take2))
-    return work
+        fullest = fullest_gpu(load)
+    return float(load[fullest])
 
 
 @njit(cache=True, nogil=True)
@@ -249,7 +250,7 @@ def _exchange(
 
 
 @njit(cache=True, nogil=True)
-def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> bool:
+def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> float:
     """Leave a local optimum, in place: overload another GPU, improve, keep it if better.
 
     Each item of the fullest GPU in turn goes to the GPU that it overloads least, alone or in
@@ -258,11 +259,11 @@ def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> bool
 
     Returns
     -------
-    bool
-        Whether the fullest GPU is lower now.
+    float
+        Load of the fullest GPU then.
     """
     _, items, filled, load, hosted = packing
-    first = load[fullest_gpu(load)]
+    first = float(load[fullest_gpu(load)])
     start, before, least = _copied(packing), _copied(packing), _copied(packing)
     for _ in range(_DEPTH):
         fullest = fullest_gpu(load)
@@ -274,6 +275,7 @@ def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> bool
             if other < 0:
                 continue
             _exchange(packing, fullest, other, (slot, NONE), (take, NONE))
+            value = first
             for barred in range(2):
                 # At first as if it hosted everything: the relieved GPU gets nothing back.
                 for expert in range(hosted.shape[0]):
@@ -281,10 +283,9 @@ def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> bool
                 if barred == 1:
                     for left in range(filled[fullest]):
                         hosted[items[fullest, left], fullest] = True
-                improve(packing, low, high, target)
-            value = load[fullest_gpu(load)]
+                value = float(improve(packing, low, high, target))
             if value < first * (1.0 - PROGRESS):
-                return True
+                return value
             if value < lowest and abs(value - top) > top * PROGRESS:
                 _overwrite(least, packing)
                 lowest = value
@@ -293,7 +294,7 @@ def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> bool
             break
         _overwrite(packing, least)
     _overwrite(packing, start)
-    return False
+    return first
 
 
 @njit(cache=True, nogil=True)

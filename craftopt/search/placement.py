@@ -99,9 +99,9 @@ def place_layer(
     value = 0.0
     for node, (local, count) in enumerate(zip(members, counts, strict=True)):
         search = _Node(weight[local], width, copies_limit, slack, bound, tolerance)
-        packing = search.place(count)
+        packing, fullest = search.place(count)
         copies[local, node * width : (node + 1) * width] = packing.hosted
-        value = max(value, float(packing.load.max()))
+        value = max(value, fullest)
     return copies, value
 
 
@@ -131,49 +131,56 @@ class _Node:
     bound: float
     tolerance: float
 
-    def place(self, count: IntArray) -> Packing:
-        """Place given copies; where the result stays bad, exchange copies and place again."""
-        best = self._climb(count, kicks=True)
+    def place(self, count: IntArray) -> tuple[Packing, float]:
+        """Place given copies; where the result stays bad, exchange copies and place again.
+
+        Returns
+        -------
+        packing : Packing
+        fullest : float
+            Its largest load.
+        """
+        best, fullest = self._climb(count, kicks=True)
         # Copies of the heaviest are not always the best use of slots that have to be filled:
         # start with some of them as copies of the lightest instead.
         experts, limit = self.weight.size, self.copies_limit
         replicas = int(count.sum()) - experts if experts <= _SMALL else 0
         for held in range(1, min(replicas, _HELD, experts) + 1):
-            if not self._is_bad(best):
+            if not self._is_bad(fullest):
                 break
             other = replicate(self.weight, replicas - held, limit)
             lightest = np.argsort(np.where(other < limit, self.weight, np.inf), kind="stable")
             other[lightest[:held]] += 1
             if other.max() <= limit:
-                better = self._climb(other, kicks=False)
-                if better.load.max() < best.load.max() * (1.0 - PROGRESS):
-                    best = better
-        return best
+                packing, value = self._climb(other, kicks=False)
+                if value < fullest * (1.0 - PROGRESS):
+                    best, fullest = packing, value
+        return best, fullest
 
-    def _is_bad(self, packing: Packing) -> bool:
-        return bool(packing.load.max() > self.bound * (1.0 + _BAD))
+    def _is_bad(self, fullest: float) -> bool:
+        return fullest > self.bound * (1.0 + _BAD)
 
-    def _climb(self, count: IntArray, *, kicks: bool) -> Packing:
+    def _climb(self, count: IntArray, *, kicks: bool) -> tuple[Packing, float]:
         """Exchange copies between experts, the first exchange that helps, until none does."""
-        best = self._attempt(count, kicks=kicks)
+        best, fullest = self._attempt(count, kicks=kicks)
         trials = 0
-        while self._is_bad(best):
+        while self._is_bad(fullest):
             for donor, taker in self._copy_exchanges(count, best):
                 if trials == _TRIALS:
-                    return best
+                    return best, fullest
                 trials += 1
                 trial = count.copy()
                 trial[donor] -= 1
                 trial[taker] += 1
                 # Kicks take long: only a trial that is better without them gets them.
-                found = self._attempt(trial, kicks=False)
-                if found.load.max() < best.load.max() * (1.0 - PROGRESS):
+                packing, value = self._attempt(trial, kicks=False)
+                if value < fullest * (1.0 - PROGRESS):
                     count = trial
-                    best = self._attempt(count, kicks=True) if kicks else found
+                    best, fullest = self._attempt(count, kicks=True) if kicks else (packing, value)
                     break
             else:
                 break
-        return best
+        return best, fullest
 
     def _copy_exchanges(self, count: IntArray, packing: Packing) -> Iterator[tuple[int, int]]:
         """List exchanges of one copy between experts: who has one less, who has one more.
@@ -192,7 +199,7 @@ class _Node:
                     if taker != donor and more[taker]:
                         yield donor, taker
 
-    def _attempt(self, count: IntArray, *, kicks: bool) -> Packing:
+    def _attempt(self, count: IntArray, *, kicks: bool) -> tuple[Packing, float]:
         """Pack, descend, and leave local optima as long as that helps."""
         floor, extra = divmod(int(count.sum()), self.gpus)
         ceil = floor + (1 if extra else 0)
@@ -202,13 +209,14 @@ class _Node:
         else:
             low, high = np.full(self.gpus, floor), np.full(self.gpus, ceil)
             # The fuller GPUs come last, so that heavy copies meet fewer companions.
-            capacity = np.repeat([floor, ceil], [self.gpus - extra, extra])
+            capacity = low.copy()
+            capacity[self.gpus - extra :] = ceil
         packing = pack(self.weight / count, count, capacity, int(high[0]))
         target = self.bound * (1.0 + self.tolerance)
-        improve(packing, low, high, target)
-        while kicks and self._is_bad(packing) and kick(packing, low, high, target):
-            pass
-        return packing
+        fullest, before = improve(packing, low, high, target), np.inf
+        while kicks and self._is_bad(fullest) and fullest < before:
+            before, fullest = fullest, kick(packing, low, high, target)
+        return packing, fullest
 
 
 def pack(share: FloatArray, count: IntArray, capacity: IntArray, most: int) -> Packing:
@@ -229,7 +237,7 @@ def pack(share: FloatArray, count: IntArray, capacity: IntArray, most: int) -> P
         Most copies that a GPU may ever hold.
     """
     packing = empty_packing(share, capacity.size, most)
-    _pack(packing, count, np.argsort(-share, kind="stable"), capacity)
+    _pack(packing, count, (-share).argsort(kind="stable"), capacity)
     return packing
 
 

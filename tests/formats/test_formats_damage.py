@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,15 @@ SCRIPT = Path(damage_files.__file__)
 
 def run(name: str, count: int, seed: int) -> dict[str, float]:
     command = [sys.executable, str(SCRIPT), name, str(count), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    path = os.pathsep.join([str(SCRIPT.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
