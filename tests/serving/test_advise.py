@@ -265,7 +265,7 @@ def test_given_allocations_are_planned_as_they_are():
 # --- traffic ----------------------------------------------------------------------------------
 
 
-def themes(tokens=1600, seed=0):
+def themes(tokens=4800, seed=0):
     """Draw tokens that choose four of the experts 0, 4, 8, 12, or 1, 5, 9, 13, ..., and one other.
 
     Themes are not equally frequent, and experts of a theme are 4 apart.
@@ -283,7 +283,7 @@ def themes(tokens=1600, seed=0):
 @pytest.fixture(scope="module")
 def traced():
     trace = themes()
-    return co.advise(trace.batches(200), model(), gpu(AMPLE), GPUS, 2, coactivation=trace)
+    return co.advise(trace.batches(600), model(), gpu(AMPLE), GPUS, 2, coactivation=trace)
 
 
 def said(advice, text):
@@ -302,7 +302,7 @@ def test_tokens_that_choose_experts_together_call_for_a_plan_for_traffic(traced)
 
 def test_figures_with_traffic_are_those_of_the_plans(traced):
     trace = themes()
-    planned, served = co.holdout(trace.batches(200), "odd-even")
+    planned, served = co.holdout(trace.batches(600), "odd-even")
     for candidate in traced.candidates:
         for windows, claimed in ((planned, candidate.planned), (served, candidate.served)):
             scored = co.evaluate(candidate.plan, windows, candidate.dispatch, trace=trace)
@@ -324,12 +324,12 @@ def test_both_dispatches_are_weighed_where_there_are_replicas(traced):
 def test_plans_never_saw_the_tokens_that_they_are_served(traced):
     """Other tokens in the served windows: the same plans, other figures."""
     trace, other = themes(), themes(seed=1)
-    window = np.arange(trace.tokens) // 200
-    ids = np.where((window % 2 == 0)[:, np.newaxis, np.newaxis], trace.topk_ids, other.topk_ids)
+    window = np.arange(trace.tokens) // 600
+    ids = np.where((window % 2 == 1)[:, np.newaxis, np.newaxis], trace.topk_ids, other.topk_ids)
     swapped = co.Trace(ids, EXPERTS)
-    planned, _ = co.holdout(swapped.batches(200), "odd-even")
-    assert (planned.tokens == co.holdout(trace.batches(200), "odd-even")[0].tokens).all()
-    advised = co.advise(swapped.batches(200), model(), gpu(AMPLE), GPUS, 2, coactivation=swapped)
+    planned, _ = co.holdout(swapped.batches(600), "odd-even")
+    assert (planned.tokens == co.holdout(trace.batches(600), "odd-even")[0].tokens).all()
+    advised = co.advise(swapped.batches(600), model(), gpu(AMPLE), GPUS, 2, coactivation=swapped)
     before = {candidate.name: candidate for candidate in traced.candidates}
     assert {candidate.name for candidate in advised.candidates} == set(before)
     for candidate in advised.candidates:
@@ -348,7 +348,7 @@ def test_plans_never_saw_the_tokens_that_they_are_served(traced):
 def test_where_traffic_has_no_price_only_balance_is_planned(nodes, constants, reason):
     trace = themes()
     advised = co.advise(
-        trace.batches(400), model(), gpu(AMPLE), GPUS, nodes, coactivation=trace, **constants
+        trace.batches(1200), model(), gpu(AMPLE), GPUS, nodes, coactivation=trace, **constants
     )
     assert advised.price.price == 0
     assert {candidate.price for candidate in advised.candidates} == {0}
@@ -357,7 +357,7 @@ def test_where_traffic_has_no_price_only_balance_is_planned(nodes, constants, re
 
 
 def test_without_tokens_the_assumption_is_said():
-    advised = co.advise(themes().batches(400), model(), gpu(AMPLE), GPUS, 2)
+    advised = co.advise(themes().batches(1200), model(), gpu(AMPLE), GPUS, 2)
     assert advised.price is None
     # 4 choices on 2 nodes by chance: 1 - 1/16.
     assert said(advised, "every plan is taken to need 0.94 remote nodes per token")
@@ -366,14 +366,14 @@ def test_without_tokens_the_assumption_is_said():
 def test_pair_counts_are_said_not_to_be_held_out():
     trace = themes()
     pairs = trace.coactivation()
-    advised = co.advise(trace.batches(400), model(), gpu(AMPLE), GPUS, 2, coactivation=pairs)
+    advised = co.advise(trace.batches(1200), model(), gpu(AMPLE), GPUS, 2, coactivation=pairs)
     assert advised.recommended.profile.traffic.estimated
     assert said(advised, "pair counts are not held out")
 
 
 def test_loads_of_another_trace_are_refused():
     with pytest.raises(co.InputError, match="not windows of the trace"):
-        co.advise(themes(seed=1).batches(400), model(), gpu(AMPLE), GPUS, 2, coactivation=themes())
+        co.advise(themes(seed=1).batches(1200), model(), gpu(AMPLE), GPUS, 2, coactivation=themes())
 
 
 # --- mistakes ---------------------------------------------------------------------------------
@@ -468,12 +468,12 @@ def test_the_command_prints_tables(run):
 def test_the_command_takes_a_trace_and_a_clusters_name(run, tmp_path):
     trace, file = themes(), tmp_path / "trace.npz"
     np.savez(file, topk_ids=trace.topk_ids)
-    np.savez(tmp_path / "loads.npz", counts=trace.batches(400).tokens)
+    np.savez(tmp_path / "loads.npz", counts=trace.batches(1200).tokens)
     words = ("--model", "small", "--cluster", "h100-400g", "--nodes", "2", "--json")
     code, out, err = run(*words, "--trace", str(file))
     assert code == 0, err
     small = find_model("small", read_facts(tmp_path / "facts.toml")[0])
-    advised = co.advise(trace.batches(400), small, "h100", 4, 2, coactivation=trace)
+    advised = co.advise(trace.batches(1200), small, "h100", 4, 2, coactivation=trace)
     assert json.loads(out) == json.loads(json.dumps(advised.to_dict()))
     code, _, err = run(*words, "--trace", str(file), "--coactivation", str(file))
     assert code == 2
