@@ -335,7 +335,8 @@ def test_plans_never_saw_the_tokens_that_they_are_served(traced):
     for candidate in advised.candidates:
         assert candidate.plan == before[candidate.name].plan
         assert candidate.planned == before[candidate.name].planned
-        assert candidate.served != before[candidate.name].served
+    changed = [c for c in advised.candidates if c.served != before[c.name].served]
+    assert changed
 
 
 @pytest.mark.parametrize(
