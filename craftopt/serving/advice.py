@@ -271,7 +271,7 @@ def advise(
         nodes=nodes,
         slots="even",
         expert_groups=expert_groups,
-        coactivation=_planned_part(coactivation, loads, planned),
+        coactivation=_planned_part(coactivation, planned, served),
     )
     sweep = Sweep(deployment, workload, problem)
     say("measuring the layers' benefit")
@@ -331,18 +331,17 @@ def advise(
 
 
 def _planned_part(
-    given: Coactivation | Trace | None, loads: Loads, planned: Loads
+    given: Coactivation | Trace | None, planned: Loads, served: Loads
 ) -> Coactivation | Trace | None:
     """Keep the tokens of the planned windows, so that plans are scored on tokens they never saw."""
     if not isinstance(given, Trace):
         return given
-    if given.windows_of(loads) is None:
+    window = given.windows_of(planned)
+    if window is None or given.windows_of(served) is None:
         raise InputError(
             "the loads are not windows of the trace, so that its tokens cannot be held out; pass "
             "loads such as trace.batches(1024), or coactivation=trace.coactivation()"
         )
-    window = given.windows_of(planned)
-    assert window is not None
     order = np.argsort(window, kind="stable")
     tokens = given.topk_ids[order[np.count_nonzero(window < 0) :]]
     return Trace(tokens, given.experts, given.layer_ids)
