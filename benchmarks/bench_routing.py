@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import craftopt as co
-from craftopt.routing import DISPATCHES
+from craftopt.routing import COUNT_DISPATCHES
 
 LAYERS, EXPERTS, TOPK, PER_GPU, RATIO = 58, 256, 8, 32, 1.5
 SOLVED = 8  # layers for the solvers
@@ -42,7 +42,7 @@ def batch_of(gpus: int, tokens: int, layers: int = LAYERS) -> tuple[co.Plan, np.
 
 
 @pytest.mark.parametrize("gpus", [64, 16])
-@pytest.mark.parametrize("rule", DISPATCHES)
+@pytest.mark.parametrize("rule", COUNT_DISPATCHES)
 def test_route(measure, rule, gpus):
     plan, tokens = batch_of(gpus, PER_GPU * gpus)
     measure(f"route {rule}, {gpus} GPUs", "58 layers", lambda: co.route(plan, tokens, rule))
@@ -66,7 +66,7 @@ def print_times(gpus: int, tokens: int) -> None:
     active = (batch > 0).sum(axis=1).mean()
     print(f"\n{gpus} GPUs, {tokens} tokens, {active:.0f} of {EXPERTS} experts active")
     found = {}
-    for rule in DISPATCHES:
+    for rule in COUNT_DISPATCHES:
         rounds = 5 if rule == "mixed" else 50
         call = microseconds(lambda rule=rule: co.route(plan, batch, rule), rounds)
         found[rule] = call / LAYERS
