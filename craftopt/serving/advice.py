@@ -517,9 +517,10 @@ def _traffic_reasons(
             f"at the rate of the busiest ({candidates[0].name}: {none.nodes_per_token:.2f} and "
             f"{none.critical_nodes:.2f})"
         )
-    priced = [candidate for candidate in candidates if candidate.price > 0]
-    balanced = [candidate for candidate in candidates if candidate.price == 0]
-    if price.price > 0 and priced:
+    even = [candidate for candidate in candidates if candidate.dispatch == "even"]
+    priced = [candidate for candidate in even if candidate.price > 0]
+    balanced = [candidate for candidate in even if candidate.price == 0]
+    if priced:
         ahead, behind = (
             max(group, key=lambda candidate: candidate.goodput) for group in (priced, balanced)
         )
@@ -530,18 +531,17 @@ def _traffic_reasons(
         )
     elif price.price > 0:
         lines.append("planning for traffic does not pay here: it finds the plans for balance alone")
-    nearest = [candidate for candidate in priced if candidate.dispatch != "even"]
-    if nearest:
-        near = max(nearest, key=lambda candidate: candidate.goodput)
-        even = max(
-            (one for one in candidates if one.dispatch == "even" and one.plan.replicas > 0),
-            key=lambda candidate: candidate.goodput,
-        )
-        lines.append(
-            "serving tokens by their nearest copies, as SGLang's dynamic dispatch with an "
-            f"all-to-all backend, gives {_gain(near, even)} over even dispatch: {near.name} "
-            f"against {even.name}"
-        )
+    for near in candidates:
+        if near.dispatch != "even":
+            rival = max(
+                (candidate for candidate in even if candidate.plan.replicas == near.plan.replicas),
+                key=lambda candidate: candidate.goodput,
+            )
+            lines.append(
+                "serving tokens by their nearest copies, as SGLang's dynamic dispatch with an "
+                f"all-to-all backend, gives {_gain(near, rival)} over even dispatch: {near.name} "
+                f"against {rival.name}"
+            )
     if isinstance(coactivation, Coactivation):
         lines.append(
             "pair counts are not held out: they are of the served windows' tokens, too, and node "

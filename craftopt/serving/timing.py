@@ -20,9 +20,8 @@ choice on a node by chance, and all nodes to receive as many.
 
 Left out: chance within a step (a step's tokens are taken to follow their window's shares exactly,
 so small batches are worse than this); kernels whose efficiency depends on the size of their input;
-overlap beyond ``overlap``; prompts that come unevenly to the
-attention groups; traffic on the links that is not the experts'; speculative decoding; prefix
-caching; moving experts while serving.
+overlap beyond ``overlap``; prompts that come unevenly to the attention groups; traffic on the links
+that is not the experts'; speculative decoding; prefix caching; moving experts while serving.
 """
 
 from __future__ import annotations
