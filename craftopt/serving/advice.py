@@ -1,7 +1,7 @@
 """How many replicas to pay for: a sweep over budgets, full plans for the best, and why.
 
-Where it is known which experts tokens choose together, the best budget and none are planned again
-for balance and traffic together, at the price that the deployment's facts give, and for both
+Where it is known which experts tokens choose together, none, the best budget and the best that
+engines can load are planned again for balance and traffic together, at the price that the deployment's facts give, and for both
 dispatches; the modelled goodput decides between all of them.
 """
 
@@ -286,9 +286,9 @@ def advise(
         say(f"planning {label(budget)}")
         candidates.append(makes.balanced(budget))
     if price is not None and price.price > 0:
-        places = range(1, len(budgets))
-        best_budget = max(places, key=lambda place: candidates[place].goodput, default=0)
-        for place in sorted({0, best_budget}):
+        places = sorted(range(1, len(budgets)), key=lambda place: -candidates[place].goodput)
+        uniform = [place for place in places if candidates[place].loadable]
+        for place in sorted({0, *places[:1], *uniform[:1]}):
             say(f"planning {label(budgets[place])} with traffic")
             candidates += makes.with_traffic(budgets[place], candidates[place])
     if not any(candidate.goodput > 0 for candidate in candidates):
