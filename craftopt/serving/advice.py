@@ -1,8 +1,8 @@
 """How many replicas to pay for: a sweep over budgets, full plans for the best, and why.
 
 Where it is known which experts tokens choose together, none, the best budget and the best that
-engines can load are planned again for balance and traffic together, at the price that the deployment's facts give, and for both
-dispatches; the modelled goodput decides between all of them.
+engines can load are planned again for balance and traffic together, at the price that the
+deployment's facts give, and for both dispatches; the modelled goodput decides between all of them.
 """
 
 from __future__ import annotations
