@@ -250,11 +250,7 @@ def layer_gpu_loads(
     -------
     float64 [windows, gpus]
     """
-    if dispatch == "even":
-        shares = copies / copies.sum(axis=1, dtype=np.int64)[:, np.newaxis]
-    else:  # what a host serves of one token per expert
-        plan = Plan(copies[np.newaxis], nodes=nodes)
-        shares = route(plan, np.ones((1, plan.experts)), dispatch).tokens[0]
+    shares = host_shares(copies, nodes, dispatch)
     gpu, expert = np.nonzero(shares.T)
     # Summed copy by copy, in the order of the experts: matrix products of numpy's libraries
     # may add up in another order on another number of threads.
@@ -263,6 +259,18 @@ def layer_gpu_loads(
     served = tokens.T[expert] * shares[expert, gpu][:, np.newaxis]
     loads[hosted] = np.add.reduceat(served, first, axis=0)
     return np.ascontiguousarray(loads.T)
+
+
+def host_shares(copies: Copies, nodes: int, dispatch: Dispatch) -> FloatArray:
+    """Compute the share of each expert's tokens that each GPU serves, [experts, gpus].
+
+    Under the dispatches of `layer_gpu_loads`.
+    """
+    shares: FloatArray = copies / copies.sum(axis=1, dtype=np.int64)[:, np.newaxis]
+    if dispatch != "even":
+        plan = Plan(copies[np.newaxis], nodes=nodes)
+        shares = route(plan, np.ones((1, plan.experts)), dispatch).tokens[0]
+    return shares
 
 
 def _all_copies_read(plan: Plan, loads: Loads) -> IntArray:

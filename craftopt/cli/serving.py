@@ -14,8 +14,10 @@ from craftopt.cli.shared import (
     Groups,
     LoadsArgument,
     Nodes,
+    PairsOption,
     Reader,
     Seed,
+    TraceOption,
     Workers,
     print_json,
     print_rich,
@@ -64,6 +66,8 @@ def advise(
     holdout: Annotated[
         str, typer.Option(help="Windows to score on and not to plan on, as for compare.")
     ] = "odd-even",
+    trace: TraceOption = None,
+    coactivation: PairsOption = None,
     groups: Groups = None,
     seed: Seed = 0,
     workers: Workers = None,
@@ -85,12 +89,17 @@ def advise(
     }
     constants.update(_constant(text) for text in settings or [])
     with progress("advising") as report:
+        held = reader.loads(loads)
+        tokens, pairs = reader.tokens(trace, coactivation, held.layer_ids, held.experts)
+        if tokens is not None and pairs is not None:
+            raise InputError("--trace and --coactivation are both given; pass one of them")
         advice = co.advise(
-            reader.loads(loads),
+            held,
             find_model(model, models),
             find_gpu(gpu, devices),
             gpus,
             nodes,
+            coactivation=pairs if tokens is None else tokens,
             slots=[cast(SlotRule, rule.strip()) for rule in slots.split(",")],
             holdout=holdout,
             expert_groups=groups,

@@ -1,4 +1,9 @@
-"""How many replicas to pay for: a sweep over budgets, full plans for the best, and why."""
+"""How many replicas to pay for: a sweep over budgets, full plans for the best, and why.
+
+Where it is known which experts tokens choose together, none, the best budget and the best that
+engines can load are planned again for balance and traffic together, at the price that the
+deployment's facts give, and for both dispatches; the modelled goodput decides between all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +13,29 @@ from typing import Any, get_args
 
 import numpy as np
 
+from craftopt.coactivation import Coactivation
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.loads import Loads
 from craftopt.plan import Plan
-from craftopt.problem import Problem, SlotRule
+from craftopt.problem import PlannedDispatch, Problem, SlotRule
 from craftopt.result import Options
 from craftopt.serving.candidates import Candidate, score, winner
 from craftopt.serving.catalogue import find_gpu, find_model
-from craftopt.serving.deployment import GIB, TIE, Deployment, Workload, with_constants
+from craftopt.serving.deployment import (
+    GIB,
+    TIE,
+    Deployment,
+    TrafficPrice,
+    Workload,
+    with_constants,
+)
 from craftopt.serving.facts import Gpu, Model
 from craftopt.serving.memory import check_shape, memory_of
 from craftopt.serving.sensitivity import Sensitivity, sensitivities
 from craftopt.serving.sweep import Budget, Sweep, finalists, label, none_of
 from craftopt.solving import solve
+from craftopt.traces import Trace
 from craftopt.windows import holdout as split_windows
 
 
@@ -46,6 +60,8 @@ class Advice(Displayed):
         leaves no cache.
     reasons : tuple of str
     sensitivity : tuple of Sensitivity
+    price : TrafficPrice or None
+        What a node that a token visits costs, where ``coactivation`` was given.
     """
 
     deployment: Deployment
@@ -60,6 +76,7 @@ class Advice(Displayed):
     eplb: Candidate | None
     reasons: tuple[str, ...]
     sensitivity: tuple[Sensitivity, ...]
+    price: TrafficPrice | None = None
 
     @property
     def ratio_to_eplb(self) -> float | None:
@@ -75,8 +92,10 @@ class Advice(Displayed):
         plan = self.loadable.plan
         extra = plan.replicas // plan.layers
         slots = plan.experts + extra
+        dispatch = "" if self.loadable.dispatch == "even" else " --ep-dispatch-algorithm dynamic"
         return {
-            "sglang": f"--ep-num-redundant-experts {extra} --init-expert-location <the plan's map>",
+            "sglang": f"--ep-num-redundant-experts {extra} --init-expert-location <the plan's map>"
+            f"{dispatch}",
             "vllm": f"--enable-eplb --eplb-config '{{\"num_redundant_experts\": {extra}}}' "
             "(it places the copies itself)",
             "tensorrt-llm": f"moe_config.load_balancer: num_slots: {slots}, "
@@ -152,6 +171,7 @@ class Advice(Displayed):
             "loadable": self.loadable.name if self.loadable else None,
             "ratio_to_eplb": self.ratio_to_eplb,
             "reasons": list(self.reasons),
+            "price": self.price and self.price.to_dict(),
             "candidates": [_plain(candidate) for candidate in self.candidates],
             "eplb": _plain(self.eplb) if self.eplb else None,
             "curve": [asdict(budget) for budget in self.curve],
@@ -167,6 +187,7 @@ def advise(
     gpus: int,
     nodes: int = 1,
     *,
+    coactivation: Coactivation | Trace | None = None,
     slots: Sequence[SlotRule] = ("uniform", "even"),
     holdout: str = "odd-even",
     expert_groups: int | None = None,
@@ -184,6 +205,11 @@ def advise(
     model, gpu : str or Model and str or Gpu
         Names of packaged facts, or facts of one's own.
     gpus, nodes : int
+    coactivation : Coactivation or Trace, optional
+        Which experts tokens choose together: the trace that the loads are windows of, or pair
+        counts. Then the exchange is that of every plan's own nodes, and some plans are made for
+        balance and traffic together, for ``even`` and for ``nearest-even`` dispatch. Else tokens
+        are taken to need experts on any node.
     slots : sequence of str
         Memory layouts to consider. ``free`` plans differ little from ``even`` ones.
     holdout : str
@@ -207,7 +233,8 @@ def advise(
     Raises
     ------
     InputError
-        Unknown names or constants; loads of another shape than the model's.
+        Unknown names or constants; loads of another shape than the model's, or no windows of the
+        trace.
     InfeasibleError
         A model that does not fit, or that leaves no cache for one sequence; limits on waiting
         that no plan keeps.
@@ -222,8 +249,6 @@ def advise(
     >>> advice.recommended in advice.candidates, advice.served_windows
     (True, 2)
     """
-    from craftopt.planners.windowed import WindowedSearch  # noqa: PLC0415 (loads numba)
-
     if not isinstance(loads, Loads):
         raise InputError(f"loads is a {type(loads).__name__}; pass craftopt.Loads(tokens)")
     found = model if isinstance(model, Model) else find_model(model)
@@ -238,22 +263,34 @@ def advise(
         )
     rules = tuple(dict.fromkeys(choice("slots", rule, get_args(SlotRule)) for rule in slots))
     planned, served = split_windows(loads, holdout)
+    price = None if coactivation is None else deployment.traffic_price()
     say = progress or (lambda _: None)
-    problem = Problem(planned, gpus, nodes=nodes, slots="even", expert_groups=expert_groups)
+    problem = Problem(
+        planned,
+        gpus,
+        nodes=nodes,
+        slots="even",
+        expert_groups=expert_groups,
+        coactivation=_planned_part(coactivation, planned, served),
+    )
     sweep = Sweep(deployment, workload, problem)
     say("measuring the layers' benefit")
     sweep.measure(seed, workers)
     say("sweeping budgets")
     curve = tuple(sweep.curve(rules))
+    options = Options(seed, workers=workers)
+    makes = _Plans(deployment, workload, problem, served, coactivation, options)
+    budgets = (none_of(curve), *finalists(curve))
     candidates = []
-    for budget in (none_of(curve), *finalists(curve)):
+    for budget in budgets:
         say(f"planning {label(budget)}")
-        variant = problem.replace(slots=budget.slots, replicas=budget.replicas)
-        search = WindowedSearch(variant, Options(seed, workers=workers))
-        plan = variant.plan(search.plan(np.array(budget.allocation)), "fast")
-        candidates.append(
-            score(label(budget), plan, budget.slots, deployment, workload, planned, served)
-        )
+        candidates.append(makes.balanced(budget))
+    if price is not None and price.price > 0:
+        places = sorted(range(1, len(budgets)), key=lambda place: -candidates[place].goodput)
+        uniform = [place for place in places if candidates[place].loadable]
+        for place in sorted({0, *places[:1], *uniform[:1]}):
+            say(f"planning {label(budgets[place])} with traffic")
+            candidates += makes.with_traffic(budgets[place], candidates[place])
     if not any(candidate.goodput > 0 for candidate in candidates):
         waits = min((candidate.served for candidate in candidates), key=lambda found: found.tpot)
         raise InfeasibleError(
@@ -268,9 +305,7 @@ def advise(
         plan_of_eplb is not None
         and memory_of(deployment, plan_of_eplb).concurrency(workload.context) > 0
     ):
-        eplb = score(
-            "EPLB's default", plan_of_eplb, "uniform", deployment, workload, planned, served
-        )
+        eplb = makes.score("EPLB's default", plan_of_eplb, "uniform")
     best = winner(candidates, [candidate.goodput for candidate in candidates])
     others = [candidate for candidate in candidates if candidate is not best]
     others.sort(key=lambda candidate: -candidate.goodput)
@@ -288,9 +323,87 @@ def advise(
         if loadable
         else None,
         eplb=eplb,
-        reasons=_reasons(deployment, workload, best, candidates, eplb),
+        reasons=_reasons(deployment, workload, best, candidates, eplb)
+        + _traffic_reasons(deployment, price, best, candidates, coactivation),
         sensitivity=sensitivities(deployment, workload, candidates, best),
+        price=price,
     )
+
+
+def _planned_part(
+    given: Coactivation | Trace | None, planned: Loads, served: Loads
+) -> Coactivation | Trace | None:
+    """Keep the tokens of the planned windows, so that plans are scored on tokens they never saw."""
+    if not isinstance(given, Trace):
+        return given
+    window = given.windows_of(planned)
+    if window is None or given.windows_of(served) is None:
+        raise InputError(
+            "the loads are not windows of the trace, so that its tokens cannot be held out; pass "
+            "loads such as trace.batches(1024), or coactivation=trace.coactivation()"
+        )
+    order = np.argsort(window, kind="stable")
+    tokens = given.topk_ids[order[np.count_nonzero(window < 0) :]]
+    return Trace(tokens, given.experts, given.layer_ids)
+
+
+@dataclass(frozen=True)
+class _Plans:
+    """Makes and scores full plans for budgets.
+
+    Parameters
+    ----------
+    problem : Problem
+        The planned windows, and what is known of their tokens.
+    served : Loads
+    coactivation : Coactivation or Trace or None
+        Of all windows.
+    """
+
+    deployment: Deployment
+    workload: Workload
+    problem: Problem
+    served: Loads
+    coactivation: Coactivation | Trace | None
+    options: Options
+
+    def score(self, name: str, plan: Plan, slots: SlotRule, **planned: Any) -> Candidate:
+        """Score a plan; ``planned`` are its dispatch and price."""
+        return score(
+            name, plan, slots, self.deployment, self.workload, self.problem.loads, self.served,
+            self.coactivation, **planned,
+        )  # fmt: skip
+
+    def balanced(self, budget: Budget) -> Candidate:
+        """Plan for balance alone."""
+        from craftopt.planners.windowed import WindowedSearch  # noqa: PLC0415 (loads numba)
+
+        problem = self._problem(budget)
+        search = WindowedSearch(problem, self.options)
+        plan = problem.plan(search.plan(np.array(budget.allocation)), "fast")
+        return self.score(label(budget), plan, budget.slots)
+
+    def with_traffic(self, budget: Budget, balanced: Candidate) -> list[Candidate]:
+        """Plan for balance and traffic together; list the plans that are new."""
+        from craftopt.planners.joint import JointSearch  # noqa: PLC0415 (loads numba)
+
+        found = []
+        dispatches: tuple[PlannedDispatch, ...] = ("even", "nearest-even")
+        for dispatch in dispatches if budget.replicas else dispatches[:1]:
+            problem = self._problem(budget, traffic=self.deployment, dispatch=dispatch)
+            search = JointSearch(problem, self.options, balanced.plan.copies)
+            plan = problem.plan(search.plan(np.array(budget.allocation)), "fast")
+            name = f"{label(budget)}, traffic"
+            if dispatch != "even":
+                name += f", {dispatch}"
+            elif plan == balanced.plan:
+                continue
+            price = problem.traffic_price
+            found.append(self.score(name, plan, budget.slots, dispatch=dispatch, price=price))
+        return found
+
+    def _problem(self, budget: Budget, **changes: Any) -> Problem:
+        return self.problem.replace(slots=budget.slots, replicas=budget.replicas, **changes)
 
 
 def _eplb(problem: Problem) -> Plan | None:
@@ -314,7 +427,8 @@ def _reasons(
 ) -> tuple[str, ...]:
     """Give the reasons in numbers that can be checked by hand."""
     lines = []
-    none = candidates[0]
+    bare = [candidate for candidate in candidates if candidate.plan.replicas == 0]
+    none = max(bare, key=lambda candidate: candidate.goodput) if best not in bare else best
     for candidate in [none] if best is none else [none, best]:
         service, memory = candidate.served, candidate.memory
         lines.append(
@@ -335,8 +449,11 @@ def _reasons(
             f"a prefill step's experts take {best.served.prefill.experts * 1e3:.0f} instead of "
             f"{none.served.prefill.experts * 1e3:.0f} ms, {_gain(best, none)} goodput"
         )
-    elif len(candidates) > 1:
-        other = max(candidates[1:], key=lambda candidate: candidate.goodput)
+    elif len(candidates) > len(bare):
+        other = max(
+            (candidate for candidate in candidates if candidate not in bare),
+            key=lambda candidate: candidate.goodput,
+        )
         lines.append(
             f"no replica earns its memory here: the best plan with replicas, {other.name}, gives "
             f"{other.goodput:.2f} requests/s ({_gain(other, none)}) and takes "
@@ -359,7 +476,76 @@ def _reasons(
         lines.append(
             f"{most.name} gives {_gain(most, best)}, within the {TIE:.0%} that "
             f"the model cannot tell apart, and {best.name} "
-            + ("can be loaded" if best.loadable > most.loadable else "takes less memory")
+            + (
+                "can be loaded"
+                if best.loadable > most.loadable
+                else "takes less memory"
+                if best.memory.used < most.memory.used
+                else "needs no dispatch of its own"
+            )
+        )
+    return tuple(lines)
+
+
+def _traffic_reasons(
+    deployment: Deployment,
+    price: TrafficPrice | None,
+    best: Candidate,
+    candidates: Sequence[Candidate],
+    coactivation: Coactivation | Trace | None,
+) -> tuple[str, ...]:
+    """Say what the exchange takes, what a visit costs and whether planning for it pays."""
+    domains = deployment.domains
+    if price is None:
+        if domains == 1 or deployment.exchange == "low-latency":
+            return ()
+        return (
+            "which experts tokens choose together is not known, so every plan is taken to need "
+            f"{(domains - 1) * deployment.visit_chance:.2f} remote nodes per token; pass a trace "
+            "or pair counts (coactivation=) to count each plan's own and to plan for fewer",
+        )
+    parts = [
+        f"{step.exchange / step.total:.0%} of a {phase} step"
+        for phase, step in (("decode", best.served.decode), ("prefill", best.served.prefill))
+        if phase == "decode" or not deployment.prefill_elsewhere
+    ]
+    lines = [f"{best.name}: the exchange takes {' and '.join(parts)}", str(price)]
+    traffic, none = best.profile.traffic, candidates[0].profile.traffic
+    if domains > 1 and traffic is not None and none is not None:
+        lines[0] += (
+            f"; a token visits {traffic.nodes_per_token:.2f} nodes, {traffic.critical_nodes:.2f} "
+            f"at the rate of the busiest ({candidates[0].name}: {none.nodes_per_token:.2f} and "
+            f"{none.critical_nodes:.2f})"
+        )
+    even = [candidate for candidate in candidates if candidate.dispatch == "even"]
+    priced = [candidate for candidate in even if candidate.price > 0]
+    balanced = [candidate for candidate in even if candidate.price == 0]
+    if priced:
+        ahead, behind = (
+            max(group, key=lambda candidate: candidate.goodput) for group in (priced, balanced)
+        )
+        verdict = "pays" if ahead.goodput > behind.goodput * (1 + TIE) else "does not pay"
+        lines.append(
+            f"planning for traffic {verdict} here: {ahead.name} gives {_gain(ahead, behind)} over "
+            f"the best plan for balance alone, {behind.name}"
+        )
+    elif price.price > 0:
+        lines.append("planning for traffic does not pay here: it finds the plans for balance alone")
+    for near in candidates:
+        if near.dispatch != "even":
+            rival = max(
+                (candidate for candidate in even if candidate.plan.replicas == near.plan.replicas),
+                key=lambda candidate: candidate.goodput,
+            )
+            lines.append(
+                "serving tokens by their nearest copies, as SGLang's dynamic dispatch with an "
+                f"all-to-all backend, gives {_gain(near, rival)} over even dispatch: {near.name} "
+                f"against {rival.name}"
+            )
+    if isinstance(coactivation, Coactivation):
+        lines.append(
+            "pair counts are not held out: they are of the served windows' tokens, too, and node "
+            "visits are estimated from them; a trace has neither fault"
         )
     return tuple(lines)
 
@@ -374,6 +560,9 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
     return {
         "name": candidate.name,
         "slots": candidate.slots,
+        "dispatch": candidate.dispatch,
+        "price": candidate.price,
+        "traffic": candidate.profile.traffic and candidate.profile.traffic.to_dict(),
         "replicas": candidate.plan.replicas,
         "loadable": candidate.loadable,
         "memory": {**asdict(candidate.memory), "kv": candidate.memory.kv},

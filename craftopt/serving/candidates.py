@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from craftopt.coactivation import Coactivation
 from craftopt.evaluation import evaluate
 from craftopt.loads import Loads
 from craftopt.plan import Plan
-from craftopt.problem import SlotRule
+from craftopt.problem import PlannedDispatch, SlotRule
 from craftopt.serving.deployment import TIE, Deployment, Workload
 from craftopt.serving.goodput import Service, service_of
 from craftopt.serving.memory import Memory, memory_of
 from craftopt.serving.timing import Profile, profile_of
+from craftopt.traces import Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,12 @@ class Candidate:
     planned, served : Service
     loadable : bool
         Whether engines can load it today: every GPU has the same slots in every layer.
+    profile : Profile
+        On the windows served, with the plan's traffic where it is known.
+    dispatch : str
+        How tokens are split over copies, in planning and in serving.
+    price : float
+        What a node that a token visits cost in planning, in mean GPU loads.
     """
 
     name: str
@@ -41,6 +49,8 @@ class Candidate:
     served: Service
     loadable: bool
     profile: Profile
+    dispatch: PlannedDispatch = "even"
+    price: float = 0.0
 
     @property
     def goodput(self) -> float:
@@ -56,30 +66,52 @@ def score(
     workload: Workload,
     planned: Loads,
     served: Loads,
+    coactivation: Coactivation | Trace | None = None,
+    dispatch: PlannedDispatch = "even",
+    price: float = 0.0,
 ) -> Candidate:
     """Score a plan on the windows that it was made for and on others."""
     memory = memory_of(deployment, plan)
-    on_planned, on_served = profile_of(plan, planned), profile_of(plan, served)
+    times, profiles = [], []
+    for windows in (planned, served):
+        scored = evaluate(
+            plan,
+            windows,
+            dispatch,
+            trace=coactivation if isinstance(coactivation, Trace) else None,
+            coactivation=coactivation if isinstance(coactivation, Coactivation) else None,
+        )
+        times.append(scored.relative_time)
+        profiles.append(profile_of(plan, windows, scored.traffic, dispatch))
+    on_planned, on_served = profiles
     return Candidate(
         name=name,
         plan=plan,
         slots=slots,
         memory=memory,
-        relative_time_planned=evaluate(plan, planned).relative_time,
-        relative_time_served=evaluate(plan, served).relative_time,
+        relative_time_planned=times[0],
+        relative_time_served=times[1],
         planned=service_of(deployment, on_planned, memory, workload),
         served=service_of(deployment, on_served, memory, workload),
         loadable=bool(plan.slots.min() == plan.slots.max()),
         profile=on_served,
+        dispatch=dispatch,
+        price=price,
     )
 
 
 def winner(candidates: Sequence[Candidate], goodputs: Sequence[float]) -> Candidate:
-    """Choose the best; among those as good within `TIE`, the loadable, then the smallest."""
+    """Choose the best; among those as good within `TIE`, the loadable, smallest, evenly served."""
     most = max(goodputs)
     close = [
-        candidate
+        (candidate, goodput)
         for candidate, goodput in zip(candidates, goodputs, strict=True)
         if goodput >= most * (1 - TIE)
     ]
-    return min(close, key=lambda candidate: (not candidate.loadable, candidate.memory.used))
+
+    def rank(found: tuple[Candidate, float]) -> tuple[bool, float, bool, float]:
+        candidate, goodput = found
+        uneven = candidate.dispatch != "even"
+        return not candidate.loadable, candidate.memory.used, uneven, -goodput
+
+    return min(close, key=rank)[0]

@@ -35,6 +35,11 @@ NAMED: Mapping[str, tuple[Any, ...]] = {
     "attention_gpus": (1, 8),
     "prefill_elsewhere": (True, False),
 }
+# Where the plans' traffic is known.
+TRAFFIC_NAMED: Mapping[str, tuple[Any, ...]] = {
+    "exchange": ("all-gather", "low-latency", "all-to-all"),
+    "overlap": (0.0, 0.5, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def sensitivities(
     tighter = () if flip is None else ((f"{_figure(start * flip[0])} s", flip[1].name),)
     tried = f"{_figure(start / _FURTHEST)} to {_figure(start)} s"
     rows.append(Sensitivity("tpot", now, tried, tighter))
-    for name, choices in NAMED.items():
+    named = NAMED if best.profile.traffic is None else {**NAMED, **TRAFFIC_NAMED}
+    for name, choices in named.items():
         value = deployment.expert_kind if name == "expert_dtype" else asked.value(name)
         found = [(choice, asked.winner({name: choice})) for choice in choices if choice != value]
         flips = tuple((str(choice), won.name) for choice, won in found if won and won is not best)

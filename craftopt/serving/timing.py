@@ -20,9 +20,8 @@ choice on a node by chance, and all nodes to receive as many.
 
 Left out: chance within a step (a step's tokens are taken to follow their window's shares exactly,
 so small batches are worse than this); kernels whose efficiency depends on the size of their input;
-overlap beyond ``overlap``; prompts that come unevenly to the
-attention groups; traffic on the links that is not the experts'; speculative decoding; prefix
-caching; moving experts while serving.
+overlap beyond ``overlap``; prompts that come unevenly to the attention groups; traffic on the links
+that is not the experts'; speculative decoding; prefix caching; moving experts while serving.
 """
 
 from __future__ import annotations
@@ -34,9 +33,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from craftopt.errors import InputError, choice, number
-from craftopt.evaluation import layer_gpu_loads
+from craftopt.evaluation import host_shares, layer_gpu_loads
 from craftopt.loads import FloatArray, Loads, read_only
 from craftopt.plan import Copies, Plan
+from craftopt.problem import PlannedDispatch
 from craftopt.serving.deployment import Deployment, check_names
 from craftopt.serving.facts import bytes_of
 from craftopt.serving.memory import check_shape
@@ -81,7 +81,12 @@ class Profile:
         return result
 
 
-def profile_of(plan: Plan, loads: Loads, traffic: Traffic | None = None) -> Profile:
+def profile_of(
+    plan: Plan,
+    loads: Loads,
+    traffic: Traffic | None = None,
+    dispatch: PlannedDispatch = "even",
+) -> Profile:
     """Profile a plan on loads, whether it was planned on them or not.
 
     Parameters
@@ -91,6 +96,8 @@ def profile_of(plan: Plan, loads: Loads, traffic: Traffic | None = None) -> Prof
     traffic : Traffic, optional
         Of the plan on these loads: ``co.evaluate(plan, loads, trace=trace).traffic``, or with
         ``coactivation=``.
+    dispatch : {"even", "nearest-even"}
+        How an expert's tokens are split over its copies.
 
     Raises
     ------
@@ -118,10 +125,14 @@ def profile_of(plan: Plan, loads: Loads, traffic: Traffic | None = None) -> Prof
             f"the traffic is of {traffic.nodes.shape[1]} layers on {len(traffic.node_matrix)} "
             f"nodes, the plan has {plan.layers} on {plan.nodes}; pass evaluate(plan, ...).traffic"
         )
-    return replace(profile_of_copies(plan.copies, loads.tokens), traffic=traffic)
+    dispatch = choice("dispatch", dispatch, get_args(PlannedDispatch))
+    profile = profile_of_copies(plan.copies, loads.tokens, plan.nodes, dispatch)
+    return replace(profile, traffic=traffic)
 
 
-def profile_of_copies(copies: Copies, tokens: FloatArray) -> Profile:
+def profile_of_copies(
+    copies: Copies, tokens: FloatArray, nodes: int = 1, dispatch: PlannedDispatch = "even"
+) -> Profile:
     """Profile placements, uint8 [layers, experts, gpus], on float64 [windows, layers, experts]."""
     windows, layers, _ = tokens.shape
     fullest = np.zeros((windows, layers))
@@ -131,10 +142,14 @@ def profile_of_copies(copies: Copies, tokens: FloatArray) -> Profile:
         shares = np.divide(
             tokens[:, layer], total, out=np.zeros_like(tokens[:, layer]), where=total > 0
         )
-        fullest[:, layer] = layer_gpu_loads(shares, copies[layer]).max(axis=1)
+        loads = layer_gpu_loads(shares, copies[layer], nodes, dispatch)
+        fullest[:, layer] = loads.max(axis=1)
         gpu, expert = np.nonzero(copies[layer].T)
-        per_copy = (shares / copies[layer].sum(axis=1))[:, expert]
         hosted = copies[layer][expert, gpu]  # 2 where a GPU hosts an expert twice
+        parts = copies[layer].sum(axis=1)[expert]  # a copy serves 1 / parts of the tokens
+        if dispatch != "even":
+            parts = hosted / host_shares(copies[layer], nodes, dispatch)[expert, gpu]
+        per_copy = shares[:, expert] / parts
         first = np.searchsorted(gpu, np.unique(gpu))
         for point, assignments in enumerate(ASSIGNMENTS):
             read = hosted * -np.expm1(-assignments * per_copy)

@@ -262,6 +262,121 @@ def test_given_allocations_are_planned_as_they_are():
     assert not violations(plan, problem)
 
 
+# --- traffic ----------------------------------------------------------------------------------
+
+
+def themes(tokens=4800, seed=0):
+    """Draw tokens that choose four of the experts 0, 4, 8, 12, or 1, 5, 9, 13, ..., and one other.
+
+    Themes are not equally frequent, and experts of a theme are 4 apart.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.empty((tokens, LAYERS, 4), dtype=int)
+    for layer in range(LAYERS):
+        theme = rng.choice(4, size=tokens, p=[0.32, 0.27, 0.22, 0.19])
+        chosen[:, layer] = theme[:, np.newaxis] + 4 * np.arange(4)
+        swapped = rng.random(tokens) < 0.3
+        chosen[swapped, layer, 0] = (theme[swapped] + 1) % 4
+    return co.Trace(chosen, EXPERTS)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    trace = themes()
+    return co.advise(trace.batches(600), model(), gpu(AMPLE), GPUS, 2, coactivation=trace)
+
+
+def said(advice, text):
+    return any(text in reason for reason in advice.reasons)
+
+
+def test_tokens_that_choose_experts_together_call_for_a_plan_for_traffic(traced):
+    best, none = traced.recommended, next(c for c in traced.candidates if c.name == "none")
+    assert best.price == traced.price.price == traced.deployment.traffic_price().price > 0
+    assert best.profile.traffic.critical_nodes < 0.9 * none.profile.traffic.critical_nodes
+    assert best.goodput > none.goodput * (1 + TIE)
+    assert said(traced, "planning for traffic pays here")
+    assert said(traced, f"costs {traced.price.price:.2f} mean GPU loads")
+    assert said(traced, f"{best.name}: the exchange takes")
+
+
+def test_figures_with_traffic_are_those_of_the_plans(traced):
+    trace = themes()
+    planned, served = co.holdout(trace.batches(600), "odd-even")
+    for candidate in traced.candidates:
+        for windows, claimed in ((planned, candidate.planned), (served, candidate.served)):
+            scored = co.evaluate(candidate.plan, windows, candidate.dispatch, trace=trace)
+            profile = profile_of(candidate.plan, windows, scored.traffic, candidate.dispatch)
+            share = scored.max_load / windows.tokens.sum(axis=2)
+            assert profile.fullest == pytest.approx(share)
+            service = service_of(traced.deployment, profile, candidate.memory, traced.workload)
+            assert claimed == service
+
+
+def test_both_dispatches_are_weighed_where_there_are_replicas(traced):
+    by_dispatch = {candidate.dispatch for candidate in traced.candidates}
+    assert by_dispatch == {"even", "nearest-even"}
+    for candidate in traced.candidates:
+        assert candidate.dispatch == "even" or candidate.plan.replicas > 0
+    assert said(traced, "serving tokens by their nearest copies")
+
+
+def test_plans_never_saw_the_tokens_that_they_are_served(traced):
+    """Other tokens in the served windows: the same plans, other figures."""
+    trace, other = themes(), themes(seed=1)
+    window = np.arange(trace.tokens) // 600
+    ids = np.where((window % 2 == 1)[:, np.newaxis, np.newaxis], trace.topk_ids, other.topk_ids)
+    swapped = co.Trace(ids, EXPERTS)
+    planned, _ = co.holdout(swapped.batches(600), "odd-even")
+    assert (planned.tokens == co.holdout(trace.batches(600), "odd-even")[0].tokens).all()
+    advised = co.advise(swapped.batches(600), model(), gpu(AMPLE), GPUS, 2, coactivation=swapped)
+    before = {candidate.name: candidate for candidate in traced.candidates}
+    assert {candidate.name for candidate in advised.candidates} == set(before)
+    for candidate in advised.candidates:
+        assert candidate.plan == before[candidate.name].plan
+        assert candidate.planned == before[candidate.name].planned
+    changed = [c for c in advised.candidates if c.served != before[c.name].served]
+    assert changed
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "reason"),
+    [
+        (2, {"exchange": "low-latency"}, "once per expert"),
+        (1, {}, "all GPUs are in one node"),
+    ],
+)
+def test_where_traffic_has_no_price_only_balance_is_planned(nodes, constants, reason):
+    trace = themes()
+    advised = co.advise(
+        trace.batches(1200), model(), gpu(AMPLE), GPUS, nodes, coactivation=trace, **constants
+    )
+    assert advised.price.price == 0
+    assert {candidate.price for candidate in advised.candidates} == {0}
+    assert said(advised, f"traffic has no price: {advised.price.reason}")
+    assert reason in advised.price.reason
+
+
+def test_without_tokens_the_assumption_is_said():
+    advised = co.advise(themes().batches(1200), model(), gpu(AMPLE), GPUS, 2)
+    assert advised.price is None
+    # 4 choices on 2 nodes by chance: 1 - 1/16.
+    assert said(advised, "every plan is taken to need 0.94 remote nodes per token")
+
+
+def test_pair_counts_are_said_not_to_be_held_out():
+    trace = themes()
+    pairs = trace.coactivation()
+    advised = co.advise(trace.batches(1200), model(), gpu(AMPLE), GPUS, 2, coactivation=pairs)
+    assert advised.recommended.profile.traffic.estimated
+    assert said(advised, "pair counts are not held out")
+
+
+def test_loads_of_another_trace_are_refused():
+    with pytest.raises(co.InputError, match="not windows of the trace"):
+        co.advise(themes(seed=1).batches(1200), model(), gpu(AMPLE), GPUS, 2, coactivation=themes())
+
+
 # --- mistakes ---------------------------------------------------------------------------------
 
 
@@ -349,6 +464,21 @@ def test_the_command_prints_tables(run):
     assert code == 0, err
     for word in ("recommended", "requests/s", "EPLB's default", "what would change the answer"):
         assert word in out or word == "recommended"
+
+
+def test_the_command_takes_a_trace_and_a_clusters_name(run, tmp_path):
+    trace, file = themes(), tmp_path / "trace.npz"
+    np.savez(file, topk_ids=trace.topk_ids)
+    np.savez(tmp_path / "loads.npz", counts=trace.batches(1200).tokens)
+    words = ("--model", "small", "--cluster", "h100-400g", "--nodes", "2", "--json")
+    code, out, err = run(*words, "--trace", str(file))
+    assert code == 0, err
+    small = find_model("small", read_facts(tmp_path / "facts.toml")[0])
+    advised = co.advise(trace.batches(1200), small, "h100", 4, 2, coactivation=trace)
+    assert json.loads(out) == json.loads(json.dumps(advised.to_dict()))
+    code, _, err = run(*words, "--trace", str(file), "--coactivation", str(file))
+    assert code == 2
+    assert "--trace and --coactivation are both given" in err
 
 
 @pytest.mark.parametrize(

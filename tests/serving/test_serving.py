@@ -99,7 +99,7 @@ def test_attention_weights_of_deepseek_by_hand():
 
 def test_the_packaged_tables_are_whole():
     assert len(known_models()) >= 27
-    assert len(known_gpus()) >= 6
+    assert len(known_gpus()) >= 9
     for fact in [*known_models().values(), *known_gpus().values()]:
         assert fact.source, fact.name
 
