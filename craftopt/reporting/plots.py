@@ -39,7 +39,7 @@ def plot_gpu_loads(
     -------
     matplotlib Axes
     """
-    ax = _new_axes(height=3.5) if ax is None else ax
+    ax = new_axes(height=3.5) if ax is None else ax
     for label, plan in plans.items():
         of_layer = gpu_loads(plan, loads)[:, layer]
         of_layer = of_layer[of_layer.sum(axis=1) > 0]
@@ -63,7 +63,7 @@ def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
     -------
     matplotlib Axes
     """
-    ax = _new_axes(height=4) if ax is None else ax
+    ax = new_axes(height=4) if ax is None else ax
     for rule in dict.fromkeys(budget.slots for budget in advice.curve):
         line = [budget for budget in advice.curve if budget.slots == rule]
         memory = [budget.memory / GIB for budget in line]
@@ -83,7 +83,8 @@ def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _new_axes(height: float) -> Axes:
+def new_axes(height: float) -> Axes:
+    """Make axes of a height in inches."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional extra
 
     _, ax = plt.subplots(figsize=(7, height), layout="constrained")
