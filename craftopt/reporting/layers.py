@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.errors import InputError
 from craftopt.evaluation import gpu_loads
 from craftopt.loads import Loads
 from craftopt.plan import Plan
@@ -33,6 +34,8 @@ def plot_load_map(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the load of every GPU in every layer, relative to the layer's mean.
+
+    The palest colour is the mean and all below it: what is dark makes its layer wait.
 
     Parameters
     ----------
@@ -56,9 +59,9 @@ def plot_load_map(
     image = ax.imshow(
         shown,
         aspect="auto",
-        cmap="cividis_r",
-        vmin=0,
-        vmax=most or shown.max(),
+        cmap="YlOrBr",
+        vmin=1,
+        vmax=most or max(shown.max(), 1.01),
         interpolation="none",
     )
     ax.figure.colorbar(image, ax=ax, label="load / mean load of the layer")
@@ -148,13 +151,23 @@ def plot_gaps(gaps: Mapping[str, npt.ArrayLike], ax: Axes | None = None) -> Axes
 def plot_persistence(loads: Loads, hottest: int = 8, ax: Axes | None = None) -> Axes:
     """Draw how many of a window's hottest experts are still hottest some windows later.
 
-    The line is the mean of all layers and pairs of windows, the band its 10 % and 90 % layers; the
+    The line is the mean of all layers and pairs of windows, the band holds 80 % of the layers; the
     dashed line is what experts drawn at random would keep.
+
+    Raises
+    ------
+    InputError
+        If there is one window only, or not more experts than ``hottest``.
 
     Returns
     -------
     matplotlib Axes
     """
+    if loads.windows < 2:
+        raise InputError("windows=1 shows no persistence; pass loads of at least 2 windows")
+    experts = loads.tokens.shape[2]
+    if not 1 <= hottest < experts:
+        raise InputError(f"hottest={hottest} of {experts} experts; pass 1 to {experts - 1}")
     ax = new_axes(height=3.5) if ax is None else ax
     order = np.argsort(-loads.tokens, axis=2, kind="stable")[:, :, :hottest]
     hot = np.zeros(loads.tokens.shape, dtype=bool)
@@ -164,8 +177,9 @@ def plot_persistence(loads: Loads, hottest: int = 8, ax: Axes | None = None) -> 
     low, high = np.quantile(kept, (0.1, 0.9), axis=1)
     ax.fill_between(apart, low, high, color=COLOURS[0], alpha=0.2, label="80 % of the layers")
     ax.plot(apart, kept.mean(axis=1), color=COLOURS[0], marker="o", label="mean of the layers")
-    ax.axhline(hottest / loads.tokens.shape[2], color="black", linestyle="--", label="by chance")
+    ax.axhline(hottest / experts, color="black", linestyle="--", label="by chance")
     ax.set_ylim(0, 1.02)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("windows later")
     ax.set_ylabel(f"share of the {hottest} hottest kept")
     ax.legend(frameon=False)
