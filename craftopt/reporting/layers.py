@@ -179,7 +179,7 @@ def plot_persistence(loads: Loads, hottest: int = 8, ax: Axes | None = None) -> 
     ax.plot(apart, kept.mean(axis=1), color=COLOURS[0], marker="o", label="mean of the layers")
     ax.axhline(hottest / experts, color="black", linestyle="--", label="by chance")
     ax.set_ylim(0, 1.02)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("windows later")
     ax.set_ylabel(f"share of the {hottest} hottest kept")
     ax.legend(frameon=False)
@@ -215,6 +215,8 @@ def _by_layer(by_label: Mapping[str, npt.NDArray[np.generic]], ax: Axes | None) 
         colour = COLOURS[index % len(COLOURS)]
         ax.plot(values, color=colour, marker=marker, markersize=4, linestyle=dash, label=label)
     ax.set_ylim(bottom=0)
+    for line in ax.get_lines():
+        line.set_clip_on(False)
     ax.set_xlabel("position of the layer")
     ax.grid(axis="y", color="0.9")
     ax.legend(frameon=False)
