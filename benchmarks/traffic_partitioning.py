@@ -30,7 +30,7 @@ from craftopt.bounds.traffic import (
     token_sets,
 )
 from craftopt.loads import IntArray
-from craftopt.verification_traffic import MOST_SETS
+from craftopt.verification.witnesses.columns import MOST_SETS
 
 try:
     import mtkahypar

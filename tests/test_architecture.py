@@ -32,7 +32,7 @@ RANKING = (
     {"evaluation"},
     {"traffic"},
     {"routing"},
-    {"verification", "verification_traffic"},
+    {"verification"},
     {"problem"},
     {"objective"},
     {"plan"},

@@ -27,7 +27,12 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from craftopt.bounds.traffic.tokens import TokenSets, count_visits
 from craftopt.errors import InputError
 from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.verification_traffic import MOST_COLUMNS, MOST_SETS, count_touched, sets_at
+from craftopt.verification.witnesses.columns import (
+    MOST_COLUMNS,
+    MOST_SETS,
+    count_touched,
+    sets_at,
+)
 
 # Prices are whole multiples of that part of a token.
 _SCALE = 1000
@@ -71,7 +76,7 @@ class ColumnBound:
 
     @property
     def witness(self) -> dict[str, object]:
-        """The proof, as `craftopt.verification_traffic` reads it."""
+        """The proof, as `craftopt.verification` reads it."""
         return {
             "kind": "columns",
             "scale": self.scale,
