@@ -196,7 +196,7 @@ def traffic_of_trace(
             "dispatch='cover' serves tokens one by one, so the windows must be cut from the "
             "trace; pass loads such as trace.batches(1024)"
         )
-    home = _valid_homes(homes, trace.tokens, plan.gpus)
+    home = valid_homes(homes, trace.tokens, plan.gpus)
     counts = np.empty((windows, plan.layers))
     loads = np.zeros((windows, plan.layers, plan.gpus)) if rule == "cover" else None
     found = []
@@ -462,7 +462,7 @@ def token_windows(trace: Trace, served: Loads) -> tuple[IntArray, int, str]:
     return np.arange(trace.tokens) // size, windows, name
 
 
-def _valid_homes(homes: npt.ArrayLike | None, tokens: int, gpus: int) -> IntArray:
+def valid_homes(homes: npt.ArrayLike | None, tokens: int, gpus: int) -> IntArray:
     """Return the GPU that holds each token, -1 = all equally likely."""
     if homes is None:
         return np.full(tokens, -1, dtype=np.int64)

@@ -197,7 +197,7 @@ def traced():
 
 
 def test_a_traced_problem_is_certified_in_time_and_traffic(traced, tmp_path):
-    problem, trace = traced
+    problem, _ = traced
     result = co.solve(problem, "fast")
     done = []
     certificate = co.certify(problem, result.plan, progress=done.append)
@@ -237,7 +237,7 @@ def test_what_cannot_be_certified_is_refused(traced):
 
 
 def test_no_layer_is_held_apart_where_slots_are_free(traced):
-    problem, trace = traced
+    _, trace = traced
     trace = co.Trace(np.concatenate([trace.topk_ids] * 2, axis=1), experts=4)
     free = co.Problem(trace.batches(400), 4, nodes=2, coactivation=trace, traffic=0.5)
     certificate = co.certify(free, co.solve(free, "fast").plan)
@@ -252,8 +252,8 @@ def test_the_command_line_certifies_traffic(traced, tmp_path):
     files = [str(tmp_path / name) for name in ("plan.json", "trace.npz", "out.json")]
     run = CliRunner().invoke(
         app,
-        ["certify", *files[:2], "--batch", "400", "--as", "trace", "--trace", files[1]]
-        + ["--traffic", "0.5", "-o", files[2], "--json"],
+        f"certify {files[0]} {files[1]} --batch 400 --as trace --trace {files[1]} "
+        f"--traffic 0.5 -o {files[2]} --json",
     )
     assert run.exit_code == 0, run.output
     told = json.loads(run.stdout)
