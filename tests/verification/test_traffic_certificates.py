@@ -90,8 +90,8 @@ def test_no_plan_is_better_than_the_certified_bounds():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::craftopt.CraftoptWarning")
-def test_no_plan_is_better_than_the_certified_bounds_on_hundreds():
-    check_bounds(300, seed=2)
+def test_no_plan_is_better_than_the_certified_bounds_on_a_hundred_problems():
+    check_bounds(100, seed=2)
 
 
 # --- false certificates -----------------------------------------------------------------------
