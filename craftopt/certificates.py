@@ -64,10 +64,10 @@ def certify(
         The certificate refers to its windows, rules, budget and objective.
     plan : Plan
     trace : Trace, optional
-        Tokens, of which nodes per token are bounded as well, and with them an objective with a
-        price of ``traffic``: relative time plus critical nodes are at least the bounds of both. By
-        default ``problem.coactivation``, if that is a trace. Columns or companions take seconds to
-        a minute per layer.
+        Where there are several nodes, tokens whose nodes are bounded as well, and with them an
+        objective with a price of ``traffic``: the bound on time plus the price times that on nodes
+        per token. By default ``problem.coactivation``, if that is a trace. Seconds to a minute per
+        layer.
     evidence : mapping, optional
         ``(layer, replicas) -> witnesses``: stronger proofs, as `craftopt.verification` describes
         them, and solvers' claims (kind ``"solver"``); layers by position.

@@ -116,7 +116,7 @@ class ExactTraffic:
             "windows of tokens are not numbered from 0",
         )
         self._tokens: list[int] = (self.ids[:, :, -1] >= 0).sum(axis=0).tolist()
-        require(min(self._tokens) > 0, "a layer has no token")
+        require(min(self._tokens) > 0, "the tokens choose no expert in a layer; leave it out")
 
     @property
     def tokens(self) -> int:

@@ -156,18 +156,18 @@ def check_rejections(wanted, seed):
                 continue
             assert not is_verified(false)
             rejected += 1
-    assert rejected >= 0.9 * wanted
+    return rejected
 
 
 @pytest.mark.filterwarnings("ignore::craftopt.CraftoptWarning")
 def test_false_claims_about_traffic_are_rejected():
-    check_rejections(40, seed=3)
+    assert check_rejections(40, seed=3) >= 36
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::craftopt.CraftoptWarning")
 def test_a_thousand_false_claims_about_traffic_are_rejected():
-    check_rejections(1_100, seed=4)
+    assert check_rejections(1_200, seed=4) >= 1_000
 
 
 @pytest.mark.filterwarnings("ignore::craftopt.CraftoptWarning")
