@@ -126,16 +126,19 @@ def test_bounds_are_the_same_twice():
     assert first.witness == second.witness
 
 
-def test_the_column_bound_closes_layers_that_cannot_be_enumerated():
-    rng = np.random.default_rng(6)
+@pytest.mark.parametrize("seed", [6, 7, 8])  # on 7 and 8 smoothed prices find nothing new for once
+def test_the_column_bound_closes_layers_that_cannot_be_enumerated(seed):
+    rng = np.random.default_rng(seed)
     factors = rng.normal(size=(24, 3))
     tokens = rng.normal(size=(2000, 3)) @ factors.T + rng.gumbel(size=(2000, 24))
     sets = token_sets(np.argsort(tokens)[:, -4:], experts=24)
     bound = column_bound(sets, nodes=4, sizes=(6, 6))
     assert bound.optimal
     assert count_visits(sets, bound.node_of) == bound.found
+    # A start that cannot be improved leaves pricing as much to do.
+    assert column_bound(sets, nodes=4, sizes=(6, 6), start=bound.node_of).visits == bound.visits
     pairs = companion_bound(sets, nodes=4, size=6, rounds=500)
-    assert 0.95 * bound.visits < pairs.visits < bound.visits
+    assert 0.9 * bound.visits < pairs.visits < bound.visits
 
 
 # --- witnesses ------------------------------------------------------------------------------

@@ -168,14 +168,19 @@ class _Program:
         smooth: FloatArray | None = None
         for _ in range(_ROUNDS):
             value, duals = self._relax()
+            own = smooth is None
             smooth = duals if smooth is None else _NEW * duals + (1 - _NEW) * smooth
             prices = np.rint(smooth * _SCALE).astype(np.int64)
             cost, cheapest = self._cheapest(prices)
             if (bound := int(prices.sum()) + self.nodes * cost) > proven:
                 best, least, proven = prices, cost, bound
             pool = np.unique(np.concatenate((self.pool, cheapest)), axis=0)
-            if len(pool) == len(self.pool) or -(-proven // _SCALE) >= value - 1e-6:
+            if -(-proven // _SCALE) >= value - 1e-6:
                 break
+            if len(pool) == len(self.pool):
+                if own:
+                    break
+                smooth = None  # smoothed prices find nothing more: go on from the duals
             self.pool = pool
         return best, least
 
