@@ -45,7 +45,9 @@ def synthetic_trace(layers: int, experts: int, top_k: int, seed: int = 0) -> co.
 
 def skew(trace: co.Trace) -> float:
     """Compute the most chosen expert of a domain over the mean; mean over domains and layers."""
-    by_domain = [trace.select([name]).batches(trace.tokens).tokens[0] for name in trace.domain_names]
+    by_domain = [
+        trace.select([name]).batches(trace.tokens).tokens[0] for name in trace.domain_names
+    ]
     tokens = np.stack(by_domain)
     return float((tokens.max(axis=2) / tokens.mean(axis=2)).mean())
 

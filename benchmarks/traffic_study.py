@@ -88,7 +88,7 @@ def study(arguments: argparse.Namespace) -> None:
     trace = spread(co.read_trace(arguments.file), arguments.layers)
     found: dict[str, list[np.ndarray]] = {}
     seconds: dict[str, float] = {}
-    for seed in range(arguments.splits):
+    for seed in range(arguments.seed, arguments.seed + arguments.splits):
         (seen, loads), (unseen, served) = halves(trace, arguments.batch, seed)
         (replicas,) = arguments.replicas
         problem = co.Problem(
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--price", type=float, help="of a node visited, in mean GPU loads")
     parser.add_argument("--layers", type=int, default=6, help="evenly spread")
     parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the first split")
     parser.add_argument("--batch", type=int, default=8, help="sequences per window")
     parser.add_argument("--nearest", action="store_true")
     parser.add_argument("--even-slots", action="store_true")

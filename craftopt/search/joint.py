@@ -17,7 +17,7 @@ from numba import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.annealing import REFRESH, draw_batch, draw_exchange, write_copies
-from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, seeded, uniform
+from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, root, seeded, uniform
 from craftopt.search.surrogate import (
     Experts,
     Gpus,
@@ -218,7 +218,10 @@ def anneal_joint(
     fresh_assigned, fresh_expected = change.assigned, change.expected
     fresh_load, visit_rows = change.load, change.rows.load
     partners, assigned, expected = nodes_held.partners, nodes_held.assigned, nodes_held.expected
-    node_load = nodes_held.load
+    node_load, share = nodes_held.load, loads.share
+    _, _, visit_power, visit_norm, visit_weight, scratch = nodes_held.visited
+    parts = scratch[0]
+    size = parts.size
     pairs, chosen, pooled = visits.pairs, visits.chosen, visits.pooled
     per_assignment, per_pair = visits.per_assignment, visits.per_pair
     per_load = choices / gpu_count
@@ -266,12 +269,11 @@ def anneal_joint(
                 moved = _list_moved_nodes(many, change, width, shares)
             elif step.a // width != step.b // width:
                 moved = 2
-                node1, node2 = step.a // width, step.b // width
-                touched[0], touched[1], touched[2] = node1, node2, NONE
+                touched[0], touched[1], touched[2] = step.a // width, step.b // width, NONE
                 for c in range(many):
                     part = shares[changed[c], change.leaves[c]]
-                    shift[c, node1] = part if c else -part
-                    shift[c, node2] = -part if c else part
+                    shift[c, touched[c]] = -part
+                    shift[c, touched[1 - c]] = part
             # This runs in most steps, and calls take time to hand arrays over: so it is here.
             for k in range(moved):
                 node = touched[k]
@@ -284,27 +286,39 @@ def anneal_joint(
                     held += chosen[expert] * more
                     visited += (per_assignment * chosen[expert] - per_pair * together) * more
                 fresh_assigned[k], fresh_expected[k] = held, visited
+                rate = _visits(held, visited, choices) / max(held, 1e-300)
                 if pooled:
-                    visit_rows[k, 0] = _visits(held, visited, choices)
-                    continue
-                for w in range(windows):
-                    fresh_load[k, w] = node_load[node, w]
-                if simple:
+                    fresh_load[k, 0] = held
+                elif simple:
                     sign = per_load if k == 0 else -per_load
+                    up, down = step.taken, step.given
                     for w in range(windows):
-                        up_less_down = loads.share[step.taken, w] - loads.share[step.given, w]
-                        fresh_load[k, w] += up_less_down * sign
-            if moved and not pooled:
-                if not simple:
-                    _add_rows(touched, width, per_load, loads.load, rows, fresh_load)
-                for k in range(moved):
-                    rate = _visits(fresh_assigned[k], fresh_expected[k], choices)
-                    rate /= max(fresh_assigned[k], 1e-300)
-                    for w in range(windows):
-                        visit_rows[k, w] = rate * fresh_load[k, w]
-            fresh += (
-                norm_cost_of_rows(nodes_held.visited, change.rows) if moved else cost - load_cost
-            )
+                        fresh_load[k, w] = node_load[node, w] + sign * (
+                            share[up, w] - share[down, w]
+                        )
+                else:
+                    _sum_node(node, width, per_load, node_load, loads.load, rows, fresh_load[k])
+                for w in range(size):
+                    visit_rows[k, w] = rate * fresh_load[k, w]
+            if moved == 2:
+                node1, node2 = touched[0], touched[1]
+                for w in range(size):
+                    q1, q2 = visit_rows[0, w], visit_rows[1, w]
+                    q1 *= q1
+                    q2 *= q2
+                    q1 *= q1
+                    q2 *= q2
+                    q1 *= q1
+                    q2 *= q2
+                    both = q1 + q2
+                    kept = visit_norm[w] - visit_power[node1, w] - visit_power[node2, w]
+                    parts[w] = visit_weight[w] * root(max(kept + both, both))
+                for w in range(size):
+                    fresh += parts[w]
+            elif moved:
+                fresh += norm_cost_of_rows(nodes_held.visited, change.rows)
+            else:
+                fresh += cost - load_cost
             if fresh > bound:
                 continue
         for c in range(many):
@@ -498,33 +512,41 @@ def _list_moved_nodes(many: int, change: _Change, width: int, shares: FloatArray
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _add_rows(
-    moved: IntArray, width: int, per_load: float, load: FloatArray, rows: Rows, fresh: FloatArray
+def _sum_node(
+    node: int,
+    width: int,
+    per_load: float,
+    node_load: FloatArray,
+    load: FloatArray,
+    rows: Rows,
+    fresh: FloatArray,
 ) -> None:
-    """Add what the changed GPUs of a node serve more to its fresh load, [nodes, windows] by row."""
+    """Compute what a node serves, [windows], from the loads of its GPUs that change."""
+    for w in range(fresh.size):
+        fresh[w] = node_load[node, w]
     for t in range(rows.touched.size):
         gpu = rows.touched[t]
         if gpu < 0:
             break
-        k = 0
-        while moved[k] >= 0 and moved[k] != gpu // width:
-            k += 1
-        if moved[k] >= 0:
-            for w in range(load.shape[1]):
-                fresh[k, w] += (rows.load[t, w] - load[gpu, w]) * per_load
+        if gpu // width == node:
+            for w in range(fresh.size):
+                fresh[w] += (rows.load[t, w] - load[gpu, w]) * per_load
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _take_visits(many: int, moved: int, change: _Change, visits: Visits, held: _Nodes) -> None:
     """Correct what nodes serve."""
+    pairs, partners, expert = visits.pairs, held.partners, change.expert
     for k in range(moved):
         node = change.rows.touched[k]
         held.assigned[node], held.expected[node] = change.assigned[k], change.expected[k]
-        if not visits.pooled:
-            for w in range(held.load.shape[1]):
-                held.load[node, w] = change.load[k, w]
+        for w in range(held.load.shape[1]):
+            held.load[node, w] = change.load[k, w]
         set_load(node, change.rows.load[k], held.visited)
-        for c in range(many):
-            more = change.shift[c, node]
-            for other in range(held.partners.shape[1]):
-                held.partners[node, other] += visits.pairs[change.expert[c], other] * more
+        first, second = expert[0], expert[1 if many > 1 else 0]
+        more1, more2 = change.shift[0, node], change.shift[1, node] if many > 1 else 0.0
+        for other in range(partners.shape[1]):
+            partners[node, other] += more1 * pairs[first, other] + more2 * pairs[second, other]
+        if many > 2:
+            for other in range(partners.shape[1]):
+                partners[node, other] += change.shift[2, node] * pairs[expert[2], other]
