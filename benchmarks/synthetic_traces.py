@@ -1,6 +1,6 @@
 """Synthetic token traces whose experts are chosen together, for models without a public trace.
 
-    python benchmarks/synthetic_traces.py  # prints what they are calibrated to
+    python -m benchmarks.synthetic_traces  # prints what they are calibrated to
 
 A token's k experts have the largest scores: its expert's popularity, what its domain adds, and
 the product of six hidden directions of the expert with those of the token, half of which it shares
@@ -16,9 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 import craftopt as co
+from benchmarks.traffic_partitioning import by_pairs, round_robin
 from craftopt.bounds.traffic import count_visits, token_sets
-from craftopt.search.joint import anneal_joint, visits_surrogate
-from craftopt.search.kernels import Rules, Schedule
 
 DOMAINS, SEQUENCES, LENGTH, DIRECTIONS = 5, 40, 64, 6
 # Standard deviations of the scores' parts, in units of log(rate).
@@ -54,22 +53,11 @@ def skew(trace: co.Trace) -> float:
 
 def gain(trace: co.Trace, nodes: int = 4) -> float:
     """Compute the nodes per token of placement by pairs, over those of random placement."""
-    pairs, shares = trace.coactivation(), []
+    shares = []
     for layer in range(trace.layers):
-        seen = pairs.tokens[layer]
-        chosen = pairs.assignments[layer] / seen
-        visits = visits_surrogate(1.0, nodes, pairs.pairs[layer] / seen, chosen, pooled=True)
-        size = trace.experts // nodes
-        start = np.zeros((trace.experts, nodes), dtype=np.uint8)
-        node_of = np.random.default_rng(layer).permutation(trace.experts) % nodes
-        start[np.arange(trace.experts), node_of] = 1
-        # Loads count for nothing beside visits: only the nodes' numbers of experts are kept.
-        found, _ = anneal_joint(
-            np.zeros((trace.experts, 1)), np.ones(1), start, Rules(1, size, size, 1), visits,
-            False, Schedule(2000 * trace.experts, 1e-2, 2e-4), 1,
-        )  # fmt: skip
         sets = token_sets(trace.topk_ids[:, layer], trace.experts)
-        shares.append(count_visits(sets, found.argmax(axis=1)) / count_visits(sets, node_of))
+        gathered, random = by_pairs(sets, nodes, layer), round_robin(sets, nodes, layer)
+        shares.append(count_visits(sets, gathered) / count_visits(sets, random))
     return float(np.mean(shares))
 
 
