@@ -17,8 +17,9 @@ from craftopt.plan import Copies, Plan
 from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, WindowedSearch
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
-from craftopt.search.joint import NO_VISITS, Visits, anneal_joint, visits_surrogate
+from craftopt.search.joint import anneal_joint
 from craftopt.search.kernels import Schedule
+from craftopt.search.visits import NO_VISITS, Visits, visits_surrogate
 from craftopt.traces import Trace
 from craftopt.traffic import BusiestNodes
 
