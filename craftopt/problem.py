@@ -280,6 +280,16 @@ class Problem(Displayed):
         return self.traffic if isinstance(self.traffic, float) else self._price.price
 
     @property
+    def balance_alone(self) -> bool:
+        """Whether balance under even dispatch decides, so that nodes make no difference."""
+        return self.traffic_price == 0 and self.dispatch == "even"
+
+    @property
+    def whole_nodes(self) -> int:
+        """Nodes that GPUs must not leave when they are renamed for nothing to change."""
+        return self.group_nodes if self.balance_alone else self.nodes
+
+    @property
     def wants_traffic(self) -> bool:
         """Whether traffic is to be planned for, even where it counts for nothing."""
         return self.traffic is not None or self.max_slowdown is not None

@@ -31,7 +31,7 @@ def plan_fast(problem: Problem, options: Options) -> Outcome:
         return plan_decode(problem, options)
     if problem.max_slowdown is not None:
         return _plan_within(problem, options)
-    if problem.traffic_price > 0 or problem.dispatch != "even":
+    if not problem.balance_alone:
         deadline = options.deadline()
         alone = problem.variant(dispatch="even", traffic=None)
         balanced = plan_fast(alone, _share(options, deadline, 0.0, 0.5))

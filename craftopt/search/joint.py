@@ -17,6 +17,7 @@ from numba import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.annealing import REFRESH, draw_batch, draw_exchange, write_copies
+from craftopt.search.fronts import count_moves
 from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, seeded, uniform
 from craftopt.search.surrogate import (
     Experts,
@@ -67,6 +68,15 @@ class Visits(NamedTuple):
     per_pair: float
     pooled: bool
 
+
+class Moves(NamedTuple):
+    """What moved copies cost, in mean GPU loads each, and where a copy is none."""
+
+    price: float
+    previous: BoolArray  # [experts, gpus]
+
+
+NO_MOVES = Moves(0.0, np.zeros((1, 1), dtype=np.bool_))
 
 # Traffic does not count; set the nodes.
 NO_VISITS = Visits(0.0, 1, np.zeros((1, 1)), np.zeros(1), 0.0, 0.0, False)
@@ -161,6 +171,7 @@ def anneal_joint(
     rules: Rules,
     visits: Visits,
     nearest: bool,
+    moves: Moves,
     schedule: Schedule,
     seed: int,
 ) -> tuple[Copies, float]:
@@ -178,6 +189,7 @@ def anneal_joint(
     visits : Visits
     nearest : bool
         Whether copies are served ``nearest-even``; see `copy_shares`.
+    moves : Moves
     schedule : Schedule
         Temperatures in mean GPU loads. Where there are more windows than in a mini-batch,
         another one is drawn at each refresh.
@@ -188,7 +200,7 @@ def anneal_joint(
     copies : uint8 [experts, gpus]
         The best of the second half; with more windows than in play, the last.
     cost : float
-        Its surrogate: p-norms of GPU loads, and the price of the p-norms of visits.
+        Its surrogate: p-norms of GPU loads, and the price of the p-norms of visits and of moves.
     """
     steps, hot, cold, in_play = schedule
     all_windows, gpu_count = tokens.shape[1], start.shape[1]
@@ -225,6 +237,9 @@ def anneal_joint(
     batch = np.arange(all_windows)
     random = seeded(seed)
     cost = load_cost = np.inf  # known from the first step on
+    limited, more, moved_cost = moves.price > 0.0, 0.0, 0.0
+    if limited:
+        moved_cost = moves.price * np.sum(hosted & ~moves.previous)
     best_cost, best = np.inf, start.copy()
     cooling = (cold / hot) ** (1.0 / max(steps, 1))
     temperature = hot
@@ -246,6 +261,9 @@ def anneal_joint(
         if not is_possible(step, hosted):
             continue
         bound = cost - temperature * np.log(uniform(random))
+        if limited:
+            more = moves.price * count_moves(step, moves.previous)
+            bound -= more
         many = _list_changes(step, change)
         # Whether copies serve elsewhere what they did, so that only two GPUs change.
         simple = step.drop < 0
@@ -324,11 +342,12 @@ def anneal_joint(
                     break
                 set_load(rows.touched[k], rows.load[k], loads)
         cost, load_cost = fresh, fresh_load_cost
-        if not sampled and cost < best_cost and 2 * turn >= steps:
-            best_cost = cost
+        moved_cost += more
+        if not sampled and cost + moved_cost < best_cost and 2 * turn >= steps:
+            best_cost = cost + moved_cost
             write_copies(gpus, best)
     if best_cost == np.inf:
-        best_cost = cost
+        best_cost = cost + moved_cost
         write_copies(gpus, best)
     return best, best_cost
 
