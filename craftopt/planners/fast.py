@@ -14,8 +14,10 @@ from craftopt.planners.windowed import plan_windowed
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
 
-# Prices of traffic that are tried for the least of it within a slowdown, ascending.
-SLOWDOWN_PRICES = (0.05, 0.1, 0.2, 0.4, 0.8)
+# Prices of traffic that are tried for the least of it within a slowdown, ascending, and how many
+# are tried between one that is low enough and one that is too high.
+SLOWDOWN_PRICES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+HALVINGS = 4
 
 
 def plan_fast(problem: Problem, options: Options) -> Outcome:
@@ -47,29 +49,43 @@ def plan_fast(problem: Problem, options: Options) -> Outcome:
 def _plan_within(problem: Problem, options: Options) -> Outcome:
     """Find the plan with the fewest critical nodes within a slowdown against balance alone.
 
-    Prices are raised until the plan is too slow.
+    Prices are raised until the plan is too slow, and then halved in between.
     """
     assert problem.max_slowdown is not None
-    deadline, parts = options.deadline(), len(SLOWDOWN_PRICES) + 1
     free = problem.variant(max_slowdown=None)
-    best = plan_fast(free, _share(options, deadline, 0.0, 1 / parts))
     if problem.free_traffic:
-        return replace(best, message=problem.free_traffic)
-    assert best.plan is not None
-    scored = evaluate_for(best.plan, problem, traffic=True)
-    assert scored.traffic is not None
-    fewest, limit = scored.traffic.critical_nodes, best.limit
-    slowest = scored.relative_time * (1.0 + problem.max_slowdown)
-    for index, price in enumerate(SLOWDOWN_PRICES, 1):
+        return replace(plan_fast(free, options), message=problem.free_traffic)
+    deadline, parts = options.deadline(), len(SLOWDOWN_PRICES) + HALVINGS + 2
+    even = plan_fast(free.variant(dispatch="even"), _share(options, deadline, 0.0, 1 / parts))
+    best, limit, done = even, even.limit, 1
+
+    def joint(price: float | None) -> tuple[Outcome, float, float]:
+        """Plan at a price; return the outcome, its relative time and its critical nodes."""
+        nonlocal limit, done
+        assert even.plan is not None
+        part = _share(options, deadline, done / parts, 1 / parts)
         priced = free.variant(traffic=price)
-        found = plan_fast(priced, _share(options, deadline, index / parts, 1 / parts))
+        found = even if priced.balance_alone else plan_joint(priced, part, even.plan)
+        limit, done = found.limit or limit, done + 1
         assert found.plan is not None
-        scored, limit = evaluate_for(found.plan, problem, traffic=True), found.limit or limit
+        scored = evaluate_for(found.plan, problem, traffic=True)
         assert scored.traffic is not None
-        if scored.relative_time > slowest:
+        return found, scored.relative_time, scored.traffic.critical_nodes
+
+    best, time_alone, fewest = joint(None)
+    slowest = time_alone * (1.0 + problem.max_slowdown)
+    low, high, prices = 0.0, math.inf, iter(SLOWDOWN_PRICES)
+    for _ in range(len(SLOWDOWN_PRICES) + HALVINGS):
+        price = next(prices, None) if math.isinf(high) else (low + high) / 2
+        if price is None:  # traffic counts so much already that nothing is too slow
             break
-        if scored.traffic.critical_nodes < fewest:
-            best, fewest = found, scored.traffic.critical_nodes
+        found, taken, critical = joint(price)
+        if taken > slowest:
+            high = price
+        else:
+            low = price
+        if taken <= slowest and critical < fewest:
+            best, fewest = found, critical
     return replace(best, limit=limit)
 
 

@@ -20,7 +20,7 @@ from craftopt.search.fronts import measure_front, trace_front
 from craftopt.search.kernels import Rules
 from craftopt.windows import in_mean_loads, shrink
 
-# Annealing steps of a layer, and of one with few copies, where more are cheap.
+# Annealing steps of a layer, and where more are cheap or (with traffic) needed.
 STEPS, STEPS_SMALL, SMALL = 120_000, 400_000, 100
 # Windows searched on, evenly spread over all; all count when placements are compared.
 MOST_WINDOWS = 64
@@ -98,7 +98,7 @@ def _trace_joint(
     met = np.flatnonzero(np.isfinite(balanced))
     few = np.unique(np.linspace(0, met.size - 1, min(met.size, MEASURED)).round()).astype(np.int64)
     candidates = [_copies(items[moves], start.shape[1]) for moves in met[few]]
-    steps = search.steps(STEPS)
+    steps = search.steps(STEPS_SMALL)
     if balanced.size > 1 and steps:
         candidates += search.near(layer, start[layer], previous[layer].copy(), steps)
     costs = np.full(balanced.size, np.inf)
