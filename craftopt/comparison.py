@@ -143,8 +143,9 @@ class Comparison(Displayed):
             f"slots {problem.slots}"
         )
         judged = problem.dispatch if problem.goal.even_dispatch else "exact"
-        if dispatch != judged:
-            title += f", dispatch {dispatch} (gaps: {judged})"
+        if dispatch != "even":
+            title += f", dispatch {dispatch}"
+            title += f" (gaps: {judged})" if dispatch != judged else ""
         if self.served is not None:
             title += f"\nplanned on {problem.loads.windows} windows, "
             title += f"served {self.served.windows} that no plan has seen"

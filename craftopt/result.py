@@ -213,7 +213,8 @@ class Result(Displayed):
             rows["replicas"] = f"{self.plan.replicas} of {self.problem.replicas}"
             rows |= {name: facts[name] for name in ("per layer", "slots per GPU")}
         if self.scored is not None:
-            rows["price of traffic"] = self.problem.traffic_text
+            if not self.problem.free_traffic:  # else the note says it
+                rows["price of traffic"] = self.problem.traffic_text
             rows["relative time"] = f"{self.scored.relative_time:.4f}"
             rows |= traffic_summary(self.scored.traffic)
         rows["time"] = f"{self.runtime * 1e3:.1f} ms"
