@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def configured(layers: int) -> dict[str, Any]:
         found["traffic"] = float(price)
     except ValueError:
         raise InputError(f"{TRAFFIC}={price!r}; set mean GPU loads, such as 0.7") from None
-    pairs = _pairs_of(file, os.stat(file).st_mtime_ns)
+    pairs = _pairs_of(file, Path(file).stat().st_mtime_ns)
     if pairs.layers != layers:
         raise InputError(f"{PAIRS}={file} has {pairs.layers} layers, the engine {layers}")
     return found | {"coactivation": pairs}
