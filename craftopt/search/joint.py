@@ -237,7 +237,7 @@ def anneal_joint(
     batch = np.arange(all_windows)
     random = seeded(seed)
     cost = load_cost = np.inf  # known from the first step on
-    limited, more, moved_cost = moves.price > 0.0, 0.0, 0.0
+    limited, dearer, moved_cost = moves.price > 0.0, 0.0, 0.0
     if limited:
         moved_cost = moves.price * np.sum(hosted & ~moves.previous)
     best_cost, best = np.inf, start.copy()
@@ -262,8 +262,8 @@ def anneal_joint(
             continue
         bound = cost - temperature * np.log(uniform(random))
         if limited:
-            more = moves.price * count_moves(step, moves.previous)
-            bound -= more
+            dearer = moves.price * count_moves(step, moves.previous)
+            bound -= dearer
         many = _list_changes(step, change)
         # Whether copies serve elsewhere what they did, so that only two GPUs change.
         simple = step.drop < 0
@@ -342,7 +342,7 @@ def anneal_joint(
                     break
                 set_load(rows.touched[k], rows.load[k], loads)
         cost, load_cost = fresh, fresh_load_cost
-        moved_cost += more
+        moved_cost += dearer
         if not sampled and cost + moved_cost < best_cost and 2 * turn >= steps:
             best_cost = cost + moved_cost
             write_copies(gpus, best)
