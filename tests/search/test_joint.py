@@ -151,7 +151,7 @@ def test_a_price_of_moves_keeps_copies_where_they_were():
     visits = visits_surrogate(0.7, NODES, pairs, chosen, pooled=False)
     start = a_start(generator, 3)
     moved = []
-    for price in (0.0, 0.01, 10.0):
+    for price in (0.0, 0.1, 10.0):
         found, cost = anneal_joint(
             tokens, weight, start, Rules(1, 3, 3, GPUS), visits, False,
             Moves(price, start > 0), Schedule(5_000, 1e-2, 1e-3), 1,
