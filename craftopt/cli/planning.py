@@ -186,8 +186,8 @@ def compare(
         return
     from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    for table in result.tables():
-        print_rich(rich_table(table))
+    for laid_out in result.tables():
+        print_rich(rich_table(laid_out))
 
 
 @reading

@@ -63,14 +63,16 @@ def _plan_within(problem: Problem, options: Options) -> Outcome:
     deadline, parts = options.deadline(), len(SLOWDOWN_PRICES) + HALVINGS + 2
     even = plan_fast(free.variant(dispatch="even"), _share(options, deadline, 0.0, 1 / parts))
     assert even.plan is not None
-    limit, plans, scores = even.limit, [], []
+    balanced, limit = even.plan, even.limit
+    plans: list[Plan] = []
+    scores: list[Evaluation] = []
 
     def add(price: float | None) -> Evaluation:
         """Plan at a price, and score the plan."""
         nonlocal limit
         priced = free.variant(traffic=price)
         part = _share(options, deadline, (len(plans) + 1) / parts, 1 / parts)
-        found = even if priced.balance_alone else plan_joint(priced, part, even.plan)
+        found = even if priced.balance_alone else plan_joint(priced, part, balanced)
         assert found.plan is not None
         limit = found.limit or limit
         plans.append(found.plan)

@@ -71,7 +71,7 @@ def serve_by_cover(
     window: IntArray,
     home: IntArray,
     hosts: tuple[Int32Array, Int32Array, Int32Array],
-    served: Served,
+    sums: Served,
 ) -> None:
     """Serve every token of a layer by the fewest nodes, and add up what that is.
 
@@ -81,10 +81,10 @@ def serve_by_cover(
         As in `visits.count_visits`.
     hosts
         As `layer_hosts` returns them.
-    served : Served
+    sums : Served
     """
     first, gpu, copies = hosts
-    share, loads, gpu_visits, node_visits, by_home, at_home = served
+    share, loads, gpu_visits, node_visits, by_home, at_home = sums
     nodes = node_visits.shape[1]
     experts = first.size - 1
     gpus_per_node = loads.shape[1] // nodes
