@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from craftopt.routing import DISPATCHES, Dispatch
 from craftopt.solving import MethodName, find_method, methods, solve
 from craftopt.traces import Trace
 from craftopt.traffic import NOT_MEASURED
-from craftopt.windows import domains, holdout
+from craftopt.windows import domains, holdout, planned_tokens
 
 # What a bound rules out, by objective.
 _BOUNDS: dict[ObjectiveName, str] = {
@@ -30,12 +30,21 @@ _BOUNDS: dict[ObjectiveName, str] = {
 }
 
 
+# Figures of traffic, and how tables call them.
+_TRAFFIC = {
+    "nodes_per_token": "nodes per token",
+    "remote_nodes": "remote",
+    "critical_nodes": "critical",
+    "gpus_per_token": "GPUs per token",
+}
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a plan scores on some windows.
 
-    ``activated`` for the objective of that name only; ``nodes_per_token`` and ``critical_nodes``
-    where a trace or pair counts were given.
+    ``activated`` for the objective of that name only; what follows it where a trace or pair counts
+    were given.
     """
 
     balancedness: float
@@ -43,7 +52,9 @@ class Scores:
     relative_time: float
     activated: float | None = None
     nodes_per_token: float | None = None
+    remote_nodes: float | None = None
     critical_nodes: float | None = None
+    gpus_per_token: float | None = None
 
     @classmethod
     def of(cls, evaluation: Evaluation, activated: float | None = None) -> Scores:
@@ -54,8 +65,7 @@ class Scores:
             evaluation.worst_layer,
             evaluation.relative_time,
             activated,
-            None if traffic is None else traffic.nodes_per_token,
-            None if traffic is None else traffic.critical_nodes,
+            **{} if traffic is None else {name: getattr(traffic, name) for name in _TRAFFIC},
         )
 
 
@@ -85,8 +95,8 @@ class Row:
 class Comparison(Displayed):
     """Methods side by side; ``bound`` is on the objective over the planned windows.
 
-    Rows are scored under ``dispatch``; objective, bound and gap are always of even dispatch, for
-    the objective activated of exact routing. ``traffic`` says what traffic was measured on, None
+    Rows are scored under ``dispatch``; objective, bound and gap are under the problem's own, for
+    the objective activated under exact routing. ``traffic`` says what traffic was measured on, None
     where it was not.
     """
 
@@ -108,6 +118,7 @@ class Comparison(Displayed):
             "objective": problem.objective,
             "dispatch": self.dispatch,
             "traffic": self.traffic,
+            "traffic_price": problem.traffic_price,
             "bound": self.bound,
             "planned_windows": list(problem.loads.window_names),
             "served_windows": list(self.served.window_names) if self.served else [],
@@ -131,9 +142,10 @@ class Comparison(Displayed):
             f"{problem.gpus} GPUs, {problem.nodes} node(s), {problem.replicas} replicas, "
             f"slots {problem.slots}"
         )
+        judged = problem.dispatch if problem.goal.even_dispatch else "exact"
         if dispatch != "even":
-            judged = "even" if problem.goal.even_dispatch else "exact"
-            title += f", dispatch {dispatch} (gaps: {judged})"
+            title += f", dispatch {dispatch}"
+            title += f" (gaps: {judged})" if dispatch != judged else ""
         if self.served is not None:
             title += f"\nplanned on {problem.loads.windows} windows, "
             title += f"served {self.served.windows} that no plan has seen"
@@ -144,37 +156,79 @@ class Comparison(Displayed):
         }
         if not problem.goal.even_dispatch:
             columns["activated"] = "activated"
-        if self.traffic is not None:
-            columns |= {"nodes": "nodes_per_token", "critical": "critical_nodes"}
-        header = ["method", "replicas", "slots/GPU"]
-        for name in columns:
-            header += [name] if self.served is None else [f"{name}\nplanned", "\nserved"]
         rows = []
         for row in self.rows:
             if row.planned is None or row.slots_per_gpu is None:
                 continue
             few, most = row.slots_per_gpu
             cells = [row.method, str(row.replicas), str(few) if few == most else f"{few}-{most}"]
-            for name in columns.values():
-                scores = (row.planned, row.served)
-                cells += [f"{getattr(score, name):.3f}" for score in scores if score is not None]
+            cells += self._cells(row, columns.values())
             cells += [
                 "-" if row.gap is None else f"{row.gap:.1%}",
                 str(row.duplicates),
                 f"{row.milliseconds:,.0f}" if row.milliseconds >= 10 else f"{row.milliseconds:.1f}",
             ]
             rows.append(cells)
-        bound = f"No plan has {_BOUNDS[problem.objective]} {self.bound:.4f}"
-        notes = [f"{bound}: gaps are to that bound."]
-        if self.traffic is not None:
-            notes.append(f"Nodes per token, and those of the busiest node, from {self.traffic}.")
-        elif problem.nodes > 1:
+        least = "a planned sum of time and traffic below"
+        least = least if problem.traffic_price > 0 else _BOUNDS[problem.objective]
+        notes = [f"No plan has {least} {self.bound:.4f}: gaps are to that bound."]
+        if self.traffic is None and problem.nodes > 1:
             notes.append(f"Traffic between nodes is {NOT_MEASURED}.")
         notes += [f"{row.method}: {row.note}" for row in self.rows if row.note]
+        header = ["method", "replicas", "slots/GPU", *self._header(columns)]
         return Table(title, [*header, "gap", "dup.", "ms"], rows, notes)
 
+    def traffic_table(self) -> Table | None:
+        """Lay out what GPUs send, planned windows beside served ones; None if not measured."""
+        if self.traffic is None:
+            return None
+        problem, price = self.problem, self.problem.traffic_price
+        rows = [
+            [row.method, *self._cells(row, _TRAFFIC), *self._sums(row, price)]
+            for row in self.rows
+            if row.planned is not None
+        ]
+        notes = [
+            f"Traffic from {self.traffic}. Remote: without a token's own node; critical: received "
+            "by the busiest node of each window."
+        ]
+        if price > 0:
+            notes.append(f"Sum: time and critical nodes at {problem.traffic_text}.")
+        if problem.wants_traffic and self.served and isinstance(problem.coactivation, Coactivation):
+            notes.append("Pair counts cannot be held out: plans may have seen the windows served.")
+        sums = self._header({"sum": ""} if price > 0 else {})
+        return Table("traffic", ["method", *self._header(_TRAFFIC.values()), *sums], rows, notes)
+
+    def tables(self) -> list[Table]:
+        """List the table of balance, and that of traffic where it was measured."""
+        return [table for table in (self.table(), self.traffic_table()) if table is not None]
+
+    def _header(self, names: Iterable[str]) -> list[str]:
+        """Head one column per name, or two where there are served windows."""
+        pairs = [
+            [name] if self.served is None else [f"{name}\nplanned", "\nserved"] for name in names
+        ]
+        return [head for pair in pairs for head in pair]
+
+    @staticmethod
+    def _cells(row: Row, names: Iterable[str]) -> list[str]:
+        scores = [score for score in (row.planned, row.served) if score is not None]
+        return [f"{getattr(score, name):.3f}" for name in names for score in scores]
+
+    @staticmethod
+    def _sums(row: Row, price: float) -> list[str]:
+        scores = [score for score in (row.planned, row.served) if score is not None]
+        return [
+            f"{score.relative_time + price * (score.critical_nodes or 0.0):.3f}"
+            for score in scores
+            if price > 0
+        ]
+
+    def _repr_html_(self) -> str:
+        return "".join(table.html() for table in self.tables())
+
     def __str__(self) -> str:
-        return str(self.table())
+        return "\n".join(map(str, self.tables()))
 
 
 def compare(
@@ -197,6 +251,7 @@ def compare(
     Parameters
     ----------
     problem : Problem
+        Where traffic counts, of a trace only the tokens of the planned windows are planned with.
     served : Loads, optional
         Windows that no plan sees.
     names : sequence of str, optional
@@ -230,6 +285,9 @@ def compare(
         source = f"{trace}, standard error {standard_error(trace.tokens):.3f}"
     elif coactivation is not None:
         source = f"{coactivation}, estimated, standard error {coactivation.standard_error:.3f}"
+    if served is not None and problem.wants_traffic:
+        held = planned_tokens(problem.coactivation, problem.loads)
+        problem = problem.variant(coactivation=held)
     rows, bound = [], float("nan")
     for label, variant, name in _runs(problem, chosen):
         if progress is not None:

@@ -290,9 +290,35 @@ class Problem(Displayed):
         return self.traffic if isinstance(self.traffic, float) else self._price.price
 
     @property
+    def balance_alone(self) -> bool:
+        """Whether balance under even dispatch decides, so that nodes make no difference."""
+        return self.traffic_price == 0 and self.dispatch == "even"
+
+    @property
+    def whole_nodes(self) -> int:
+        """Nodes that GPUs must not leave when they are renamed for nothing to change."""
+        return self.group_nodes if self.balance_alone else self.nodes
+
+    @property
+    def wants_traffic(self) -> bool:
+        """Whether traffic is to be planned for, even where it counts for nothing."""
+        return self.traffic is not None or self.max_slowdown is not None
+
+    @property
+    def traffic_text(self) -> str:
+        """Say what traffic costs, and where the price comes from."""
+        if self.max_slowdown is not None:
+            return f"the least within {self.max_slowdown:.1%} more time than balance alone"
+        if self.traffic is None:
+            return "not planned for"
+        if isinstance(self.traffic, float):
+            return f"{self.traffic:.4g} mean GPU loads per node visited, as given"
+        return str(self._price)
+
+    @property
     def free_traffic(self) -> str:
         """Say why traffic counts for nothing; empty where it counts, or is not asked for."""
-        if self.traffic is None and self.max_slowdown is None:
+        if not self.wants_traffic:
             return ""
         if self.nodes == 1:
             return "traffic counts for nothing: all GPUs are in one node"
@@ -388,8 +414,7 @@ class Problem(Displayed):
             "most copies": self.max_copies,
             "most moves": self.max_moves,
             "dispatch": None if self.dispatch == "even" else self.dispatch,
-            "traffic": None if self.traffic is None else f"{self.traffic_price:.4g}",
-            "most slowdown": self.max_slowdown,
+            "traffic": self.traffic_text if self.wants_traffic else None,
             "link cost": None if self.link_cost is None else "given",
         }
         return {name: str(value) for name, value in rows.items() if value is not None}

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, number, whole
 from craftopt.loads import FloatArray, Loads
+from craftopt.traces import Trace
 
 # Beyond this range a Gamma variable underflows, or all blends are the average.
 LEAST_ALPHA, MOST_ALPHA = 0.01, 1000.0
@@ -274,3 +276,36 @@ def _prediction_error(predicted: FloatArray, actual: FloatArray) -> FloatArray:
     """Compute the squared Hellinger distance of rows, up to a factor."""
     squared: FloatArray = ((np.sqrt(predicted) - np.sqrt(actual)) ** 2).sum(axis=1)
     return squared
+
+
+def planned_tokens(
+    given: Coactivation | Trace | None, planned: Loads
+) -> Coactivation | Trace | None:
+    """Keep of a trace the tokens of some windows, so that plans do not see any other.
+
+    Pair counts cannot be taken apart, and stay as they are.
+
+    Raises
+    ------
+    InputError
+        Windows that were not cut from the trace.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.windows import planned_tokens
+    >>> trace = co.Trace([[[0]], [[1]], [[1]], [[2]]])
+    >>> planned_tokens(trace, trace.batches(2).select([1])).topk_ids.ravel().tolist()
+    [1, 2]
+    """
+    if not isinstance(given, Trace):
+        return given
+    window = given.windows_of(planned)
+    if window is None:
+        raise InputError(
+            "the loads are not windows of the trace, so that its tokens cannot be held out; pass "
+            "loads such as trace.batches(1024), or coactivation=trace.coactivation()"
+        )
+    order = np.argsort(window, kind="stable")
+    tokens = given.topk_ids[order[np.count_nonzero(window < 0) :]]
+    return Trace(tokens, given.experts, given.layer_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -23,6 +23,7 @@ from craftopt.cli.shared import (
     PairsOption,
     PerLayer,
     PlanArgument,
+    PlannedDispatchOption,
     PlanOutput,
     Reader,
     Replicas,
@@ -37,13 +38,17 @@ from craftopt.cli.shared import (
     progress,
     reading,
 )
+from craftopt.cli.traffic import Pricing, pricing
 from craftopt.errors import InputError, choice
+from craftopt.problem import PlannedDispatch
 from craftopt.routing import DISPATCHES
 
 
 @reading
+@pricing
 def plan(
     reader: Reader,
+    pricing: Pricing,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -53,6 +58,7 @@ def plan(
     objective: ObjectiveOption = "time",
     groups: Groups = None,
     max_copies: MaxCopies = None,
+    dispatch: PlannedDispatchOption = "even",
     method: Annotated[str, typer.Option(help="How to plan.")] = "fast",
     seed: Seed = 0,
     work_limit: Annotated[
@@ -72,6 +78,7 @@ def plan(
         reader.loads(loads), gpus, nodes, replicas, replicas_per_layer, slots, objective, groups,
         max_copies,
     )  # fmt: skip
+    problem = pricing.problem(problem, reader, dispatch)
     with progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
@@ -103,8 +110,10 @@ def plan(
 
 
 @reading
+@pricing
 def compare(
     reader: Reader,
+    pricing: Pricing,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -124,8 +133,6 @@ def compare(
     holdout: Holdout = None,
     blend: Blend = None,
     dispatch: DispatchOption = "even",
-    trace: TraceOption = None,
-    coactivation: PairsOption = None,
     seed: Seed = 0,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -144,10 +151,16 @@ def compare(
         planned, gpus, nodes, replicas, replicas_per_layer, slots, objective, groups, max_copies
     )
     rule = choice("dispatch", dispatch, DISPATCHES)
+    planned_rule = (
+        rule if rule in get_args(PlannedDispatch) and problem.goal.even_dispatch else "even"
+    )
+    problem = pricing.problem(problem, reader, planned_rule)
+    given = problem.coactivation
+    tokens = given if isinstance(given, co.Trace) else None
+    pairs = given if isinstance(given, co.Coactivation) else None
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
         names = list(co.methods())
-    tokens, pairs = reader.tokens(trace, coactivation, planned.layer_ids, planned.experts)
     with progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
@@ -163,16 +176,18 @@ def compare(
         if as_json:
             print_json({domain: result.to_dict() for domain, result in results.items()})
         else:
-            from craftopt.reporting.tables import domains_table  # noqa: PLC0415
+            from craftopt.reporting.tables import domains_tables  # noqa: PLC0415
 
-            print_rich(domains_table(results))
+            for table in domains_tables(results):
+                print_rich(table)
         return
     if as_json:
         print_json(result.to_dict())
         return
     from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(rich_table(result.table()))
+    for laid_out in result.tables():
+        print_rich(rich_table(laid_out))
 
 
 @reading

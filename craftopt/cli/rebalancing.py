@@ -18,6 +18,7 @@ from craftopt.cli.shared import (
     MaxCopies,
     ObjectiveOption,
     PlanArgument,
+    PlannedDispatchOption,
     PlanOutput,
     PlanSlots,
     Reader,
@@ -30,6 +31,7 @@ from craftopt.cli.shared import (
     slots_of,
     writable,
 )
+from craftopt.cli.traffic import Pricing, pricing
 from craftopt.documents import write_atomically
 from craftopt.errors import CraftoptWarning, InputError
 from craftopt.loads import layer_text
@@ -41,8 +43,10 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.25)
 
 
 @reading
+@pricing
 def rebalance(
     reader: Reader,
+    pricing: Pricing,
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
@@ -72,6 +76,7 @@ def rebalance(
     nodes: Annotated[int | None, typer.Option(help="Nodes; as in the plan by default.")] = None,
     groups: Groups = None,
     max_copies: MaxCopies = None,
+    dispatch: PlannedDispatchOption = "even",
     dead: Annotated[
         str | None, typer.Option(metavar="GPUS", help="Dead GPUs, separated by commas.")
     ] = None,
@@ -113,6 +118,7 @@ def rebalance(
             expert_groups=groups,
             max_copies=max_copies,
         )
+        problem = pricing.problem(problem, reader, dispatch)
         with progress("rebalancing"):
             found = co.rebalance(
                 problem,
@@ -134,6 +140,7 @@ def rebalance(
             "moves": found.moves,
             f"{name} before": found.previous_objective,
             name: found.objective,
+            **_sent(found),
             "bound": found.bound,
             "breaks": list(found.violations),
         }
@@ -161,6 +168,15 @@ def rebalance(
     for path in (output, steps):
         if path is not None:
             print_rich(f"wrote {path}")
+
+
+def _sent(found: Any) -> dict[str, float]:
+    """Take apart time and traffic, where the latter is known."""
+    if found.scored is None:
+        return {}
+    names = ("nodes_per_token", "remote_nodes", "critical_nodes", "gpus_per_token")
+    traffic = {name.replace("_", " "): getattr(found.scored.traffic, name) for name in names}
+    return {"relative time": found.scored.relative_time, **traffic}
 
 
 def _all_layers(plan: co.Plan, loads: co.Loads) -> tuple[co.Plan, co.Loads]:

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,16 +79,20 @@ DispatchOption = Annotated[
         "mixed, lp (the best balance there is), or cover (fewest nodes; with --trace)."
     ),
 ]
-TraceOption = Annotated[
-    str | None,
-    typer.Option("--trace", metavar="FILE", help="Token trace to measure the traffic on."),
-]
-PairsOption = Annotated[
-    str | None,
+PlannedDispatchOption = Annotated[
+    str,
     typer.Option(
-        "--coactivation", metavar="FILE", help="Pair counts to estimate the traffic from."
+        "--dispatch",
+        help="How copies will serve: even, or nearest-even (those on the token's GPU, else those "
+        "in its node, else all; SGLang's dynamic dispatch).",
     ),
 ]
+TRACE = typer.Option("--trace", metavar="FILE", help="Token trace to measure the traffic on.")
+PAIRS = typer.Option(
+    "--coactivation", metavar="FILE", help="Pair counts to estimate the traffic from."
+)
+TraceOption = Annotated[str | None, TRACE]
+PairsOption = Annotated[str | None, PAIRS]
 MapNodes = Annotated[
     int | None, typer.Option("--nodes", help="Nodes of an engine's map, which does not say them.")
 ]
@@ -195,6 +199,8 @@ class Reader:
         self, trace: str | None, coactivation: str | None, layers: IntArray, experts: int
     ) -> tuple[co.Trace | None, co.Coactivation | None]:
         """Read what traffic is measured on, where it is given, and leave out other layers."""
+        if trace is not None and coactivation is not None:
+            raise InputError("--trace and --coactivation are both given; pass one of them")
         tokens = None if trace is None else co.read_trace(trace, experts, self.layers)
         pairs = (
             None
@@ -243,32 +249,51 @@ _READING = {
 }
 
 
-def reading(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say how files are read, and it a `Reader` made of them."""
+def grouped(
+    name: str, options: Mapping[str, tuple[Any, Any]], make: Callable[..., Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give commands a group of options, and one argument called ``name`` made of them.
 
-    @functools.wraps(command)
-    def run(**arguments: Any) -> None:
-        options = {name: arguments.pop(name) for name in _READING}
-        options["layers"] = _layers(options["layers"])
-        if options["kind"] is not None:
-            options["kind"] = choice("--as", options["kind"], get_args(Kind))
-        command(reader=Reader(**options), **arguments)
+    Parameters
+    ----------
+    name : str
+    options : mapping
+        Type and `typer.Option` by name; None by default.
+    make : callable
+    """
 
-    signature = inspect.signature(command, eval_str=True)
-    parameters = [one for one in signature.parameters.values() if one.name != "reader"]
-    at = next((i for i, one in enumerate(parameters) if one.name == "as_json"), len(parameters))
-    parameters[at:at] = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            given = {option: arguments.pop(option) for option in options}
+            command(**{name: make(**given)}, **arguments)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [one for one in signature.parameters.values() if one.name != name]
+        names = [one.name for one in parameters]
+        at = names.index("as_json") if "as_json" in names else len(names)
+        parameters[at:at] = [
+            inspect.Parameter(option, keyword, default=None, annotation=Annotated[kind, said])
+            for option, (kind, said) in options.items()
+        ]
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[one.replace(kind=keyword) for one in parameters]
         )
-        for name, (kind, option) in _READING.items()
-    ]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[one.replace(kind=keyword) for one in parameters]
-    )
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _reader(layers: str | None, kind: str | None, **options: Any) -> Reader:
+    if kind is not None:
+        kind = choice("--as", kind, get_args(Kind))
+    return Reader(layers=_layers(layers), kind=cast(Kind, kind), **options)
+
+
+# Gives a command the options that say how files are read, and it a `Reader` made of them.
+reading = grouped("reader", _READING, _reader)
 
 
 def _layers(text: str | None) -> int | list[int] | None:

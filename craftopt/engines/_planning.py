@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, divide_gpus, whole
+from craftopt.formats.reading import read_coactivation
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
+from craftopt.planners.fast import plan_fast
 from craftopt.planners.layers import Layers
 from craftopt.planners.windowed import plan_windowed
 from craftopt.problem import Problem
@@ -22,6 +27,9 @@ from craftopt.result import Options
 WINDOWS = 32
 # Annealing steps over all layers, which take some 0.2 s of one processor.
 STEPS = 300_000
+# Environment variables: a file of pair counts, what a node that a token visits costs in mean GPU
+# loads, and how copies serve (nearest-even is SGLang's dynamic dispatch).
+PAIRS, TRAFFIC, DISPATCH = "CRAFTOPT_COACTIVATION", "CRAFTOPT_TRAFFIC", "CRAFTOPT_DISPATCH"
 # Engines run a rank per GPU on the same machine.
 THREADS = 8
 
@@ -59,22 +67,28 @@ def plan_slots(
     ------
     InputError
         Counts that do not divide, loads that are negative or not finite, or an old map of
-        another shape or of other experts.
+        another shape or of other experts; an environment that `configured` refuses.
     """
     windows = _windows(tokens)
     layers, experts = windows.shape[1:]
     _check(experts, slots, gpus, nodes, groups)
     together = groups > 1 and nodes > 1 and groups % nodes == 0
+    sent = configured(layers) if nodes > 1 else {}
     problem = Problem(
         Loads(windows),
         gpus,
-        nodes=nodes if together else 1,
+        nodes=nodes if together or sent else 1,
         replicas_per_layer=slots - experts,
         slots="uniform",
         expert_groups=groups if together else None,
+        **sent,
     )
     options = Options(work_limit=STEPS // layers, workers=min(THREADS, os.cpu_count() or 1))
-    planned = plan_windowed(problem, options).plan if len(windows) > 1 else None
+    planned = None
+    if not problem.balance_alone:
+        planned = plan_fast(problem, options).plan
+    elif len(windows) > 1:
+        planned = plan_windowed(problem, options).plan
     if planned is not None and planned.replicas == problem.replicas:
         copies = planned.copies
     else:  # one window, or fewer copies would be better for the loads: the slots are to be filled
@@ -91,7 +105,45 @@ def plan_slots(
     before = np.zeros((layers, experts, gpus), dtype=np.uint8)
     layer, slot = np.nonzero(old >= 0)
     np.add.at(before, (layer, old[layer, slot], slot // (slots // gpus)), 1)
-    return arrange_slots(Plan(relabel_copies(copies, before, problem.nodes)), old)
+    return arrange_slots(Plan(relabel_copies(copies, before, problem.whole_nodes)), old)
+
+
+def configured(layers: int) -> dict[str, Any]:
+    """Read what the environment says of traffic and dispatch, as arguments of `Problem`.
+
+    Engines do not hand the tokens' choices to their planners, so pair counts come from a file.
+
+    Raises
+    ------
+    InputError
+        One of the file and the price without the other, a price that is no number, pair counts of
+        another number of layers.
+    """
+    found: dict[str, Any] = {}
+    dispatch = os.environ.get(DISPATCH)
+    if dispatch and dispatch != "even":
+        found["dispatch"] = dispatch
+    file, price = os.environ.get(PAIRS), os.environ.get(TRAFFIC)
+    if not file and not price:
+        return found
+    if not (file and price):
+        raise InputError(f"set {PAIRS} (file of pair counts) and {TRAFFIC} (price) together")
+    try:
+        found["traffic"] = float(price)
+    except ValueError:
+        raise InputError(f"{TRAFFIC}={price!r}; set mean GPU loads, such as 0.7") from None
+    pairs = _pairs_of(file, Path(file).stat().st_mtime_ns)
+    if pairs.layers != layers:
+        raise InputError(f"{PAIRS}={file} has {pairs.layers} layers, the engine {layers}")
+    return found | {"coactivation": pairs}
+
+
+@lru_cache(maxsize=1)
+def _pairs_of(file: str, _changed: int) -> Coactivation:
+    """Read pair counts, once until the file changes; layers by position, as engines have them."""
+    pairs = read_coactivation(file)
+    every = range(pairs.layers)
+    return pairs.with_layers(every, every)
 
 
 def as_numpy(tensor: Any) -> Any:

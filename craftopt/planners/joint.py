@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from craftopt.evaluation import layer_gpu_loads
-from craftopt.loads import FloatArray, IntArray
+from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies, Plan
-from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, WindowedSearch
+from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, Kernel, WindowedSearch
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
-from craftopt.search.joint import anneal_joint
-from craftopt.search.kernels import Schedule
+from craftopt.search.fronts import FIRST_PRICE, HEAT, LAST_PRICE, LEVELS
+from craftopt.search.joint import NO_MOVES, Moves, anneal_joint
+from craftopt.search.kernels import Rules, Schedule
 from craftopt.search.visits import NO_VISITS, Visits, visits_surrogate
 from craftopt.traces import Trace
 from craftopt.traffic import BusiestNodes
@@ -115,11 +116,10 @@ class JointSearch(WindowedSearch):
         if share > 1 or slots.sum() != copies or np.ptp(slots) > 1:
             best = super()._anneal(layer, replicas, share)[0]
         best = self._arranged(best, int(self.offsets[layer]))
-        cost = self._cost(layer, best)
+        cost = self.cost(layer, best)
         steps = self.steps(STEPS_PER_COPY * copies) // share
         rules = self.rules(replicas)
         rules = rules._replace(low=rules.high)  # no copy goes to a free slot
-        nearest = self.problem.dispatch != "even"
         part = 0
         for candidates in self._rounds(layer, steps, share):
             start = best
@@ -128,24 +128,49 @@ class JointSearch(WindowedSearch):
                     self.late = True
                     return best, cost
                 part += 1
-
-                def kernel(
-                    tokens: FloatArray,
-                    weight: FloatArray,
-                    copies: Copies,
-                    schedule: Schedule,
-                    seed: int,
-                    visits: Visits = visits,
-                ) -> Copies:
-                    return anneal_joint(
-                        tokens, weight, copies, rules, visits, nearest, schedule, seed
-                    )[0]
-
+                kernel = self._kernel(rules, visits)
                 found = self._cool(layer, start, kernel, schedule, share + 1_000_000 * part)
-                reached = self._cost(layer, found)
+                reached = self.cost(layer, found)
                 if reached < cost:
                     best, cost = found, reached
         return best, cost
+
+    def near(self, layer: int, start: Copies, previous: BoolArray, steps: int) -> Iterator[Copies]:
+        """Anneal a layer from a start at a falling price of moves: placements near the previous.
+
+        Parameters
+        ----------
+        layer : int
+        start : uint8 [experts, gpus]
+        previous : bool [experts, gpus]
+            Where hosting a copy is no move.
+        steps : int
+            Of all prices together.
+        """
+        most = int(start.sum(axis=0).max())
+        rules = self.rules(int(start.sum()) - start.shape[0])._replace(low=most, high=most)
+        rounds = list(self._rounds(layer, steps, LEVELS))
+        for level in range(LEVELS if rounds else 0):
+            price = FIRST_PRICE * (LAST_PRICE / FIRST_PRICE) ** (level / (LEVELS - 1))
+            price *= 1.0 + self.price
+            heat = max(HEAT * price, PRICED_COLD)
+            kernel = self._kernel(rules, rounds[-1][-1][0], Moves(price, previous))
+            schedule = Schedule(steps // LEVELS, heat, heat)
+            start = self._cool(layer, start, kernel, schedule, 2_000_000 + 1000 * level)
+            yield start
+
+    def _kernel(self, rules: Rules, visits: Visits, moves: Moves = NO_MOVES) -> Kernel:
+        """Anneal for the problem's dispatch and for visits, with a price of moves."""
+        nearest = self.problem.dispatch != "even"
+
+        def kernel(
+            tokens: FloatArray, weight: FloatArray, copies: Copies, schedule: Schedule, seed: int
+        ) -> Copies:
+            return anneal_joint(
+                tokens, weight, copies, rules, visits, nearest, moves, schedule, seed
+            )[0]
+
+        return kernel
 
     def _rounds(
         self, layer: int, steps: int, share: int
@@ -174,10 +199,10 @@ class JointSearch(WindowedSearch):
                 for part in parts
             ]
 
-    def _cost(self, layer: int, copies: Copies) -> float:
+    def cost(self, layer: int, copies: Copies) -> float:
         """Compute the layer's part of the objective on the windows as they are, as a cost."""
         problem = self.problem
-        cost = super()._cost(layer, copies)
+        cost = super().cost(layer, copies)
         if self.price == 0:
             return cost
         loads = layer_gpu_loads(

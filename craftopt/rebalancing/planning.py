@@ -79,6 +79,9 @@ class Rebalancing(Result):
             rows["moves"] = f"{self.moves:,}, {self.moved_share:.1%} of the copies"
         return rows
 
+    def _held(self) -> Plan:
+        return self.problem.plan(on_survivors(self.plan.copies, self.active), self.method)
+
     def migration(self, staging: int = 1) -> Migration:
         """Order the steps; see `plan_migration`."""
         return plan_migration(self.previous, self.plan, staging=staging, active=self.active)
@@ -148,7 +151,7 @@ def rebalance(
         Size of one expert, speed of a GPU's link: what these limits need.
     move_price : float
         What a move has to gain to be made: off the sum over windows and layers of the largest
-        GPU load, or onto that of the balancedness.
+        GPU load (and of the price of traffic, in the same unit), or onto that of the balancedness.
     active : array_like of bool [gpus], optional
         False where a GPU is dead. The plan uses the others alone, and no more slots than they
         have, if these suffice.
@@ -186,7 +189,11 @@ def rebalance(
             f"{type(old_plan).__name__}"
         )
     problem.goal.require_even_dispatch("rebalance")
-    problem.require_even_balance("rebalance")
+    if problem.max_slowdown is not None:
+        raise InputError(
+            "rebalance knows no max_slowdown, since moves are weighed in one objective; pass "
+            "problem.replace(max_slowdown=None), or traffic="
+        )
     number("move_price", move_price, least=0)
     options = Options(seed, work_limit, workers=workers)
     violations(old_plan, problem)  # it may break rules; another model or other GPUs are refused
@@ -222,6 +229,9 @@ def rebalance(
             most = min(most - 1, int(migration.moves * max_seconds / max(seconds, 1e-300)))
         if plan is None:
             message = f"max_seconds={max_seconds} is too short for the moves that the rules need"
+    message = message or task.free_traffic
+    if problem.nodes > 1 and task.nodes == 1 and not problem.balance_alone:
+        message = message or "nodes have lost different numbers of GPUs: planned as one node"
     runtime = time.perf_counter() - begun
     held = None if plan is None else task.plan(on_survivors(plan.copies, alive), "rebalance")
     lost = not task.previous_copies.any(axis=2).all()
@@ -258,7 +268,7 @@ def _best(task: Problem, fronts: Fronts, most: int, price: float, options: Optio
         free = task.variant(max_moves=None, previous=task.previous if whole else None)
         made = plan_fast(free, options).plan
         assert made is not None
-        moved = relabel_copies(made.copies, old, task.group_nodes)
+        moved = relabel_copies(made.copies, old, task.whole_nodes)
         if whole:  # a layer without tokens gains nothing by moves
             idle = ~task.loads.tokens.any(axis=(0, 2))
             moved[idle] = old[idle]

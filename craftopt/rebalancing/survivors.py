@@ -79,5 +79,10 @@ def over_survivors(problem: Problem, old: Copies, alive: BoolArray) -> Problem:
     if room >= experts * layers:
         replicas = min(replicas, room - experts * layers)
     return problem.variant(
-        gpus=gpus, nodes=problem.nodes if level else 1, replicas=replicas, previous=previous
+        gpus=gpus,
+        nodes=problem.nodes if level else 1,
+        replicas=replicas,
+        previous=previous,
+        # The price is of the cluster as it was built.
+        traffic=problem.traffic_price if level and problem.traffic is not None else None,
     )

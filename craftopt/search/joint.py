@@ -7,12 +7,15 @@ may have a price, by the surrogate of `craftopt.search.visits`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
 from craftopt.loads import BoolArray, FloatArray
 from craftopt.plan import Copies
 from craftopt.search.annealing import REFRESH, draw_batch, draw_exchange, write_copies
+from craftopt.search.fronts import count_moves
 from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, root, seeded, uniform
 from craftopt.search.surrogate import (
     Experts,
@@ -40,6 +43,16 @@ from craftopt.search.visits import (
     take_visits,
     visits_of,
 )
+
+
+class Moves(NamedTuple):
+    """What moved copies cost, in mean GPU loads each, and where a copy is none."""
+
+    price: float
+    previous: BoolArray  # [experts, gpus]
+
+
+NO_MOVES = Moves(0.0, np.zeros((1, 1), dtype=np.bool_))
 
 
 @njit(cache=True, nogil=True)
@@ -82,6 +95,7 @@ def anneal_joint(
     rules: Rules,
     visits: Visits,
     nearest: bool,
+    moves: Moves,
     schedule: Schedule,
     seed: int,
 ) -> tuple[Copies, float]:
@@ -99,6 +113,7 @@ def anneal_joint(
     visits : Visits
     nearest : bool
         Whether copies are served ``nearest-even``; see `copy_shares`.
+    moves : Moves
     schedule : Schedule
         Temperatures in mean GPU loads. Where there are more windows than in a mini-batch,
         another one is drawn at each refresh.
@@ -109,7 +124,7 @@ def anneal_joint(
     copies : uint8 [experts, gpus]
         The best of the second half; with more windows than in play, the last.
     cost : float
-        Its surrogate: p-norms of GPU loads, and the price of the p-norms of visits.
+        Its surrogate: p-norms of GPU loads, and the price of the p-norms of visits and of moves.
     """
     steps, hot, cold, in_play = schedule
     all_windows, gpu_count = tokens.shape[1], start.shape[1]
@@ -149,6 +164,9 @@ def anneal_joint(
     batch = np.arange(all_windows)
     random = seeded(seed)
     cost = load_cost = np.inf  # known from the first step on
+    limited, dearer, moved_cost = moves.price > 0.0, 0.0, 0.0
+    if limited:
+        moved_cost = moves.price * np.sum(hosted & ~moves.previous)
     best_cost, best = np.inf, start.copy()
     cooling = (cold / hot) ** (1.0 / max(steps, 1))
     temperature = hot
@@ -170,6 +188,9 @@ def anneal_joint(
         if not is_possible(step, hosted):
             continue
         bound = cost - temperature * np.log(uniform(random))
+        if limited:
+            dearer = moves.price * count_moves(step, moves.previous)
+            bound -= dearer
         many = _list_changes(step, change)
         # Whether copies serve elsewhere what they did, so that only two GPUs change.
         simple = step.drop < 0
@@ -259,11 +280,12 @@ def anneal_joint(
                     break
                 set_load(rows.touched[k], rows.load[k], loads)
         cost, load_cost = fresh, fresh_load_cost
-        if not sampled and cost < best_cost and 2 * turn >= steps:
-            best_cost = cost
+        moved_cost += dearer
+        if not sampled and cost + moved_cost < best_cost and 2 * turn >= steps:
+            best_cost = cost + moved_cost
             write_copies(gpus, best)
     if best_cost == np.inf:
-        best_cost = cost
+        best_cost = cost + moved_cost
         write_copies(gpus, best)
     return best, best_cost
 
