@@ -22,6 +22,8 @@ from craftopt.traces import Trace
 from craftopt.traffic import NOT_MEASURED
 from craftopt.windows import domains, holdout
 
+# Columns of a table that shows foreign windows, too.
+_WITH_FOREIGN = ("balanced", "time", "activated", "critical")
 # What a bound rules out, by objective.
 _BOUNDS: dict[ObjectiveName, str] = {
     "time": "a planned relative time below",
@@ -64,7 +66,7 @@ class Row:
     """One method's line in a comparison.
 
     ``planned`` and ``served`` score the windows that the plan was made for and the ones held
-    out; ``slots_per_gpu`` are the copies of the GPUs with the fewest and the most, over all
+    out, ``foreign`` those of a domain held out altogether; ``slots_per_gpu`` are the copies of the GPUs with the fewest and the most, over all
     layers; ``gap`` is to the bound on the planned windows under even dispatch, None for plans
     that break rules.
     """
@@ -75,6 +77,7 @@ class Row:
     slots_per_gpu: tuple[int, int] | None
     planned: Scores | None
     served: Scores | None
+    foreign: Scores | None
     gap: float | None
     duplicates: int | None
     milliseconds: float
@@ -96,6 +99,7 @@ class Comparison(Displayed):
     rows: tuple[Row, ...]
     dispatch: Dispatch = "even"
     traffic: str | None = None
+    foreign: Loads | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, for JSON."""
@@ -111,6 +115,7 @@ class Comparison(Displayed):
             "bound": self.bound,
             "planned_windows": list(problem.loads.window_names),
             "served_windows": list(self.served.window_names) if self.served else [],
+            "foreign_windows": list(self.foreign.window_names) if self.foreign else [],
             "rows": [asdict(row) for row in self.rows],
         }
 
@@ -118,7 +123,7 @@ class Comparison(Displayed):
         """Return a pandas data frame with a row per method."""
         rows = [asdict(row) for row in self.rows]
         for row in rows:
-            for side in ("planned", "served"):  # what is not scored makes no column
+            for side in ("planned", "served", "foreign"):  # what is not scored makes no column
                 scores = row[side] or {}
                 row[side] = {name: score for name, score in scores.items() if score is not None}
         return data_frame(rows)
@@ -137,6 +142,8 @@ class Comparison(Displayed):
         if self.served is not None:
             title += f"\nplanned on {problem.loads.windows} windows, "
             title += f"served {self.served.windows} that no plan has seen"
+        if self.foreign is not None:
+            title += f", foreign: {self.foreign.windows} of a domain that no plan has seen"
         columns = {
             "balanced": "balancedness",
             "worst layer": "worst_layer",
@@ -146,9 +153,12 @@ class Comparison(Displayed):
             columns["activated"] = "activated"
         if self.traffic is not None:
             columns |= {"nodes": "nodes_per_token", "critical": "critical_nodes"}
+        if self.foreign is not None:  # room for a third figure of each
+            columns = {name: key for name, key in columns.items() if name in _WITH_FOREIGN}
         header = ["method", "replicas", "slots/GPU"]
         for name in columns:
-            header += [name] if self.served is None else [f"{name}\nplanned", "\nserved"]
+            unseen = [side for side in ("served", "foreign") if getattr(self, side) is not None]
+            header += [f"{name}\nplanned", *(f"\n{side}" for side in unseen)] if unseen else [name]
         rows = []
         for row in self.rows:
             if row.planned is None or row.slots_per_gpu is None:
@@ -156,7 +166,7 @@ class Comparison(Displayed):
             few, most = row.slots_per_gpu
             cells = [row.method, str(row.replicas), str(few) if few == most else f"{few}-{most}"]
             for name in columns.values():
-                scores = (row.planned, row.served)
+                scores = (row.planned, row.served, row.foreign)
                 cells += [f"{getattr(score, name):.3f}" for score in scores if score is not None]
             cells += [
                 "-" if row.gap is None else f"{row.gap:.1%}",
@@ -167,7 +177,10 @@ class Comparison(Displayed):
         bound = f"No plan has {_BOUNDS[problem.objective]} {self.bound:.4f}"
         notes = [f"{bound}: gaps are to that bound."]
         if self.traffic is not None:
-            notes.append(f"Nodes per token, and those of the busiest node, from {self.traffic}.")
+            figures = "Nodes per token, and those of the busiest node,"
+            if self.foreign is not None:
+                figures = "Critical: nodes per token of the busiest node,"
+            notes.append(f"{figures} from {self.traffic}.")
         elif problem.nodes > 1:
             notes.append(f"Traffic between nodes is {NOT_MEASURED}.")
         notes += [f"{row.method}: {row.note}" for row in self.rows if row.note]
@@ -182,6 +195,7 @@ def compare(
     served: Loads | None = None,
     names: Sequence[str] | None = None,
     *,
+    foreign: Loads | None = None,
     dispatch: Dispatch = "even",
     trace: Trace | None = None,
     coactivation: Coactivation | None = None,
@@ -201,6 +215,8 @@ def compare(
         Windows that no plan sees.
     names : sequence of str, optional
         Methods; by default all that can run here but `exact`, which may take minutes.
+    foreign : Loads, optional
+        Windows of a kind of traffic that neither side has; a third column.
     dispatch : str
         How the scored plans split tokens over copies, as in `evaluate`.
     trace, coactivation : Trace or Coactivation, optional
@@ -237,8 +253,8 @@ def compare(
         result = solve(variant, name, seed=seed, workers=workers)
         if variant is problem:
             bound = result.bound
-        rows.append(_row(label, result, served, score, over_budget=variant is not problem))
-    return Comparison(problem, served, bound, tuple(rows), dispatch, source)
+        rows.append(_row(label, result, (served, foreign), score, variant is not problem))
+    return Comparison(problem, served, bound, tuple(rows), dispatch, source, foreign)
 
 
 def compare_domains(
@@ -312,27 +328,31 @@ def _runs(
 def _row(
     label: str,
     result: Result,
-    served: Loads | None,
+    unseen: Sequence[Loads | None],
     score: Callable[[Plan, Loads], Evaluation],
-    *,
     over_budget: bool,
 ) -> Row:
     note = "over the budget: what engines spend by default" if over_budget else result.message
     if not result.has_plan:
         return Row(
-            label, result.status.value, None, None, None, None, None, None,
+            label, result.status.value, None, None, None, None, None, None, None,
             result.runtime * 1e3, note,
         )  # fmt: skip
     plan = result.plan
     totals = plan.slots.sum(axis=0)
     decode = not result.problem.goal.even_dispatch
+    planned, served, foreign = (
+        None if windows is None else _scores(plan, windows, score, decode)
+        for windows in (result.problem.loads, *unseen)
+    )
     return Row(
         method=label,
         status=result.status.value,
         replicas=plan.replicas,
         slots_per_gpu=(int(totals.min()), int(totals.max())),
-        planned=_scores(plan, result.problem.loads, score, decode),
-        served=_scores(plan, served, score, decode) if served is not None else None,
+        planned=planned,
+        served=served,
+        foreign=foreign,
         gap=None if over_budget else result.gap,
         duplicates=plan.duplicates,
         milliseconds=result.runtime * 1e3,

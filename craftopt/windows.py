@@ -9,6 +9,8 @@ import numpy as np
 from craftopt.errors import InputError, number, whole
 from craftopt.loads import FloatArray, Loads
 
+# Domain of the windows that a trace was cut into across its domains.
+MIXED = "mixed"
 # Beyond this range a Gamma variable underflows, or all blends are the average.
 LEAST_ALPHA, MOST_ALPHA = 0.01, 1000.0
 # Correlation of a window's share from one blend to the next.
@@ -57,6 +59,36 @@ def holdout(loads: Loads, rule: str) -> tuple[Loads, Loads]:
     if rule.startswith("domain:"):
         return _hold_out_domain(loads, rule.removeprefix("domain:"))
     return _hold_out_listed(loads, rule)
+
+
+def without_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:
+    """Take one domain out of the windows altogether.
+
+    Windows named ``mixed/...`` were cut from a trace across domains and may hold its tokens; they
+    go to neither side.
+
+    Returns
+    -------
+    others, foreign : Loads
+
+    Raises
+    ------
+    InputError
+        An unknown domain, or no window of others.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.windows import without_domain
+    >>> loads = co.Loads([[[1, 2]]] * 3, window_names=["chat/0", "mixed/1", "code/2"])
+    >>> [side.window_names for side in without_domain(loads, "code")]
+    [('chat/0',), ('code/2',)]
+    """
+    others, foreign = _hold_out_domain(loads, domain)
+    pure = [i for i, name in enumerate(others.window_names) if _domain_of(name) != MIXED]
+    if domain == MIXED or not pure:
+        raise InputError(f"without domain {domain!r} no window is of one other domain")
+    return others.select(pure), foreign
 
 
 def domains(loads: Loads) -> list[str]:

@@ -39,6 +39,7 @@ from craftopt.cli.shared import (
 )
 from craftopt.errors import InputError, choice
 from craftopt.routing import DISPATCHES
+from craftopt.windows import without_domain
 
 
 @reading
@@ -122,6 +123,10 @@ def compare(
         ),
     ] = None,
     holdout: Holdout = None,
+    foreign: Annotated[
+        str | None,
+        typer.Option(metavar="DOMAIN", help="Keep a whole domain apart, as a third column."),
+    ] = None,
     blend: Blend = None,
     dispatch: DispatchOption = "even",
     trace: TraceOption = None,
@@ -135,7 +140,11 @@ def compare(
         raise InputError(
             "--blend mixes the windows held out: pass one --holdout, such as first-half"
         )
-    planned, served = reader.loads(loads), None
+    planned, served, apart = reader.loads(loads), None, None
+    if foreign is not None:
+        if holdout == "domains":
+            raise InputError("--holdout domains holds out every domain; leave out --foreign")
+        planned, apart = without_domain(planned, foreign)
     if holdout is not None and holdout != "domains":
         planned, served = co.holdout(planned, holdout)
         if blend is not None:
@@ -156,7 +165,7 @@ def compare(
             )  # fmt: skip
         else:
             result = co.compare(
-                problem, served, names, dispatch=rule, trace=tokens, coactivation=pairs,
+                problem, served, names, foreign=apart, dispatch=rule, trace=tokens, coactivation=pairs,
                 seed=seed, workers=workers, progress=report,
             )  # fmt: skip
     if holdout == "domains":

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
+from craftopt.datasets import is_synthetic
 from craftopt.documents import check_writable
 from craftopt.errors import InputError, choice, unknown
 from craftopt.formats.reading import read_any
@@ -122,16 +124,9 @@ class Reader:
             if source.casefold() not in co.example_names():
                 wrong = unknown("example", source, co.example_names())
                 raise InputError(f"there is no file {source}, and {wrong}")
-            if self != Reader(None, None, None, None, None):
-                raise InputError(
-                    f"{source} is an example, which says itself what it is; leave out --as, "
-                    "--layers, --experts, --batch and --order"
-                )
-            return co.load_example(source)
-        if self.batch is not None:
-            return self._windows(held, self.experts or experts)
-        if self.kind == "trace" or self.order is not None:
-            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
+            return self._example(source)
+        if self.batch is not None or self.kind == "trace" or self.order is not None:
+            return self._windows(co.read_trace(held, self.experts or experts, self.layers))
         return co.read_loads(
             held, self.layers, experts=self.experts, kind=self.kind, keep_idle=keep_idle
         )
@@ -139,7 +134,8 @@ class Reader:
     def any(self, source: str, gpus: int | None) -> tuple[str, Any]:
         """Read whatever a file holds, and say in words what it is."""
         if source != "-" and not Path(source).exists():
-            return "an example", self.loads(source)
+            kind = "synthetic" if is_synthetic(source) else "measured"
+            return f"an example, {kind}", self.loads(source)
         if self.batch is not None:
             return f"a trace in batches of {self.batch}", self.loads(source)
         held = sys.stdin.buffer if source == "-" else source
@@ -195,7 +191,12 @@ class Reader:
         self, trace: str | None, coactivation: str | None, layers: IntArray, experts: int
     ) -> tuple[co.Trace | None, co.Coactivation | None]:
         """Read what traffic is measured on, where it is given, and leave out other layers."""
-        tokens = None if trace is None else co.read_trace(trace, experts, self.layers)
+        if trace is not None and not Path(trace).exists() and trace.casefold() in (
+            co.example_names()
+        ):
+            tokens: co.Trace | None = co.load_example_trace(trace)
+        else:
+            tokens = None if trace is None else co.read_trace(trace, experts, self.layers)
         pairs = (
             None
             if coactivation is None
@@ -203,12 +204,26 @@ class Reader:
         )
         return _of_layers(tokens, layers), _of_layers(pairs, layers)
 
-    def _windows(self, source: Any, experts: int | None) -> co.Loads:
+    def _example(self, name: str) -> co.Loads:
+        """Load an example, or cut windows from its trace; say where it is made up."""
+        if self != Reader(None, None, None, self.batch, self.order):
+            raise InputError(
+                f"{name} is an example, which says itself what it is; leave out --as, "
+                "--layers and --experts"
+            )
+        if self.batch is not None or self.order is not None:
+            return self._windows(co.load_example_trace(name))
+        if is_synthetic(name):
+            warnings.warn(f"{name} is a synthetic example: no measured traffic", co.CraftoptWarning)
+        return co.load_example(name)
+
+    def _windows(self, trace: co.Trace) -> co.Loads:
         """Cut a trace into windows, without a last one that is short."""
-        trace = co.read_trace(source, experts, self.layers)
+        if self.batch is None:
+            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
         order = cast(Order, self.order or "recorded")
-        windows = trace.batches(self.batch or 0, order, self.seed)
-        return windows.select(range(max(1, trace.tokens // (self.batch or 1))))
+        windows = trace.batches(self.batch, order, self.seed)
+        return windows.select(range(max(1, trace.tokens // self.batch)))
 
 
 def _of_layers(held: Any, layer_ids: IntArray) -> Any:
@@ -342,7 +357,7 @@ def print_rich(content: Any) -> None:
     console = Console()
     if console.is_terminal:
         # Rather lines that wrap than figures that are cut.
-        console.width = max(console.width, 120)
+        console.width = max(console.width, 140)
         console.print(content)
         return
     page = io.StringIO()
