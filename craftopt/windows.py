@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,12 @@ from craftopt.loads import FloatArray, Loads
 
 # Domain of the windows that a trace was cut into across its domains.
 MIXED = "mixed"
+# Fewer windows say little, however alike they are.
+LEAST_WINDOWS = 8
+# Loads look made up by names of windows with these words, by a variance over that of chance below
+# this, and by a rank correlation of load and expert number above this.
+MADE_UP_NAMES = ("synthetic", "mock", "dummy", "random")
+CHANCE, ORDERED = 1.1, 0.9
 # Beyond this range a Gamma variable underflows, or all blends are the average.
 LEAST_ALPHA, MOST_ALPHA = 0.01, 1000.0
 # Correlation of a window's share from one blend to the next.
@@ -85,10 +92,94 @@ def without_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:
     [('chat/0',), ('code/2',)]
     """
     others, foreign = _hold_out_domain(loads, domain)
-    pure = [i for i, name in enumerate(others.window_names) if _domain_of(name) != MIXED]
+    pure = [i for i, name in enumerate(others.window_names) if domain_of(name) != MIXED]
     if domain == MIXED or not pure:
         raise InputError(f"without domain {domain!r} no window is of one other domain")
     return others.select(pure), foreign
+
+
+def domain_of(window_name: str) -> str:
+    """Return the domain of a window: its name up to the first ``/``, or all of it."""
+    return window_name.split("/", 1)[0]
+
+
+def foreseen(loads: Loads) -> tuple[FloatArray, float]:
+    """Compute how much of a window's skew the mean of the other windows shows.
+
+    Skew is the squared distance of the experts' shares from equal ones.
+
+    Returns
+    -------
+    by_window : float64 [windows]
+        1 where all windows are alike, 0 or below where the others tell nothing.
+    overall : float
+        The same over all windows together.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.windows import foreseen
+    >>> foreseen(co.Loads([[[8, 2]], [[80, 20]]]))[1], foreseen(co.Loads([[[8, 2]], [[2, 8]]]))[1]
+    (1.0, -3.0)
+    """
+    share = in_mean_loads(loads.tokens, loads.experts)[0]
+    others = (share.sum(axis=0) - share) / max(1, loads.windows - 1)
+    busy = share.any(axis=2, keepdims=True)
+    missed = ((share - others) ** 2 * busy).sum(axis=(1, 2))
+    skew = ((share - 1.0) ** 2 * busy).sum(axis=(1, 2))
+    by_window = 1.0 - missed / np.maximum(skew, 1e-300) * (skew > 0)
+    total = float(skew.sum())
+    return by_window, 1.0 - float(missed.sum()) / total if total > 0 else 1.0
+
+
+def windows_needed(values: FloatArray, margin: float) -> int:
+    """Estimate how many windows are enough to know a mean, at least `LEAST_WINDOWS`.
+
+    Enough for a 90 % interval of plus or minus ``margin``, as if windows were independent.
+
+    Parameters
+    ----------
+    values : float64 [windows]
+        One value per window, such as the gain of a plan on it, or `foreseen`.
+    margin : float
+        In the unit of the values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from craftopt.windows import windows_needed
+    >>> windows_needed(np.array([0.1, 0.2, 0.3]), margin=0.02)
+    68
+    """
+    if values.size < 2:
+        return LEAST_WINDOWS
+    return max(LEAST_WINDOWS, math.ceil((1.645 * float(values.std(ddof=1)) / margin) ** 2))
+
+
+def looks_made_up(loads: Loads) -> str | None:
+    """Say what makes loads look synthetic or mock; None where they look measured."""
+    if any(word in name.casefold() for name in loads.window_names for word in MADE_UP_NAMES):
+        return "the names of the windows say so"
+    tokens = loads.tokens
+    if loads.windows > 1 and (tokens == tokens[0]).all():
+        return "all windows are the same"
+    if loads.experts < 8:
+        return None
+    mean = tokens.mean(axis=2, keepdims=True)
+    cells = int((mean > 0).sum()) * (loads.experts - 1)
+    if not (tokens % 1).any() and cells:
+        chance = float(((tokens - mean) ** 2 / np.maximum(mean, 1e-300)).sum()) / cells
+        if chance < CHANCE:
+            return "experts are as equally loaded as if drawn at random"
+    total = tokens.sum(axis=0)
+    hottest = np.bincount(total.argmax(axis=1))
+    if loads.layers >= 4 and hottest.max() > loads.layers / 2:
+        return f"expert {hottest.argmax()} is the hottest in most layers"
+    ranks = total.argsort(axis=1).argsort(axis=1)
+    order = np.corrcoef(np.vstack([np.arange(loads.experts), ranks]))[0, 1:]
+    if np.median(np.abs(order)) > ORDERED:
+        return "loads rise or fall with the number of the expert"
+    return None
 
 
 def domains(loads: Loads) -> list[str]:
@@ -99,7 +190,7 @@ def domains(loads: Loads) -> list[str]:
     InputError
         A single domain, which leaves nothing to plan on when it is held out.
     """
-    found = list(dict.fromkeys(map(_domain_of, loads.window_names)))
+    found = list(dict.fromkeys(map(domain_of, loads.window_names)))
     if len(found) < 2:
         raise InputError(
             f"all windows are of the domain {found[0]!r}; leaving one out needs two or more"
@@ -255,15 +346,11 @@ def hellinger(root: FloatArray, mean_root: FloatArray) -> float:
     return float(np.sqrt(max(0.0, 1.0 - np.einsum("c,c->", root, mean_root) / length)))
 
 
-def _domain_of(window_name: str) -> str:
-    return window_name.split("/", 1)[0]
-
-
 def _hold_out_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:
     known = domains(loads)
     if domain not in known:
         raise InputError(f"{domain!r} is no domain of these windows; they are {', '.join(known)}")
-    return loads.split(np.array([_domain_of(name) != domain for name in loads.window_names]))
+    return loads.split(np.array([domain_of(name) != domain for name in loads.window_names]))
 
 
 def _hold_out_listed(loads: Loads, file: str) -> tuple[Loads, Loads]:

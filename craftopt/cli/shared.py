@@ -191,8 +191,10 @@ class Reader:
         self, trace: str | None, coactivation: str | None, layers: IntArray, experts: int
     ) -> tuple[co.Trace | None, co.Coactivation | None]:
         """Read what traffic is measured on, where it is given, and leave out other layers."""
-        if trace is not None and not Path(trace).exists() and trace.casefold() in (
-            co.example_names()
+        if (
+            trace is not None
+            and not Path(trace).exists()
+            and trace.casefold() in (co.example_names())
         ):
             tokens: co.Trace | None = co.load_example_trace(trace)
         else:

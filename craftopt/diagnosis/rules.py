@@ -1,0 +1,107 @@
+"""The rules of the verdict, in order, with their constants; docs/diagnose.md says them in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from craftopt.loads import Loads
+from craftopt.plan import Plan
+from craftopt.windows import looks_made_up
+
+Verdict = Literal["collect more windows first", "leave it", "place", "replicate"]
+
+# Gains are parts of today's layer time. Less than this is not worth a change.
+LEAST_GAIN = 0.02
+# The smallest budget with this part of the gain at the largest one is enough.
+ENOUGH = 0.9
+# Level of the interval of a gain, and the resamples of the windows that it is found by.
+LEVEL, RESAMPLES = 0.9, 1000
+# When not to: assignments per expert in a window and layer, GPUs, and fullest over mean GPU.
+FEW_TOKENS, FEW_GPUS, BALANCED = 32, 4, 1.05
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Say what a budget gains, in parts of today's layer time.
+
+    Parameters
+    ----------
+    replicas : int
+        Extra copies per layer.
+    planned, held_out : float
+        On the windows that the plans were made for, and on the others.
+    low, high : float
+        Interval of ``held_out``, `LEVEL`, by a bootstrap over the windows.
+    most : float
+        No plan with as many copies gains more on the windows planned: a proven bound.
+    """
+
+    replicas: int
+    planned: float
+    held_out: float
+    low: float
+    high: float
+    most: float
+
+
+def decide(gains: Sequence[Gain]) -> tuple[Verdict, int]:
+    """Apply the rules in their order; return the verdict and the copies per layer.
+
+    Examples
+    --------
+    >>> from craftopt.diagnosis import Gain, decide
+    >>> decide([Gain(0, 0.3, 0.2, 0.19, 0.21, 0.3), Gain(8, 0.5, 0.4, 0.39, 0.41, 0.5)])
+    ('replicate', 8)
+    """
+    if not gains:
+        return "collect more windows first", 0
+    best = max(gains, key=lambda gain: gain.held_out)
+    if best.low <= 0 <= best.high and best.high > LEAST_GAIN:
+        return "collect more windows first", 0
+    if best.held_out < LEAST_GAIN:
+        return "leave it", 0
+    if best.held_out - gains[0].held_out < LEAST_GAIN:
+        return "place", 0
+    enough = ENOUGH * gains[-1].held_out
+    return "replicate", next(gain.replicas for gain in gains[1:] if gain.held_out >= enough)
+
+
+def chosen(verdict: Verdict, replicas: int, gains: Sequence[Gain]) -> Gain | None:
+    """Return the gain that a verdict speaks of; None with a single window."""
+    if verdict in ("place", "replicate"):
+        return next(gain for gain in gains if gain.replicas == replicas)
+    return max(gains, key=lambda gain: gain.held_out, default=None)
+
+
+def cautions(loads: Loads, gpus: int, plan: Plan | None, relative_time: float) -> Iterator[str]:
+    """Say when not to act on a verdict, as far as it applies."""
+    made_up = looks_made_up(loads)
+    if made_up:
+        yield (
+            f"These loads look made up: {made_up}. Synthetic and mock traffic overstates skew; "
+            "decide on a recording of real traffic."
+        )
+    busy = loads.tokens.sum(axis=2) > 0
+    per_expert = loads.tokens.sum() / max(1, busy.sum()) / loads.experts
+    if (loads.tokens % 1 == 0).all() and per_expert < FEW_TOKENS:
+        yield (
+            f"Few tokens: a window has {per_expert:.1f} per expert and layer. Much of its "
+            "imbalance is chance, which no plan foresees; and with so few tokens in a step, "
+            "reading weights takes the time, not computing."
+        )
+    if gpus <= FEW_GPUS:
+        yield (
+            f"Few GPUs: on {gpus}, each holds {loads.experts / gpus:.0f} experts or more of every "
+            "layer, which evens out much by itself."
+        )
+    if relative_time < BALANCED:
+        yield (
+            f"Balanced already: at most {1 - 1 / relative_time:.1%} of the layer time can be saved."
+        )
+    if plan is None:
+        yield (
+            "If the engine rebalances by itself while it serves this traffic, these gains are not "
+            "on top of that: pass the map that it serves with (--map)."
+        )

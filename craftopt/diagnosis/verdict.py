@@ -1,0 +1,313 @@
+"""One verdict on a recording: leave it, place, replicate, or collect more windows first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from craftopt.diagnosis.measuring import STEPS, Cost, Measuring, Persistence
+from craftopt.diagnosis.rules import LEAST_GAIN, LEVEL, Gain, Verdict, cautions, chosen, decide
+from craftopt.display import Displayed, Table, data_frame
+from craftopt.errors import InputError
+from craftopt.loads import Loads
+from craftopt.plan import Plan
+from craftopt.problem import Problem
+from craftopt.serving.catalogue import find_gpu, find_model
+from craftopt.serving.deployment import GIB, Deployment
+from craftopt.serving.facts import Gpu, Model
+from craftopt.serving.memory import check_shape
+from craftopt.traces import Trace
+from craftopt.windows import LEAST_WINDOWS, windows_needed
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis(Displayed):
+    """Hold a verdict with its reasons.
+
+    Parameters
+    ----------
+    verdict : {"collect more windows first", "leave it", "place", "replicate"}
+    replicas_per_layer : int
+        Of the verdict: 0 but for ``replicate``.
+    gpus, nodes, windows : int
+    today : str
+        What the gains are measured against.
+    relative_time : float
+        Load of the fullest GPU over the mean today, at least 1.
+    gains : tuple of Gain
+        By rising budget; the first is moving alone. Empty with a single window.
+    dispatch : float
+        What the best split of tokens over the copies would gain on top, held out.
+    persistence : Persistence or None
+        None with a single window.
+    windows_needed : int
+        Windows at which the gain would be known to `LEAST_GAIN`.
+    critical_nodes : tuple of float or None
+        Nodes per token of the busiest node, today and planned, where a trace was given.
+    cost : Cost or None
+    cautions : tuple of str
+        When not to, as far as it applies here.
+    """
+
+    verdict: Verdict
+    replicas_per_layer: int
+    gpus: int
+    nodes: int
+    windows: int
+    experts: int
+    layers: int
+    today: str
+    relative_time: float
+    gains: tuple[Gain, ...]
+    dispatch: float
+    persistence: Persistence | None
+    windows_needed: int
+    critical_nodes: tuple[float, float] | None
+    cost: Cost | None
+    cautions: tuple[str, ...]
+
+    @property
+    def chosen(self) -> Gain | None:
+        """The gain that the verdict speaks of."""
+        return chosen(self.verdict, self.replicas_per_layer, self.gains)
+
+    @property
+    def answer(self) -> str:
+        """The verdict in one sentence, with the reason and the gain."""
+        gain = self.chosen
+        if gain is None:
+            return "collect more windows first: with a single window no gain can be held out"
+        figures = (
+            f"{gain.held_out:.1%} on windows that the plans had not seen "
+            f"({LEVEL:.0%} interval {gain.low:.1%} to {gain.high:.1%}; {gain.planned:.1%} on the "
+            "windows planned)"
+        )
+        if self.verdict == "collect more windows first":
+            return (
+                f"{self.verdict}: the gain in layer time may be nothing, or more than "
+                f"{LEAST_GAIN:.0%}: {figures}; have about {self.windows_needed} windows"
+            )
+        if self.verdict == "leave it":
+            return (
+                f"leave it: the best plan saves less than {LEAST_GAIN:.0%} of layer time, {figures}"
+            )
+        if self.verdict == "place":
+            return (
+                "place: moving experts, without copies, saves layer time, "
+                f"{figures}; copies would add less than {LEAST_GAIN:.0%}"
+            )
+        return (
+            f"replicate {self.replicas_per_layer} per layer: saves layer time, {figures}; moving "
+            f"alone saves {self.gains[0].held_out:.1%}"
+        )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What today's layer time is made of; sums to 1.
+
+        Gains are on windows not planned, at the largest budget. What is left beyond them is what
+        plans could save that knew the windows, as far as known, and what no plan can.
+        """
+        ideal = 1.0 / self.relative_time
+        if not self.gains:
+            return {"work, were all GPUs equally loaded": ideal, "imbalance": 1.0 - ideal}
+        moving, best = self.gains[0].held_out, max(gain.held_out for gain in self.gains)
+        most = min(1.0 - ideal, max(gain.most for gain in self.gains))
+        saved = best + self.dispatch
+        return {
+            "work, were all GPUs equally loaded": ideal,
+            "saved by moving": moving,
+            "saved by copies": best - moving,
+            "saved by dispatch": self.dispatch,
+            "not foreseen by these plans": max(most, saved) - saved,
+            "imbalance that no plan removes": 1.0 - ideal - max(most, saved),
+        }
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What the verdict rests on, a sentence each."""
+        shares = [f"{name} {share:.1%}" for name, share in self.shares.items()]
+        found = [
+            f"Today ({self.today}) the fullest GPU has {self.relative_time:.2f} times the mean "
+            f"load. Of the layer time: {', '.join(shares)}.",
+            *_persistence_text(self.persistence),
+        ]
+        if self.dispatch:
+            found.append(
+                f"The best split of every batch over the copies would save {self.dispatch:.1%} "
+                "more than an even one."
+            )
+        if self.replicas_per_layer:
+            part = self.replicas_per_layer / self.experts
+            memory = f": {self.cost.memory / GIB:.2f} GiB per GPU" if self.cost else ""
+            found.append(f"The copies take {part:.1%} more memory for experts{memory}.")
+            whole = self.gpus - self.experts % self.gpus
+            extra = next((gain for gain in self.gains if gain.replicas == whole), None)
+            if extra is not None and (self.replicas_per_layer + self.experts) % self.gpus:
+                found.append(
+                    f"Engines today load whole slots on every GPU only: {whole} per layer, "
+                    f"{extra.held_out:.1%} held out."
+                )
+        if self.cost is not None:
+            found.append(
+                f"In a whole step, modelled: {self.cost.prefill:.1%} less time for a prefill of "
+                f"{STEPS['prefill']:,.0f} tokens per GPU, {self.cost.decode:.1%} less for a decode "
+                f"of {STEPS['decode']:.0f}; the exchange part changes by "
+                f"{self.cost.exchange:+.1%} of the prefill step."
+            )
+        if self.critical_nodes is not None:
+            now, then = self.critical_nodes
+            found.append(
+                f"Exchange: a token visits {now:.2f} nodes today and {then:.2f} with the plan "
+                "(nodes of the busiest node)."
+            )
+        elif self.nodes > 1:
+            found.append("Exchange between nodes is not known without a trace.")
+        return (*found, *self.cautions)
+
+    def table(self) -> Table:
+        """Lay out the answer, the budgets and the reasons."""
+        header = ("copies per layer", "planned", "held out", f"{LEVEL:.0%} interval", "at most")
+        rows = [
+            (
+                f"{gain.replicas}" if gain.replicas else "0 (moving alone)",
+                f"{gain.planned:.1%}",
+                f"{gain.held_out:.1%}",
+                f"{gain.low:.1%} to {gain.high:.1%}",
+                f"{gain.most:.1%}",
+            )
+            for gain in self.gains
+        ]
+        title = f"{self.answer}\n\nlayer time saved, by budget"
+        return (
+            Table(title, header, rows, ("", *self.reasons))
+            if rows
+            else Table(self.answer, (), [("windows", "1")], self.reasons)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the diagnosis as plain values, for JSON."""
+        return {"answer": self.answer, **asdict(self), "shares": self.shares,
+                "reasons": list(self.reasons)}  # fmt: skip
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row per budget."""
+        return data_frame(map(asdict, self.gains))
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def diagnose(
+    loads: Loads,
+    gpus: int,
+    nodes: int = 1,
+    *,
+    plan: Plan | None = None,
+    model: str | Model | None = None,
+    gpu: str | Gpu | None = None,
+    trace: Trace | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Diagnosis:
+    """Say whether to leave a deployment, move experts, copy some, or record more traffic first.
+
+    Every other window is planned and the rest served, then the other way round; gains are of the
+    windows served. docs/diagnose.md has the rules of the verdict.
+
+    Parameters
+    ----------
+    loads : Loads
+        Windows of traffic, best as short as a few batches and as varied as what will be served.
+    gpus, nodes : int
+    plan : Plan, optional
+        What is served with today; experts by id, without copies, by default.
+    model, gpu : str or Model and str or Gpu, optional
+        Both, for memory and for the gain in whole steps.
+    trace : Trace, optional
+        Tokens to measure the exchange between nodes on.
+    seed, workers : int
+        As in `solve`.
+    progress : callable, optional
+        Called with what is done next.
+
+    Raises
+    ------
+    InputError
+        A plan of another shape; model without gpu; loads without tokens.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> loads = co.Loads([[[80, 40, 20, 20]], [[70, 50, 30, 10]]] * 10)
+    >>> found = co.diagnose(loads, gpus=2)
+    >>> found.verdict, found.windows
+    ('place', 20)
+    """
+    if not loads.tokens.any():
+        raise InputError("these loads have no tokens; nothing can be said of them")
+    if (model is None) != (gpu is None):
+        raise InputError("model and gpu go together; pass both, or neither")
+    if plan is not None and plan.gpus != gpus:
+        raise InputError(f"the plan is for {plan.gpus} GPUs; pass gpus={plan.gpus}")
+    work = Measuring(Problem(loads, gpus, nodes=nodes, slots="even"), plan, seed, workers, progress)
+    deployment = None
+    if model is not None and gpu is not None:
+        found = model if isinstance(model, Model) else find_model(model)
+        device = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
+        deployment = Deployment(found, device, gpus, nodes)
+        check_shape(deployment, loads.layers, loads.experts)
+    gains, samples = work.gains() if loads.windows > 1 else ((), np.zeros(1))
+    verdict, replicas = decide(gains)
+    gain = chosen(verdict, replicas, gains)
+    diagnosis = Diagnosis(
+        verdict=verdict,
+        replicas_per_layer=replicas,
+        gpus=gpus,
+        nodes=nodes,
+        windows=loads.windows,
+        experts=loads.experts,
+        layers=loads.layers,
+        today="experts by id, no copies" if plan is None else "the given map",
+        relative_time=float(work.now.sum() / work.mean.sum()),
+        gains=gains,
+        dispatch=0.0,
+        persistence=None,
+        windows_needed=windows_needed(samples, LEAST_GAIN) if gains else LEAST_WINDOWS,
+        critical_nodes=None,
+        cost=None,
+        cautions=tuple(cautions(loads, gpus, plan, float(work.now.sum() / work.mean.sum()))),
+    )
+    if gain is None:
+        return diagnosis
+    return replace(
+        diagnosis,
+        dispatch=work.dispatch(gain.replicas),
+        persistence=work.persistence(gain.replicas),
+        critical_nodes=work.critical_nodes(gain.replicas, trace),
+        cost=work.cost(gain.replicas, deployment),
+    )
+
+
+def _persistence_text(found: Persistence | None) -> Iterator[str]:
+    """Say how persistent hot experts and gains are."""
+    if found is None:
+        return
+    text = (
+        f"Hot experts: {found.next_window:.0%} of the hottest eighth are as hot in the next window"
+    )
+    if found.other_domain is not None:
+        text += f", {found.other_domain:.0%} in a window of another domain"
+    yield f"{text} (by chance 12 %)."
+    yield f"All other windows together foresee {found.foreseen:.0%} of a window's skew."
+    if found.near is not None and found.far is not None:
+        yield (
+            f"Horizon: a plan for the first half of the windows saves {found.near:.1%} in the "
+            f"third quarter and {found.far:.1%} in the last."
+        )
+    if found.new_domains is not None:
+        yield f"On domains that a plan has not seen it saves {found.new_domains:.1%}."
