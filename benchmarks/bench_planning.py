@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import craftopt as co
-from craftopt.datasets import is_synthetic
 from craftopt.bounds import layer_costs
+from craftopt.datasets import is_synthetic
 from craftopt.knapsack import allocate
 from craftopt.solving import find_method
 

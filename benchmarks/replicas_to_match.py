@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import craftopt as co
-from craftopt.datasets import is_synthetic
 from craftopt.bounds import whole_plan_bound
+from craftopt.datasets import is_synthetic
 
 GPUS = (32, 64)
 SLOTS = ("even", "free")

@@ -66,9 +66,9 @@ class Row:
     """One method's line in a comparison.
 
     ``planned`` and ``served`` score the windows that the plan was made for and the ones held
-    out, ``foreign`` those of a domain held out altogether; ``slots_per_gpu`` are the copies of the GPUs with the fewest and the most, over all
-    layers; ``gap`` is to the bound on the planned windows under even dispatch, None for plans
-    that break rules.
+    out, ``foreign`` those of a domain held out altogether; ``slots_per_gpu`` are the copies of the
+    GPUs with the fewest and the most, over all layers; ``gap`` is to the bound on the planned
+    windows under even dispatch, None for plans that break rules.
     """
 
     method: str

@@ -14,6 +14,8 @@ from craftopt.loads import FloatArray, Loads
 MIXED = "mixed"
 # Fewer windows say little, however alike they are.
 LEAST_WINDOWS = 8
+# How well it is to be known how much of a window the others foresee: plus or minus this.
+FORESEEN_MARGIN = 0.05
 # Loads look made up by names of windows with these words, by a variance over that of chance below
 # this, and by a rank correlation of load and expert number above this.
 MADE_UP_NAMES = ("synthetic", "mock", "dummy", "random")
@@ -132,28 +134,42 @@ def foreseen(loads: Loads) -> tuple[FloatArray, float]:
     return by_window, 1.0 - float(missed.sum()) / total if total > 0 else 1.0
 
 
-def windows_needed(values: FloatArray, margin: float) -> int:
+def windows_needed(windows: int, half_width: float, margin: float) -> int:
     """Estimate how many windows are enough to know a mean, at least `LEAST_WINDOWS`.
-
-    Enough for a 90 % interval of plus or minus ``margin``, as if windows were independent.
 
     Parameters
     ----------
-    values : float64 [windows]
-        One value per window, such as the gain of a plan on it, or `foreseen`.
+    windows : int
+        How many there are.
+    half_width : float
+        Of the 90 % interval that these give; it shrinks with the square root of their number.
     margin : float
-        In the unit of the values.
+        Half of the width that is enough.
 
     Examples
     --------
-    >>> import numpy as np
     >>> from craftopt.windows import windows_needed
-    >>> windows_needed(np.array([0.1, 0.2, 0.3]), margin=0.02)
-    68
+    >>> windows_needed(20, half_width=0.03, margin=0.01)
+    180
     """
+    return max(LEAST_WINDOWS, math.ceil(windows * (half_width / margin) ** 2))
+
+
+def windows_enough(loads: Loads) -> int:
+    """Estimate how many windows tell how well they foresee each other, to `FORESEEN_MARGIN`.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.windows import windows_enough
+    >>> windows_enough(co.Loads([[[8, 2]]] * 4))
+    8
+    """
+    values = foreseen(loads)[0]
     if values.size < 2:
         return LEAST_WINDOWS
-    return max(LEAST_WINDOWS, math.ceil((1.645 * float(values.std(ddof=1)) / margin) ** 2))
+    error = float(values.std(ddof=1)) / math.sqrt(values.size)
+    return windows_needed(values.size, 1.645 * error, FORESEEN_MARGIN)
 
 
 def looks_made_up(loads: Loads) -> str | None:

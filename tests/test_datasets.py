@@ -165,8 +165,9 @@ def test_measured_examples_are_the_published_counts() -> None:
     gpt, olmoe = co.load_example("gpt-oss-20b"), co.load_example("OLMoE-1B-7B")
     assert (gpt.tokens.sum(axis=(0, 2)) == 215_438 * 4).all(), "every layer sees every token"
     assert olmoe.layer_ids.tolist() == [0, 7, 15]
-    digests = [gpt.digest[:16], olmoe.digest[:16]]
-    assert digests == ["bef23b5e6b6e97f0", "968428fd0db636c3"], "published results refer to these loads"
+    # Published results refer to these loads.
+    assert gpt.digest.startswith("bef23b5e6b6e97f0")
+    assert olmoe.digest.startswith("968428fd0db636c3")
 
 
 def test_the_thinned_trace_holds_whole_sequences_of_every_benchmark() -> None:

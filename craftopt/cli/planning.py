@@ -165,8 +165,8 @@ def compare(
             )  # fmt: skip
         else:
             result = co.compare(
-                problem, served, names, foreign=apart, dispatch=rule, trace=tokens, coactivation=pairs,
-                seed=seed, workers=workers, progress=report,
+                problem, served, names, foreign=apart, dispatch=rule, trace=tokens,
+                coactivation=pairs, seed=seed, workers=workers, progress=report,
             )  # fmt: skip
     if holdout == "domains":
         if as_json:
@@ -182,6 +182,42 @@ def compare(
     from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
     print_rich(rich_table(result.table()))
+
+
+@reading
+def diagnose(
+    reader: Reader,
+    loads: LoadsArgument,
+    gpus: Gpus,
+    nodes: Nodes = 1,
+    served: Annotated[
+        str | None,
+        typer.Option("--map", metavar="PLAN", help="What is served with; experts by id if none."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model, such as deepseek-r1.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Accelerator, such as h200.")] = None,
+    trace: TraceOption = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say in a sentence what to do: leave it, place, replicate, or collect more windows first."""
+    if served is None:
+        today, traffic = None, reader.loads(loads)
+    else:
+        today, traffic = reader.both(served, loads, gpus, nodes)
+    tokens, _ = reader.tokens(trace, None, traffic.layer_ids, traffic.experts)
+    with progress("diagnosing") as report:
+        found = co.diagnose(
+            traffic, gpus, nodes, plan=today, model=model, gpu=gpu, trace=tokens, seed=seed,
+            workers=workers, progress=report,
+        )  # fmt: skip
+    if as_json:
+        print_json(found.to_dict())
+        return
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
+
+    print_rich(rich_table(found.table()))
 
 
 @reading

@@ -216,7 +216,8 @@ class Reader:
         if self.batch is not None or self.order is not None:
             return self._windows(co.load_example_trace(name))
         if is_synthetic(name):
-            warnings.warn(f"{name} is a synthetic example: no measured traffic", co.CraftoptWarning)
+            text = f"{name} is a synthetic example, not measured traffic"
+            warnings.warn(text, co.CraftoptWarning, stacklevel=2)
         return co.load_example(name)
 
     def _windows(self, trace: co.Trace) -> co.Loads:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from craftopt.loads import Loads
+from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
-from craftopt.windows import looks_made_up
+from craftopt.windows import LEAST_WINDOWS, looks_made_up
 
 Verdict = Literal["collect more windows first", "leave it", "place", "replicate"]
 
@@ -18,8 +18,9 @@ LEAST_GAIN = 0.02
 ENOUGH = 0.9
 # Level of the interval of a gain, and the resamples of the windows that it is found by.
 LEVEL, RESAMPLES = 0.9, 1000
-# When not to: assignments per expert in a window and layer, GPUs, and fullest over mean GPU.
-FEW_TOKENS, FEW_GPUS, BALANCED = 32, 4, 1.05
+# When not to: assignments per expert in a window and layer, GPUs, part of the layer time that is
+# imbalance, and a single window's part of the imbalance.
+FEW_TOKENS, FEW_GPUS, BALANCED, ONE_WINDOW = 32, 4, 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Gain:
     planned, held_out : float
         On the windows that the plans were made for, and on the others.
     low, high : float
-        Interval of ``held_out``, `LEVEL`, by a bootstrap over the windows.
+        Interval of ``held_out``, `LEVEL`, by a bootstrap over the windows, expanded for few.
     most : float
         No plan with as many copies gains more on the windows planned: a proven bound.
     """
@@ -65,7 +66,8 @@ def decide(gains: Sequence[Gain]) -> tuple[Verdict, int]:
     if best.held_out - gains[0].held_out < LEAST_GAIN:
         return "place", 0
     enough = ENOUGH * gains[-1].held_out
-    return "replicate", next(gain.replicas for gain in gains[1:] if gain.held_out >= enough)
+    smallest = next(gain.replicas for gain in gains if gain.held_out >= enough)
+    return ("replicate" if smallest else "place"), smallest
 
 
 def chosen(verdict: Verdict, replicas: int, gains: Sequence[Gain]) -> Gain | None:
@@ -75,13 +77,21 @@ def chosen(verdict: Verdict, replicas: int, gains: Sequence[Gain]) -> Gain | Non
     return max(gains, key=lambda gain: gain.held_out, default=None)
 
 
-def cautions(loads: Loads, gpus: int, plan: Plan | None, relative_time: float) -> Iterator[str]:
-    """Say when not to act on a verdict, as far as it applies."""
+def cautions(
+    loads: Loads, gpus: int, plan: Plan | None, now: FloatArray, mean: FloatArray
+) -> Iterator[str]:
+    """Say when not to act on a verdict, as far as it applies.
+
+    Parameters
+    ----------
+    now, mean : float64 [windows]
+        Layer time today, and were all GPUs equally loaded.
+    """
     made_up = looks_made_up(loads)
     if made_up:
         yield (
-            f"These loads look made up: {made_up}. Synthetic and mock traffic overstates skew; "
-            "decide on a recording of real traffic."
+            f"These loads look made up: {made_up}. Synthetic and mock traffic mostly overstates "
+            "skew; decide on a recording of real traffic."
         )
     busy = loads.tokens.sum(axis=2) > 0
     per_expert = loads.tokens.sum() / max(1, busy.sum()) / loads.experts
@@ -96,9 +106,15 @@ def cautions(loads: Loads, gpus: int, plan: Plan | None, relative_time: float) -
             f"Few GPUs: on {gpus}, each holds {loads.experts / gpus:.0f} experts or more of every "
             "layer, which evens out much by itself."
         )
-    if relative_time < BALANCED:
+    waiting = 1.0 - float(mean.sum() / now.sum())
+    if waiting < BALANCED:
+        yield f"Balanced already: no plan can save more than {waiting:.1%} of the layer time."
+    excess = now - mean
+    if loads.windows >= LEAST_WINDOWS and excess.max() > ONE_WINDOW * excess.sum():
         yield (
-            f"Balanced already: at most {1 - 1 / relative_time:.1%} of the layer time can be saved."
+            f"One window, {loads.window_names[int(excess.argmax())]!r}, has "
+            f"{excess.max() / excess.sum():.0%} of all imbalance: find out what it was, and "
+            "whether it comes back."
         )
     if plan is None:
         yield (

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from craftopt.diagnosis.measuring import STEPS, Cost, Measuring, Persistence
 from craftopt.diagnosis.rules import LEAST_GAIN, LEVEL, Gain, Verdict, cautions, chosen, decide
 from craftopt.display import Displayed, Table, data_frame
@@ -44,7 +42,8 @@ class Diagnosis(Displayed):
     persistence : Persistence or None
         None with a single window.
     windows_needed : int
-        Windows at which the gain would be known to `LEAST_GAIN`.
+        Windows at which the interval of the gain would be no wider than `LEAST_GAIN`, so that it
+        cannot hold both 0 and a gain worth having.
     critical_nodes : tuple of float or None
         Nodes per token of the busiest node, today and planned, where a trace was given.
     cost : Cost or None
@@ -81,28 +80,26 @@ class Diagnosis(Displayed):
         if gain is None:
             return "collect more windows first: with a single window no gain can be held out"
         figures = (
-            f"{gain.held_out:.1%} on windows that the plans had not seen "
-            f"({LEVEL:.0%} interval {gain.low:.1%} to {gain.high:.1%}; {gain.planned:.1%} on the "
-            "windows planned)"
+            f"{_percent(gain.held_out)} of layer time on windows that the plans had not seen "
+            f"({LEVEL:.0%} interval {_percent(gain.low)} to {_percent(gain.high)}) and "
+            f"{_percent(gain.planned)} on those they were made for"
         )
         if self.verdict == "collect more windows first":
             return (
-                f"{self.verdict}: the gain in layer time may be nothing, or more than "
-                f"{LEAST_GAIN:.0%}: {figures}; have about {self.windows_needed} windows"
+                f"{self.verdict}: the best plan may save nothing, or more than {LEAST_GAIN:.0%}; "
+                f"it saves {figures}; about {self.windows_needed} windows would tell, and there "
+                f"are {self.windows}"
             )
         if self.verdict == "leave it":
-            return (
-                f"leave it: the best plan saves less than {LEAST_GAIN:.0%} of layer time, {figures}"
-            )
+            return f"leave it: the best plan saves {figures}, not worth it below {LEAST_GAIN:.0%}"
         if self.verdict == "place":
-            return (
-                "place: moving experts, without copies, saves layer time, "
-                f"{figures}; copies would add less than {LEAST_GAIN:.0%}"
-            )
-        return (
-            f"replicate {self.replicas_per_layer} per layer: saves layer time, {figures}; moving "
-            f"alone saves {self.gains[0].held_out:.1%}"
-        )
+            copies = _percent(self.shares["saved by copies"])
+            text = f"place: moving experts, without copies, saves {figures}; copies add {copies}"
+        else:
+            text = f"replicate {self.replicas_per_layer} per layer: saves {figures}; moving alone "
+            text += _percent(self.gains[0].held_out)
+        new = self.persistence.new_domains if self.persistence else None
+        return text if new is None else f"{text}; on domains not recorded, {_percent(new)}"
 
     @property
     def shares(self) -> dict[str, float]:
@@ -129,13 +126,13 @@ class Diagnosis(Displayed):
     @property
     def reasons(self) -> tuple[str, ...]:
         """What the verdict rests on, a sentence each."""
-        shares = [f"{name} {share:.1%}" for name, share in self.shares.items()]
+        shares = [f"{name} {part:.1%}" for name, part in self.shares.items() if part >= 0.0005]
         found = [
             f"Today ({self.today}) the fullest GPU has {self.relative_time:.2f} times the mean "
             f"load. Of the layer time: {', '.join(shares)}.",
-            *_persistence_text(self.persistence),
+            *_persistence_text(self.persistence, self.chosen.held_out if self.chosen else 0.0),
         ]
-        if self.dispatch:
+        if self.dispatch >= 0.0005:
             found.append(
                 f"The best split of every batch over the copies would save {self.dispatch:.1%} "
                 "more than an even one."
@@ -149,14 +146,14 @@ class Diagnosis(Displayed):
             if extra is not None and (self.replicas_per_layer + self.experts) % self.gpus:
                 found.append(
                     f"Engines today load whole slots on every GPU only: {whole} per layer, "
-                    f"{extra.held_out:.1%} held out."
+                    f"{_percent(extra.held_out)} held out."
                 )
         if self.cost is not None:
             found.append(
-                f"In a whole step, modelled: {self.cost.prefill:.1%} less time for a prefill of "
-                f"{STEPS['prefill']:,.0f} tokens per GPU, {self.cost.decode:.1%} less for a decode "
-                f"of {STEPS['decode']:.0f}; the exchange part changes by "
-                f"{self.cost.exchange:+.1%} of the prefill step."
+                "A whole step, modelled with its attention and exchange, changes by "
+                f"{-self.cost.prefill:+.1%} for a prefill of {STEPS['prefill']:,.0f} tokens per "
+                f"GPU ({self.cost.exchange:+.1%} from the exchange) and by "
+                f"{-self.cost.decode:+.1%} for a decode of {STEPS['decode']:.0f}."
             )
         if self.critical_nodes is not None:
             now, then = self.critical_nodes
@@ -166,27 +163,31 @@ class Diagnosis(Displayed):
             )
         elif self.nodes > 1:
             found.append("Exchange between nodes is not known without a trace.")
+        if self.gains:
+            found.append(
+                f"Windows: {self.windows}; about {self.windows_needed} are enough to know the gain "
+                f"to {LEAST_GAIN / 2:.0%}."
+            )
         return (*found, *self.cautions)
 
     def table(self) -> Table:
         """Lay out the answer, the budgets and the reasons."""
-        header = ("copies per layer", "planned", "held out", f"{LEVEL:.0%} interval", "at most")
+        header = ("copies per layer", "planned", "held out", f"{LEVEL:.0%} interval", "limit")
         rows = [
             (
                 f"{gain.replicas}" if gain.replicas else "0 (moving alone)",
-                f"{gain.planned:.1%}",
-                f"{gain.held_out:.1%}",
-                f"{gain.low:.1%} to {gain.high:.1%}",
-                f"{gain.most:.1%}",
+                _percent(gain.planned),
+                _percent(gain.held_out),
+                f"{_percent(gain.low)} to {_percent(gain.high)}",
+                _percent(gain.most),
             )
             for gain in self.gains
         ]
         title = f"{self.answer}\n\nlayer time saved, by budget"
-        return (
-            Table(title, header, rows, ("", *self.reasons))
-            if rows
-            else Table(self.answer, (), [("windows", "1")], self.reasons)
-        )
+        if not rows:
+            return Table(self.answer, (), [("windows", "1")], self.reasons)
+        limit = "Limit: proven for every plan with as many copies, on the windows planned."
+        return Table(title, header, rows, (limit, "", *self.reasons))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as plain values, for JSON."""
@@ -261,7 +262,7 @@ def diagnose(
         device = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
         deployment = Deployment(found, device, gpus, nodes)
         check_shape(deployment, loads.layers, loads.experts)
-    gains, samples = work.gains() if loads.windows > 1 else ((), np.zeros(1))
+    gains = work.gains() if loads.windows > 1 else ()
     verdict, replicas = decide(gains)
     gain = chosen(verdict, replicas, gains)
     diagnosis = Diagnosis(
@@ -277,10 +278,12 @@ def diagnose(
         gains=gains,
         dispatch=0.0,
         persistence=None,
-        windows_needed=windows_needed(samples, LEAST_GAIN) if gains else LEAST_WINDOWS,
+        windows_needed=LEAST_WINDOWS
+        if gain is None
+        else windows_needed(loads.windows, (gain.high - gain.low) / 2, LEAST_GAIN / 2),
         critical_nodes=None,
         cost=None,
-        cautions=tuple(cautions(loads, gpus, plan, float(work.now.sum() / work.mean.sum()))),
+        cautions=tuple(cautions(loads, gpus, plan, work.now, work.mean)),
     )
     if gain is None:
         return diagnosis
@@ -293,7 +296,12 @@ def diagnose(
     )
 
 
-def _persistence_text(found: Persistence | None) -> Iterator[str]:
+def _percent(part: float) -> str:
+    text = f"{part:.1%}"
+    return "0.0%" if text == "-0.0%" else text
+
+
+def _persistence_text(found: Persistence | None, held_out: float) -> Iterator[str]:
     """Say how persistent hot experts and gains are."""
     if found is None:
         return
@@ -306,8 +314,11 @@ def _persistence_text(found: Persistence | None) -> Iterator[str]:
     yield f"All other windows together foresee {found.foreseen:.0%} of a window's skew."
     if found.near is not None and found.far is not None:
         yield (
-            f"Horizon: a plan for the first half of the windows saves {found.near:.1%} in the "
-            f"third quarter and {found.far:.1%} in the last."
+            f"Horizon: a plan for the first half of the windows saves {_percent(found.near)} in "
+            f"the third quarter and {_percent(found.far)} in the last."
         )
     if found.new_domains is not None:
-        yield f"On domains that a plan has not seen it saves {found.new_domains:.1%}."
+        text = f"On domains that a plan has not seen it saves {_percent(found.new_domains)}"
+        if found.new_domains < held_out / 2:
+            text += ": record every kind of traffic that you serve, and plan again when it changes"
+        yield f"{text}."

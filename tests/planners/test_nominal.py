@@ -73,7 +73,8 @@ def glm() -> co.Loads:
 
 @pytest.fixture(scope="module")
 def totals() -> dict[str, co.Loads]:
-    return {name: co.load_example(name).total() for name in filter(is_synthetic, co.example_names())}
+    names = filter(is_synthetic, co.example_names())
+    return {name: co.load_example(name).total() for name in names}
 
 
 # --- how good -------------------------------------------------------------------------------
