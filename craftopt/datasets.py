@@ -157,7 +157,7 @@ def load_example_trace(name: str) -> Trace:
     >>> trace
     Trace(tokens=74915, layers=24, k=4, experts=32, domains=11)
     >>> trace.batches(1024).window_names[20]
-    'gpqa_main/00020'
+    'gpqa_extended/00020'
     """
     held = _packaged(f"{choice('example with a trace', name, _TRACES)}-trace.npz")
     return Trace(
