@@ -121,7 +121,7 @@ def foreseen(loads: Loads) -> tuple[FloatArray, float]:
     --------
     >>> import craftopt as co
     >>> from craftopt.windows import foreseen
-    >>> foreseen(co.Loads([[[8, 2]], [[80, 20]]]))[1], foreseen(co.Loads([[[8, 2]], [[2, 8]]]))[1]
+    >>> foreseen(co.Loads([[[3, 1]], [[30, 10]]]))[1], foreseen(co.Loads([[[3, 1]], [[1, 3]]]))[1]
     (1.0, -3.0)
     """
     share = in_mean_loads(loads.tokens, loads.experts)[0]

@@ -44,7 +44,8 @@ class Persistence:
         Share of the hottest eighth of the experts that is as hot in the next window, and in one
         of another domain. By chance it is an eighth.
     near, far : float or None
-        Gain of a plan for the first half of the windows, on the third and on the last quarter.
+        Gain of a plan for the first half of the windows, on the third and on the last quarter;
+        None with fewer than 8 windows.
     new_domains : float or None
         Gain on domains that the plan has not seen.
     """
@@ -52,8 +53,8 @@ class Persistence:
     foreseen: float
     next_window: float
     other_domain: float | None
-    near: float
-    far: float
+    near: float | None
+    far: float | None
     new_domains: float | None
 
 

@@ -80,23 +80,24 @@ class Diagnosis(Displayed):
         if gain is None:
             return "collect more windows first: with a single window no gain can be held out"
         figures = (
-            f"{_percent(gain.held_out)} of layer time on windows that the plans had not seen "
+            f"{'saves' if gain.held_out >= 0 else 'loses'} {_percent(abs(gain.held_out))} of layer "
+            "time on windows that the plans had not seen "
             f"({LEVEL:.0%} interval {_percent(gain.low)} to {_percent(gain.high)}) and "
-            f"{_percent(gain.planned)} on those they were made for"
+            f"saves {_percent(gain.planned)} on those they were made for"
         )
         if self.verdict == "collect more windows first":
             return (
                 f"{self.verdict}: the best plan may save nothing, or more than {LEAST_GAIN:.0%}; "
-                f"it saves {figures}; about {self.windows_needed} windows would tell, and there "
+                f"it {figures}; about {self.windows_needed} windows would tell, and there "
                 f"are {self.windows}"
             )
         if self.verdict == "leave it":
-            return f"leave it: the best plan saves {figures}, not worth it below {LEAST_GAIN:.0%}"
+            return f"leave it: the best plan {figures}; below {LEAST_GAIN:.0%} it is not worth it"
         if self.verdict == "place":
             copies = _percent(self.shares["saved by copies"])
-            text = f"place: moving experts, without copies, saves {figures}; copies add {copies}"
+            text = f"place: moving experts, without copies, {figures}; copies add {copies}"
         else:
-            text = f"replicate {self.replicas_per_layer} per layer: saves {figures}; moving alone "
+            text = f"replicate {self.replicas_per_layer} per layer: {figures}; moving alone "
             text += _percent(self.gains[0].held_out)
         new = self.persistence.new_domains if self.persistence else None
         return text if new is None else f"{text}; on domains not recorded, {_percent(new)}"
