@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, cast
 
 import typer
@@ -217,7 +218,13 @@ def diagnose(
         return
     from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(rich_table(found.table()))
+    table = dataclasses.replace(found.table(), title="layer time saved, by budget", notes=())
+    print_rich(found.answer)
+    print_rich("")
+    if found.gains:
+        print_rich(rich_table(table))
+        print_rich("")
+    print_rich("\n".join(f"- {reason}" for reason in found.reasons))
 
 
 @reading

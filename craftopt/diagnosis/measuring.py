@@ -42,7 +42,9 @@ class Persistence:
         Share of a window's skew that the mean of the other windows shows; 1 where all are alike.
     next_window, other_domain : float or None
         Share of the hottest eighth of the experts that is as hot in the next window, and in one
-        of another domain. By chance it is an eighth.
+        of another domain.
+    chance : float
+        The same, were the hottest experts drawn at random.
     near, far : float or None
         Gain of a plan for the first half of the windows, on the third and on the last quarter;
         None with fewer than 8 windows.
@@ -53,6 +55,7 @@ class Persistence:
     foreseen: float
     next_window: float
     other_domain: float | None
+    chance: float
     near: float | None
     far: float | None
     new_domains: float | None
@@ -189,6 +192,7 @@ class Measuring:
             foreseen=foreseen(loads)[1],
             next_window=float(np.diagonal(shared, 1).mean()),
             other_domain=float(shared[others].mean()) if several else None,
+            chance=_hot(loads) / loads.experts,
             near=near,
             far=far,
             new_domains=new,
@@ -256,9 +260,13 @@ def _interval(windows: int) -> list[float]:
     return [float(ndtr(-wide)), float(ndtr(wide))]
 
 
+def _hot(loads: Loads) -> int:
+    return max(1, loads.experts // 8)
+
+
 def _shared_hot(loads: Loads) -> FloatArray:
     """Compute the share of hot experts that two windows have in common, [windows, windows]."""
-    hot = max(1, loads.experts // 8)
+    hot = _hot(loads)
     ranks = np.argsort(-loads.tokens, axis=2, kind="stable")[:, :, :hot]
     marks = np.zeros(loads.tokens.shape, dtype=np.float32)
     np.put_along_axis(marks, ranks, 1.0, axis=2)

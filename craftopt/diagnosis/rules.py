@@ -70,6 +70,11 @@ def decide(gains: Sequence[Gain]) -> tuple[Verdict, int]:
     return ("replicate" if smallest else "place"), smallest
 
 
+def margin(gain: Gain) -> float:
+    """Return how well a gain must be known: to a tenth, or so that rule 1 cannot apply."""
+    return max(LEAST_GAIN / 2, gain.held_out / 10)
+
+
 def chosen(verdict: Verdict, replicas: int, gains: Sequence[Gain]) -> Gain | None:
     """Return the gain that a verdict speaks of; None with a single window."""
     if verdict in ("place", "replicate"):

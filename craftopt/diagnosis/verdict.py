@@ -7,7 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from craftopt.diagnosis.measuring import STEPS, Cost, Measuring, Persistence
-from craftopt.diagnosis.rules import LEAST_GAIN, LEVEL, Gain, Verdict, cautions, chosen, decide
+from craftopt.diagnosis.rules import (
+    LEAST_GAIN,
+    LEVEL,
+    Gain,
+    Verdict,
+    cautions,
+    chosen,
+    decide,
+    margin,
+)
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InputError
 from craftopt.loads import Loads
@@ -19,6 +28,16 @@ from craftopt.serving.facts import Gpu, Model
 from craftopt.serving.memory import check_shape
 from craftopt.traces import Trace
 from craftopt.windows import LEAST_WINDOWS, windows_needed
+
+# What the parts of today's layer time are.
+SHARES = {
+    "work": "is left when all GPUs are equally loaded",
+    "moving": "is saved by moving experts",
+    "copies": "is saved by copies on top",
+    "dispatch": "by a better dispatch on top",
+    "unforeseen": "is imbalance that these plans did not foresee",
+    "unavoidable": "is imbalance that no plan can remove",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +61,7 @@ class Diagnosis(Displayed):
     persistence : Persistence or None
         None with a single window.
     windows_needed : int
-        Windows at which the interval of the gain would be no wider than `LEAST_GAIN`, so that it
-        cannot hold both 0 and a gain worth having.
+        Windows at which the gain would be known to a tenth, or to half of what is worth having.
     critical_nodes : tuple of float or None
         Nodes per token of the busiest node, today and planned, where a trace was given.
     cost : Cost or None
@@ -94,7 +112,7 @@ class Diagnosis(Displayed):
         if self.verdict == "leave it":
             return f"leave it: the best plan {figures}; below {LEAST_GAIN:.0%} it is not worth it"
         if self.verdict == "place":
-            copies = _percent(self.shares["saved by copies"])
+            copies = _percent(self.shares["copies"])
             text = f"place: moving experts, without copies, {figures}; copies add {copies}"
         else:
             text = f"replicate {self.replicas_per_layer} per layer: {figures}; moving alone "
@@ -111,32 +129,41 @@ class Diagnosis(Displayed):
         """
         ideal = 1.0 / self.relative_time
         if not self.gains:
-            return {"work, were all GPUs equally loaded": ideal, "imbalance": 1.0 - ideal}
+            return {"work": ideal, "unforeseen": 1.0 - ideal}
         moving, best = self.gains[0].held_out, max(gain.held_out for gain in self.gains)
         most = min(1.0 - ideal, max(gain.most for gain in self.gains))
         saved = best + self.dispatch
         return {
-            "work, were all GPUs equally loaded": ideal,
-            "saved by moving": moving,
-            "saved by copies": best - moving,
-            "saved by dispatch": self.dispatch,
-            "not foreseen by these plans": max(most, saved) - saved,
-            "imbalance that no plan removes": 1.0 - ideal - max(most, saved),
+            "work": ideal,
+            "moving": moving,
+            "copies": best - moving,
+            "dispatch": self.dispatch,
+            "unforeseen": max(most, saved) - saved,
+            "unavoidable": 1.0 - ideal - max(most, saved),
         }
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """What the verdict rests on, a sentence each."""
-        shares = [f"{name} {part:.1%}" for name, part in self.shares.items() if part >= 0.0005]
+        shares = ", ".join(
+            f"{_percent(part)} {SHARES[name]}"
+            for name, part in self.shares.items()
+            if part >= 0.0005
+        )
         found = [
-            f"Today ({self.today}) the fullest GPU has {self.relative_time:.2f} times the mean "
-            f"load. Of the layer time: {', '.join(shares)}.",
+            f"Today ({self.today}) the fullest GPU of a layer has {self.relative_time:.2f} times "
+            f"the mean load, and the others wait for it. Of today's layer time, {shares}.",
             *_persistence_text(self.persistence, self.chosen.held_out if self.chosen else 0.0),
         ]
+        if self.gains:
+            found.append(
+                "Limit: a proof that no plan with as many copies saves more on the windows that it "
+                "was made for."
+            )
         if self.dispatch >= 0.0005:
             found.append(
-                f"The best split of every batch over the copies would save {self.dispatch:.1%} "
-                "more than an even one."
+                "Splitting every batch over the copies in the best way (dispatch lp) would save "
+                f"{self.dispatch:.1%} more."
             )
         if self.replicas_per_layer:
             part = self.replicas_per_layer / self.experts
@@ -164,10 +191,10 @@ class Diagnosis(Displayed):
             )
         elif self.nodes > 1:
             found.append("Exchange between nodes is not known without a trace.")
-        if self.gains:
+        if self.chosen:
             found.append(
                 f"Windows: {self.windows}; about {self.windows_needed} are enough to know the gain "
-                f"to {LEAST_GAIN / 2:.0%}."
+                f"to within {margin(self.chosen):.1%}."
             )
         return (*found, *self.cautions)
 
@@ -187,8 +214,7 @@ class Diagnosis(Displayed):
         title = f"{self.answer}\n\nlayer time saved, by budget"
         if not rows:
             return Table(self.answer, (), [("windows", "1")], self.reasons)
-        limit = "Limit: proven for every plan with as many copies, on the windows planned."
-        return Table(title, header, rows, (limit, "", *self.reasons))
+        return Table(title, header, rows, ("", *self.reasons))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as plain values, for JSON."""
@@ -281,7 +307,7 @@ def diagnose(
         persistence=None,
         windows_needed=LEAST_WINDOWS
         if gain is None
-        else windows_needed(loads.windows, (gain.high - gain.low) / 2, LEAST_GAIN / 2),
+        else windows_needed(loads.windows, (gain.high - gain.low) / 2, margin(gain)),
         critical_nodes=None,
         cost=None,
         cautions=tuple(cautions(loads, gpus, plan, work.now, work.mean)),
@@ -297,9 +323,9 @@ def diagnose(
     )
 
 
-def _percent(part: float) -> str:
-    text = f"{part:.1%}"
-    return "0.0%" if text == "-0.0%" else text
+def _percent(part: float, decimals: int = 1) -> str:
+    text = f"{part:.{decimals}%}"
+    return text.lstrip("-") if not text.strip("-0.%") else text
 
 
 def _persistence_text(found: Persistence | None, held_out: float) -> Iterator[str]:
@@ -307,12 +333,16 @@ def _persistence_text(found: Persistence | None, held_out: float) -> Iterator[st
     if found is None:
         return
     text = (
-        f"Hot experts: {found.next_window:.0%} of the hottest eighth are as hot in the next window"
+        f"Of a window's hottest experts (the top eighth), {found.next_window:.0%} are among the "
+        "hottest of the next window"
     )
     if found.other_domain is not None:
-        text += f", {found.other_domain:.0%} in a window of another domain"
-    yield f"{text} (by chance 12 %)."
-    yield f"All other windows together foresee {found.foreseen:.0%} of a window's skew."
+        text += f", and {found.other_domain:.0%} in a window of another domain"
+    yield f"{text}; by chance it would be {found.chance:.0%}."
+    yield (
+        f"The mean of all other windows explains {_percent(max(0.0, found.foreseen), 0)} of how "
+        "unevenly a window loads its experts."
+    )
     if found.near is not None and found.far is not None:
         yield (
             f"Horizon: a plan for the first half of the windows saves {_percent(found.near)} in "
