@@ -119,13 +119,15 @@ class Reader:
 
     def loads(self, source: str, keep_idle: bool = False, experts: int | None = None) -> co.Loads:
         """Read loads, or cut a trace into windows, from a file, stdin or the examples."""
+        if self.batch is None and (self.kind == "trace" or self.order is not None):
+            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
         held: Any = sys.stdin.buffer if source == "-" else source
         if source != "-" and not Path(source).exists():
             if source.casefold() not in co.example_names():
                 wrong = unknown("example", source, co.example_names())
                 raise InputError(f"there is no file {source}, and {wrong}")
             return self._example(source)
-        if self.batch is not None or self.kind == "trace" or self.order is not None:
+        if self.batch is not None:
             return self._windows(co.read_trace(held, self.experts or experts, self.layers))
         return co.read_loads(
             held, self.layers, experts=self.experts, kind=self.kind, keep_idle=keep_idle
@@ -213,7 +215,7 @@ class Reader:
                 f"{name} is an example, which says itself what it is; leave out --as, "
                 "--layers and --experts"
             )
-        if self.batch is not None or self.order is not None:
+        if self.batch is not None:
             return self._windows(co.load_example_trace(name))
         if is_synthetic(name):
             text = f"{name} is a synthetic example, not measured traffic"
@@ -222,11 +224,10 @@ class Reader:
 
     def _windows(self, trace: co.Trace) -> co.Loads:
         """Cut a trace into windows, without a last one that is short."""
-        if self.batch is None:
-            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
+        size = self.batch or 0
         order = cast(Order, self.order or "recorded")
-        windows = trace.batches(self.batch, order, self.seed)
-        return windows.select(range(max(1, trace.tokens // self.batch)))
+        windows = trace.batches(size, order, self.seed)
+        return windows.select(range(max(1, trace.tokens // size)))
 
 
 def _of_layers(held: Any, layer_ids: IntArray) -> Any:
