@@ -83,7 +83,7 @@ DispatchOption = Annotated[
 ]
 TraceOption = Annotated[
     str | None,
-    typer.Option("--trace", metavar="FILE", help="Token trace to measure the traffic on."),
+    typer.Option("--trace", metavar="FILE", help="Token trace (or example) to measure traffic on."),
 ]
 PairsOption = Annotated[
     str | None,
@@ -193,20 +193,19 @@ class Reader:
         self, trace: str | None, coactivation: str | None, layers: IntArray, experts: int
     ) -> tuple[co.Trace | None, co.Coactivation | None]:
         """Read what traffic is measured on, where it is given, and leave out other layers."""
-        if (
-            trace is not None
-            and not Path(trace).exists()
-            and trace.casefold() in (co.example_names())
-        ):
-            tokens: co.Trace | None = co.load_example_trace(trace)
-        else:
-            tokens = None if trace is None else co.read_trace(trace, experts, self.layers)
+        tokens = None if trace is None else self._trace(trace, experts)
         pairs = (
             None
             if coactivation is None
             else co.read_coactivation(coactivation, experts, self.layers)
         )
         return _of_layers(tokens, layers), _of_layers(pairs, layers)
+
+    def _trace(self, source: str, experts: int) -> co.Trace:
+        """Read a token trace from a file or the examples."""
+        if not Path(source).exists() and source.casefold() in co.example_names():
+            return co.load_example_trace(source)
+        return co.read_trace(source, experts, self.layers)
 
     def _example(self, name: str) -> co.Loads:
         """Load an example, or cut windows from its trace; say where it is made up."""
@@ -224,8 +223,7 @@ class Reader:
 
     def _windows(self, trace: co.Trace) -> co.Loads:
         """Cut a trace into windows, without a last one that is short."""
-        size = self.batch or 0
-        order = cast(Order, self.order or "recorded")
+        size, order = self.batch or 0, cast(Order, self.order or "recorded")
         windows = trace.batches(size, order, self.seed)
         return windows.select(range(max(1, trace.tokens // size)))
 
