@@ -12,6 +12,8 @@ from craftopt.windows import LEAST_WINDOWS, looks_made_up
 
 Verdict = Literal["collect more windows first", "leave it", "place", "replicate"]
 
+# With fewer windows nobody can say how certain a gain is.
+FEWEST_WINDOWS = 4
 # Gains are parts of today's layer time. Less than this is not worth a change.
 LEAST_GAIN = 0.02
 # The smallest budget with this part of the gain at the largest one is enough.
@@ -47,16 +49,16 @@ class Gain:
     most: float
 
 
-def decide(gains: Sequence[Gain]) -> tuple[Verdict, int]:
+def decide(gains: Sequence[Gain], windows: int) -> tuple[Verdict, int]:
     """Apply the rules in their order; return the verdict and the copies per layer.
 
     Examples
     --------
     >>> from craftopt.diagnosis import Gain, decide
-    >>> decide([Gain(0, 0.3, 0.2, 0.19, 0.21, 0.3), Gain(8, 0.5, 0.4, 0.39, 0.41, 0.5)])
+    >>> decide([Gain(0, 0.3, 0.2, 0.19, 0.21, 0.3), Gain(8, 0.5, 0.4, 0.39, 0.41, 0.5)], 9)
     ('replicate', 8)
     """
-    if not gains:
+    if windows < FEWEST_WINDOWS:
         return "collect more windows first", 0
     best = max(gains, key=lambda gain: gain.held_out)
     if best.low <= 0 <= best.high and best.high > LEAST_GAIN:

@@ -8,6 +8,7 @@ from typing import Any
 
 from craftopt.diagnosis.measuring import STEPS, Cost, Measuring, Persistence
 from craftopt.diagnosis.rules import (
+    FEWEST_WINDOWS,
     LEAST_GAIN,
     LEVEL,
     Gain,
@@ -103,6 +104,11 @@ class Diagnosis(Displayed):
             f"({LEVEL:.0%} interval {_percent(gain.low)} to {_percent(gain.high)}) and "
             f"saves {_percent(gain.planned)} on those they were made for"
         )
+        if self.windows < FEWEST_WINDOWS:
+            return (
+                f"{self.verdict}: {self.windows} are too few to say how certain a gain is; "
+                f"have at least {LEAST_WINDOWS}"
+            )
         if self.verdict == "collect more windows first":
             return (
                 f"{self.verdict}: the best plan may save nothing, or more than {LEAST_GAIN:.0%}; "
@@ -157,7 +163,7 @@ class Diagnosis(Displayed):
         ]
         if self.gains:
             found.append(
-                "Limit: a proof that no plan with as many copies saves more on the windows that it "
+                "Limit: proven, no plan with as many copies (slots even) saves more on the windows it "
                 "was made for."
             )
         if self.dispatch >= 0.0005:
@@ -250,7 +256,8 @@ def diagnose(
     Parameters
     ----------
     loads : Loads
-        Windows of traffic, best as short as a few batches and as varied as what will be served.
+        Windows of traffic, best as short as a few batches and as varied as what will be served;
+        those without tokens are left out.
     gpus, nodes : int
     plan : Plan, optional
         What is served with today; experts by id, without copies, by default.
@@ -278,6 +285,9 @@ def diagnose(
     """
     if not loads.tokens.any():
         raise InputError("these loads have no tokens; nothing can be said of them")
+    busy = loads.tokens.any(axis=(1, 2))
+    if not busy.all():
+        loads = loads.split(busy)[0]
     if (model is None) != (gpu is None):
         raise InputError("model and gpu go together; pass both, or neither")
     if plan is not None and plan.gpus != gpus:
@@ -290,7 +300,7 @@ def diagnose(
         deployment = Deployment(found, device, gpus, nodes)
         check_shape(deployment, loads.layers, loads.experts)
     gains = work.gains() if loads.windows > 1 else ()
-    verdict, replicas = decide(gains)
+    verdict, replicas = decide(gains, loads.windows)
     gain = chosen(verdict, replicas, gains)
     diagnosis = Diagnosis(
         verdict=verdict,

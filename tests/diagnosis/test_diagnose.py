@@ -49,7 +49,6 @@ def gain(replicas, held_out, width=0.01):
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [
-        ([], ("collect more windows first", 0)),
         ([gain(0, 0.015, 0.016)], ("collect more windows first", 0)),
         ([gain(0, 0.015, 0.014)], ("leave it", 0)),
         ([gain(0, 0.005, 0.014)], ("leave it", 0)),  # includes 0, but at most 1.9 %
@@ -62,7 +61,8 @@ def gain(replicas, held_out, width=0.01):
     ],
 )
 def test_rules_are_asked_in_their_order(gains, verdict):
-    assert decide(gains) == verdict
+    assert decide(gains, WINDOWS) == verdict
+    assert decide(gains, 3) == ("collect more windows first", 0)
 
 
 # --- verdicts -------------------------------------------------------------------------------
@@ -103,6 +103,20 @@ def test_one_window_is_too_few(skewed):
     found = co.diagnose(skewed.select([0]), GPUS)
     assert (found.verdict, found.gains) == ("collect more windows first", ())
     assert "no gain can be held out" in str(found)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_noise_on_a_few_windows_is_no_reason_to_act(count, flat):
+    found = co.diagnose(flat.select(range(count)), GPUS)
+    assert found.verdict == "collect more windows first"
+    assert f"{count} are too few" in found.answer
+
+
+def test_windows_without_tokens_are_left_out(skewed, on_skewed):
+    tokens = np.insert(skewed.tokens, [0, 5, 6], 0.0, axis=0)
+    names = [str(i) for i in range(len(tokens))]
+    found = co.diagnose(co.Loads(tokens, window_names=names), GPUS)
+    assert found.gains == on_skewed.gains
 
 
 # --- figures --------------------------------------------------------------------------------
@@ -155,7 +169,7 @@ def test_cost_and_exchange_are_said_where_they_are_known():
     loads, trace = co.load_example("gpt-oss-20b"), co.load_example_trace("gpt-oss-20b")
     part = trace.select(["gpqa_main"])
     found = co.diagnose(
-        part.batches(2000).select(range(3)), 4, 2, model="gpt-oss-20b", gpu="h100", trace=part
+        part.batches(1500).select(range(4)), 4, 2, model="gpt-oss-20b", gpu="h100", trace=part
     )
     assert found.cost.memory == found.replicas_per_layer * 24 / 4 * found_bytes()
     assert all(1 <= nodes <= 2 for nodes in found.critical_nodes)
