@@ -163,8 +163,8 @@ class Diagnosis(Displayed):
         ]
         if self.gains:
             found.append(
-                "Limit: proven, no plan with as many copies (slots even) saves more on the windows it "
-                "was made for."
+                "Limit: proven, no plan with as many copies (slots even) saves more on the windows "
+                "that it was made for."
             )
         if self.dispatch >= 0.0005:
             found.append(
