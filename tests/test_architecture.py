@@ -37,6 +37,7 @@ RANKING = (
     {"objective"},
     {"plan"},
     {"slot_tables"},
+    {"recordings"},
     {"windows"},
     {"datasets"},
     {"traces"},

@@ -12,12 +12,13 @@ from craftopt.evaluation import evaluate
 from craftopt.loads import BoolArray, FloatArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.recordings import foreseen
 from craftopt.result import Result
 from craftopt.serving.deployment import Deployment
 from craftopt.serving.timing import Phase, profile_of, step_time
 from craftopt.solving import solve
 from craftopt.traces import Trace
-from craftopt.windows import MIXED, domain_of, foreseen
+from craftopt.windows import MIXED, domain_of
 
 # Budgets, as parts of the GPUs; what engines can load, and what they serve with, are added.
 BUDGETS = (1 / 8, 1 / 2, 1)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
-from craftopt.windows import LEAST_WINDOWS, looks_made_up
+from craftopt.recordings import LEAST_WINDOWS, looks_made_up
 
 Verdict = Literal["collect more windows first", "leave it", "place", "replicate"]
 

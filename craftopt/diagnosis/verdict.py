@@ -23,12 +23,12 @@ from craftopt.errors import InputError
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.recordings import LEAST_WINDOWS, windows_needed
 from craftopt.serving.catalogue import find_gpu, find_model
 from craftopt.serving.deployment import GIB, Deployment
 from craftopt.serving.facts import Gpu, Model
 from craftopt.serving.memory import check_shape
 from craftopt.traces import Trace
-from craftopt.windows import LEAST_WINDOWS, windows_needed
 
 # What the parts of today's layer time are.
 SHARES = {

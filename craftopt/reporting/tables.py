@@ -15,12 +15,12 @@ from craftopt.comparison import Comparison
 from craftopt.display import sparkline
 from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
+from craftopt.recordings import foreseen, looks_made_up, windows_enough
 from craftopt.routing import Dispatch
 from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
 from craftopt.traffic import Traffic, traffic_summary
 from craftopt.verification import Certificate
-from craftopt.windows import foreseen, looks_made_up, windows_enough
 
 # Loads are enough for planning where the hottest experts' shares are known this well, relative.
 STABLE = 0.05

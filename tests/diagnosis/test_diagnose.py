@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import craftopt as co
-from craftopt import windows
+from craftopt import recordings
 from craftopt.diagnosis import Gain, decide
 
 WINDOWS, LAYERS, EXPERTS, GPUS = 16, 3, 16, 4
@@ -187,23 +187,23 @@ def found_bytes():
 
 
 def test_windows_that_are_alike_foresee_each_other_and_noise_foresees_nothing(flat, skewed):
-    assert windows.foreseen(skewed)[1] > 0.95
-    assert abs(windows.foreseen(flat)[1]) < 0.2
+    assert recordings.foreseen(skewed)[1] > 0.95
+    assert abs(recordings.foreseen(flat)[1]) < 0.2
 
 
 def test_half_the_width_needs_four_times_the_windows():
-    assert windows.windows_needed(10, 0.02, 0.01) == 40
-    assert windows.windows_needed(10, 0.0, 0.01) == windows.LEAST_WINDOWS
+    assert recordings.windows_needed(10, 0.02, 0.01) == 40
+    assert recordings.windows_needed(10, 0.0, 0.01) == recordings.LEAST_WINDOWS
 
 
 @pytest.mark.parametrize("name", ["deepseek-r1", "qwen3-235b"])
 def test_synthetic_examples_look_made_up(name):
-    assert windows.looks_made_up(co.load_example(name))
+    assert recordings.looks_made_up(co.load_example(name))
 
 
 def test_measured_examples_do_not_look_made_up():
-    assert windows.looks_made_up(co.load_example("gpt-oss-20b")) is None
-    assert windows.looks_made_up(co.load_example("olmoe-1b-7b")) is None
+    assert recordings.looks_made_up(co.load_example("gpt-oss-20b")) is None
+    assert recordings.looks_made_up(co.load_example("olmoe-1b-7b")) is None
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_measured_examples_do_not_look_made_up():
     ],
 )
 def test_mock_traffic_is_recognised(tokens, reason):
-    assert reason in windows.looks_made_up(co.Loads(tokens(np.random.default_rng(0))))
+    assert reason in recordings.looks_made_up(co.Loads(tokens(np.random.default_rng(0))))
 
 
 # --- command line ---------------------------------------------------------------------------
