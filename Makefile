@@ -9,7 +9,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 .PHONY: help demo test studies lint bench docs clean
 
 help:
-	@echo "make demo   compare the methods on an example model"
+	@echo "make demo   compare the methods on measured traffic of gpt-oss-20b"
 	@echo "make test   run tests, doctests, notebooks, and every benchmark once"
 	@echo "make studies  run the long sweeps: proofs, damaged files, mutations (hours)"
 	@echo "make lint   check style and types"
@@ -18,7 +18,7 @@ help:
 	@echo "make clean  remove the virtual environment and all that was built"
 
 demo: $(VENV)/.installed
-	$(BIN)/craftopt compare deepseek-r1 --gpus 64 --nodes 8 --slots even --replicas-per-layer 8 --holdout odd-even
+	$(BIN)/craftopt compare gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 --slots even --replicas-per-layer 8 --holdout odd-even --foreign sorry_bench_base
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --nbmake --benchmark-disable tests craftopt formulations tools $(NOTEBOOKS) $(BENCHMARKS)

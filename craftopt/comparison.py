@@ -22,6 +22,8 @@ from craftopt.traces import Trace
 from craftopt.traffic import NOT_MEASURED
 from craftopt.windows import domains, holdout, planned_tokens
 
+# Columns of tables that show foreign windows, too: there is room for fewer.
+_WITH_FOREIGN = ("balanced", "time", "activated", "nodes per token", "critical")
 # What a bound rules out, by objective.
 _BOUNDS: dict[ObjectiveName, str] = {
     "time": "a planned relative time below",
@@ -74,9 +76,9 @@ class Row:
     """One method's line in a comparison.
 
     ``planned`` and ``served`` score the windows that the plan was made for and the ones held
-    out; ``slots_per_gpu`` are the copies of the GPUs with the fewest and the most, over all
-    layers; ``gap`` is to the bound on the planned windows under even dispatch, None for plans
-    that break rules.
+    out, ``foreign`` those of a domain held out altogether; ``slots_per_gpu`` are the copies of the
+    GPUs with the fewest and the most, over all layers; ``gap`` is to the bound on the planned
+    windows under even dispatch, None for plans that break rules.
     """
 
     method: str
@@ -85,6 +87,7 @@ class Row:
     slots_per_gpu: tuple[int, int] | None
     planned: Scores | None
     served: Scores | None
+    foreign: Scores | None
     gap: float | None
     duplicates: int | None
     milliseconds: float
@@ -106,6 +109,7 @@ class Comparison(Displayed):
     rows: tuple[Row, ...]
     dispatch: Dispatch = "even"
     traffic: str | None = None
+    foreign: Loads | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, for JSON."""
@@ -122,6 +126,7 @@ class Comparison(Displayed):
             "bound": self.bound,
             "planned_windows": list(problem.loads.window_names),
             "served_windows": list(self.served.window_names) if self.served else [],
+            "foreign_windows": list(self.foreign.window_names) if self.foreign else [],
             "rows": [asdict(row) for row in self.rows],
         }
 
@@ -129,7 +134,7 @@ class Comparison(Displayed):
         """Return a pandas data frame with a row per method."""
         rows = [asdict(row) for row in self.rows]
         for row in rows:
-            for side in ("planned", "served"):  # what is not scored makes no column
+            for side in ("planned", "served", "foreign"):  # what is not scored makes no column
                 scores = row[side] or {}
                 row[side] = {name: score for name, score in scores.items() if score is not None}
         return data_frame(rows)
@@ -149,6 +154,8 @@ class Comparison(Displayed):
         if self.served is not None:
             title += f"\nplanned on {problem.loads.windows} windows, "
             title += f"served {self.served.windows} that no plan has seen"
+        if self.foreign is not None:
+            title += f", foreign: {self.foreign.windows} of a domain that no plan has seen"
         columns = {
             "balanced": "balancedness",
             "worst layer": "worst_layer",
@@ -156,6 +163,7 @@ class Comparison(Displayed):
         }
         if not problem.goal.even_dispatch:
             columns["activated"] = "activated"
+        columns = self._columns(columns)
         rows = []
         for row in self.rows:
             if row.planned is None or row.slots_per_gpu is None:
@@ -179,12 +187,13 @@ class Comparison(Displayed):
         return Table(title, [*header, "gap", "dup.", "ms"], rows, notes)
 
     def traffic_table(self) -> Table | None:
-        """Lay out what GPUs send, planned windows beside served ones; None if not measured."""
+        """Lay out what GPUs send, planned windows beside others; None if not measured."""
         if self.traffic is None:
             return None
         problem, price = self.problem, self.problem.traffic_price
+        columns = self._columns({name: key for key, name in _TRAFFIC.items()})
         rows = [
-            [row.method, *self._cells(row, _TRAFFIC), *self._sums(row, price)]
+            [row.method, *self._cells(row, columns.values()), *self._sums(row, price)]
             for row in self.rows
             if row.planned is not None
         ]
@@ -197,30 +206,41 @@ class Comparison(Displayed):
         if problem.wants_traffic and self.served and isinstance(problem.coactivation, Coactivation):
             notes.append("Pair counts cannot be held out: plans may have seen the windows served.")
         sums = self._header({"sum": ""} if price > 0 else {})
-        return Table("traffic", ["method", *self._header(_TRAFFIC.values()), *sums], rows, notes)
+        return Table("traffic", ["method", *self._header(columns), *sums], rows, notes)
 
     def tables(self) -> list[Table]:
         """List the table of balance, and that of traffic where it was measured."""
         return [table for table in (self.table(), self.traffic_table()) if table is not None]
 
+    def _columns(self, columns: dict[str, str]) -> dict[str, str]:
+        """Keep the columns that there is room for."""
+        if self.foreign is None:
+            return columns
+        return {name: key for name, key in columns.items() if name in _WITH_FOREIGN}
+
     def _header(self, names: Iterable[str]) -> list[str]:
-        """Head one column per name, or two where there are served windows."""
-        pairs = [
-            [name] if self.served is None else [f"{name}\nplanned", "\nserved"] for name in names
+        """Head one column per name, or one for each kind of windows that is scored."""
+        unseen = [side for side in ("served", "foreign") if getattr(self, side) is not None]
+        return [
+            head
+            for name in names
+            for head in (
+                [f"{name}\nplanned", *(f"\n{side}" for side in unseen)] if unseen else [name]
+            )
         ]
-        return [head for pair in pairs for head in pair]
 
     @staticmethod
-    def _cells(row: Row, names: Iterable[str]) -> list[str]:
-        scores = [score for score in (row.planned, row.served) if score is not None]
-        return [f"{getattr(score, name):.3f}" for name in names for score in scores]
+    def _scores(row: Row) -> list[Scores]:
+        """List the scores of a row: on planned, served and foreign windows, where there are."""
+        return [score for score in (row.planned, row.served, row.foreign) if score is not None]
 
-    @staticmethod
-    def _sums(row: Row, price: float) -> list[str]:
-        scores = [score for score in (row.planned, row.served) if score is not None]
+    def _cells(self, row: Row, names: Iterable[str]) -> list[str]:
+        return [f"{getattr(score, name):.3f}" for name in names for score in self._scores(row)]
+
+    def _sums(self, row: Row, price: float) -> list[str]:
         return [
             f"{score.relative_time + price * (score.critical_nodes or 0.0):.3f}"
-            for score in scores
+            for score in self._scores(row)
             if price > 0
         ]
 
@@ -236,6 +256,7 @@ def compare(
     served: Loads | None = None,
     names: Sequence[str] | None = None,
     *,
+    foreign: Loads | None = None,
     dispatch: Dispatch = "even",
     trace: Trace | None = None,
     coactivation: Coactivation | None = None,
@@ -256,6 +277,8 @@ def compare(
         Windows that no plan sees.
     names : sequence of str, optional
         Methods; by default all that can run here but `exact`, which may take minutes.
+    foreign : Loads, optional
+        Windows of a kind of traffic that neither side has; a third column.
     dispatch : str
         How the scored plans split tokens over copies, as in `evaluate`.
     trace, coactivation : Trace or Coactivation, optional
@@ -285,7 +308,7 @@ def compare(
         source = f"{trace}, standard error {standard_error(trace.tokens):.3f}"
     elif coactivation is not None:
         source = f"{coactivation}, estimated, standard error {coactivation.standard_error:.3f}"
-    if served is not None and problem.wants_traffic:
+    if (served is not None or foreign is not None) and problem.wants_traffic:
         held = planned_tokens(problem.coactivation, problem.loads)
         problem = problem.variant(coactivation=held)
     rows, bound = [], float("nan")
@@ -295,8 +318,8 @@ def compare(
         result = solve(variant, name, seed=seed, workers=workers)
         if variant is problem:
             bound = result.bound
-        rows.append(_row(label, result, served, score, over_budget=variant is not problem))
-    return Comparison(problem, served, bound, tuple(rows), dispatch, source)
+        rows.append(_row(label, result, (served, foreign), score, variant is not problem))
+    return Comparison(problem, served, bound, tuple(rows), dispatch, source, foreign)
 
 
 def compare_domains(
@@ -370,27 +393,31 @@ def _runs(
 def _row(
     label: str,
     result: Result,
-    served: Loads | None,
+    unseen: Sequence[Loads | None],
     score: Callable[[Plan, Loads], Evaluation],
-    *,
     over_budget: bool,
 ) -> Row:
     note = "over the budget: what engines spend by default" if over_budget else result.message
     if not result.has_plan:
         return Row(
-            label, result.status.value, None, None, None, None, None, None,
+            label, result.status.value, None, None, None, None, None, None, None,
             result.runtime * 1e3, note,
         )  # fmt: skip
     plan = result.plan
     totals = plan.slots.sum(axis=0)
     decode = not result.problem.goal.even_dispatch
+    planned, served, foreign = (
+        None if windows is None else _scores(plan, windows, score, decode)
+        for windows in (result.problem.loads, *unseen)
+    )
     return Row(
         method=label,
         status=result.status.value,
         replicas=plan.replicas,
         slots_per_gpu=(int(totals.min()), int(totals.max())),
-        planned=_scores(plan, result.problem.loads, score, decode),
-        served=_scores(plan, served, score, decode) if served is not None else None,
+        planned=planned,
+        served=served,
+        foreign=foreign,
         gap=None if over_budget else result.gap,
         duplicates=plan.duplicates,
         milliseconds=result.runtime * 1e3,

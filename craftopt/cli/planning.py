@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, cast, get_args
 
 import typer
@@ -42,6 +43,7 @@ from craftopt.cli.traffic import Pricing, pricing
 from craftopt.errors import InputError, choice
 from craftopt.problem import PlannedDispatch
 from craftopt.routing import DISPATCHES
+from craftopt.windows import without_domain
 
 
 @reading
@@ -131,6 +133,10 @@ def compare(
         ),
     ] = None,
     holdout: Holdout = None,
+    foreign: Annotated[
+        str | None,
+        typer.Option(metavar="DOMAIN", help="Keep a whole domain apart, as a third column."),
+    ] = None,
     blend: Blend = None,
     dispatch: DispatchOption = "even",
     seed: Seed = 0,
@@ -142,7 +148,11 @@ def compare(
         raise InputError(
             "--blend mixes the windows held out: pass one --holdout, such as first-half"
         )
-    planned, served = reader.loads(loads), None
+    planned, served, apart = reader.loads(loads), None, None
+    if foreign is not None:
+        if holdout == "domains":
+            raise InputError("--holdout domains holds out every domain; leave out --foreign")
+        planned, apart = without_domain(planned, foreign)
     if holdout is not None and holdout != "domains":
         planned, served = co.holdout(planned, holdout)
         if blend is not None:
@@ -169,8 +179,8 @@ def compare(
             )  # fmt: skip
         else:
             result = co.compare(
-                problem, served, names, dispatch=rule, trace=tokens, coactivation=pairs,
-                seed=seed, workers=workers, progress=report,
+                problem, served, names, foreign=apart, dispatch=rule, trace=tokens,
+                coactivation=pairs, seed=seed, workers=workers, progress=report,
             )  # fmt: skip
     if holdout == "domains":
         if as_json:
@@ -188,6 +198,48 @@ def compare(
 
     for laid_out in result.tables():
         print_rich(rich_table(laid_out))
+
+
+@reading
+def diagnose(
+    reader: Reader,
+    loads: LoadsArgument,
+    gpus: Gpus,
+    nodes: Nodes = 1,
+    served: Annotated[
+        str | None,
+        typer.Option("--map", metavar="PLAN", help="What is served with; experts by id if none."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model, such as deepseek-r1.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Accelerator, such as h200.")] = None,
+    trace: TraceOption = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say in a sentence what to do: leave it, place, replicate, or collect more windows first."""
+    if served is None:
+        today, traffic = None, reader.loads(loads)
+    else:
+        today, traffic = reader.both(served, loads, gpus, nodes)
+    tokens, _ = reader.tokens(trace, None, traffic.layer_ids, traffic.experts)
+    with progress("diagnosing") as report:
+        found = co.diagnose(
+            traffic, gpus, nodes, plan=today, model=model, gpu=gpu, trace=tokens, seed=seed,
+            workers=workers, progress=report,
+        )  # fmt: skip
+    if as_json:
+        print_json(found.to_dict())
+        return
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
+
+    table = dataclasses.replace(found.table(), title="layer time saved, by budget", notes=())
+    print_rich(found.answer)
+    print_rich("")
+    if found.gains:
+        print_rich(rich_table(table))
+        print_rich("")
+    print_rich("\n".join(f"- {reason}" for reason in found.reasons))
 
 
 @reading

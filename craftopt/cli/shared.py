@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
+from craftopt.datasets import is_synthetic
 from craftopt.documents import check_writable
 from craftopt.errors import InputError, choice, unknown
 from craftopt.formats.reading import read_any
@@ -121,21 +123,16 @@ class Reader:
 
     def loads(self, source: str, keep_idle: bool = False, experts: int | None = None) -> co.Loads:
         """Read loads, or cut a trace into windows, from a file, stdin or the examples."""
+        if self.batch is None and (self.kind == "trace" or self.order is not None):
+            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
         held: Any = sys.stdin.buffer if source == "-" else source
         if source != "-" and not Path(source).exists():
             if source.casefold() not in co.example_names():
                 wrong = unknown("example", source, co.example_names())
                 raise InputError(f"there is no file {source}, and {wrong}")
-            if self != Reader(None, None, None, None, None):
-                raise InputError(
-                    f"{source} is an example, which says itself what it is; leave out --as, "
-                    "--layers, --experts, --batch and --order"
-                )
-            return co.load_example(source)
+            return self._example(source)
         if self.batch is not None:
-            return self._windows(held, self.experts or experts)
-        if self.kind == "trace" or self.order is not None:
-            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
+            return self._windows(co.read_trace(held, self.experts or experts, self.layers))
         return co.read_loads(
             held, self.layers, experts=self.experts, kind=self.kind, keep_idle=keep_idle
         )
@@ -143,7 +140,8 @@ class Reader:
     def any(self, source: str, gpus: int | None) -> tuple[str, Any]:
         """Read whatever a file holds, and say in words what it is."""
         if source != "-" and not Path(source).exists():
-            return "an example", self.loads(source)
+            kind = "synthetic" if is_synthetic(source) else "measured"
+            return f"an example, {kind}", self.loads(source)
         if self.batch is not None:
             return f"a trace in batches of {self.batch}", self.loads(source)
         held = sys.stdin.buffer if source == "-" else source
@@ -201,7 +199,7 @@ class Reader:
         """Read what traffic is measured on, where it is given, and leave out other layers."""
         if trace is not None and coactivation is not None:
             raise InputError("--trace and --coactivation are both given; pass one of them")
-        tokens = None if trace is None else co.read_trace(trace, experts, self.layers)
+        tokens = None if trace is None else self._trace(trace, experts)
         pairs = (
             None
             if coactivation is None
@@ -209,12 +207,31 @@ class Reader:
         )
         return _of_layers(tokens, layers), _of_layers(pairs, layers)
 
-    def _windows(self, source: Any, experts: int | None) -> co.Loads:
+    def _trace(self, source: str, experts: int) -> co.Trace:
+        """Read a token trace from a file or the examples."""
+        if not Path(source).exists() and source.casefold() in co.example_names():
+            return co.load_example_trace(source)
+        return co.read_trace(source, experts, self.layers)
+
+    def _example(self, name: str) -> co.Loads:
+        """Load an example, or cut windows from its trace; say where it is made up."""
+        if self != Reader(None, None, None, self.batch, self.order):
+            raise InputError(
+                f"{name} is an example, which says itself what it is; leave out --as, "
+                "--layers and --experts"
+            )
+        if self.batch is not None:
+            return self._windows(co.load_example_trace(name))
+        if is_synthetic(name):
+            text = f"{name} is a synthetic example, not measured traffic"
+            warnings.warn(text, co.CraftoptWarning, stacklevel=2)
+        return co.load_example(name)
+
+    def _windows(self, trace: co.Trace) -> co.Loads:
         """Cut a trace into windows, without a last one that is short."""
-        trace = co.read_trace(source, experts, self.layers)
-        order = cast(Order, self.order or "recorded")
-        windows = trace.batches(self.batch or 0, order, self.seed)
-        return windows.select(range(max(1, trace.tokens // (self.batch or 1))))
+        size, order = self.batch or 0, cast(Order, self.order or "recorded")
+        windows = trace.batches(size, order, self.seed)
+        return windows.select(range(max(1, trace.tokens // size)))
 
 
 def _of_layers(held: Any, layer_ids: IntArray) -> Any:
@@ -367,7 +384,7 @@ def print_rich(content: Any) -> None:
     console = Console()
     if console.is_terminal:
         # Rather lines that wrap than figures that are cut.
-        console.width = max(console.width, 120)
+        console.width = max(console.width, 140)
         console.print(content)
         return
     page = io.StringIO()

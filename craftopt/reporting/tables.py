@@ -15,6 +15,7 @@ from craftopt.comparison import Comparison
 from craftopt.display import sparkline
 from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
+from craftopt.recordings import foreseen, looks_made_up, windows_enough
 from craftopt.routing import Dispatch
 from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
@@ -96,6 +97,12 @@ def loads_table(loads: Loads, name: str) -> Table:
         "Gini": f"{np.median(spread):.3f} median, {spread.max():.3f} most",
         "digest": loads.digest[:16],
     }
+    if loads.windows > 1:
+        rows["foreseen"] = f"{foreseen(loads)[1]:.0%} of a window's skew, by the other windows"
+        rows["enough windows"] = f"about {windows_enough(loads)}"
+    made_up = looks_made_up(loads)
+    if made_up:
+        rows["looks made up"] = made_up
     error = share_error(loads)
     if error is None:
         rows["unit"] = "not whole numbers, so no counts: nothing is said on sampling"

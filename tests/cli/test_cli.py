@@ -163,6 +163,7 @@ def test_info_says_what_the_file_holds(run, loads_file, tokens):
     assert f"{tokens.sum():,.0f}" in run("info", loads_file).out
 
 
+@pytest.mark.filterwarnings("ignore::craftopt.errors.CraftoptWarning")
 def test_examples_go_by_name_in_any_case(run):
     printed = json.loads(run("info", "DeepSeek-R1", "--json").out)
     assert (printed["layers"], printed["experts"]) == (58, 256)
