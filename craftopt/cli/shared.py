@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
 from craftopt.documents import check_writable
-from craftopt.errors import InputError, choice, unknown
+from craftopt.errors import CraftoptWarning, InputError, choice, unknown
 from craftopt.formats.reading import read_any
 from craftopt.loads import IntArray
 from craftopt.objective import ObjectiveName
@@ -155,6 +156,14 @@ class Reader:
     ) -> tuple[co.Plan, co.Loads]:
         """Read a plan and loads of the same layers: those of the loads that have tokens."""
         held, traffic = self.whole_plan(plan, loads, gpus, nodes)
+        if held.dead:
+            warnings.warn(
+                f"the dead GPUs {', '.join(map(str, held.dead))} are left out: this is about the "
+                f"{held.gpus - len(held.dead)} that are alive",
+                CraftoptWarning,
+                stacklevel=2,
+            )
+            held = held.survivors()
         active = np.flatnonzero(traffic.tokens.any(axis=(0, 2)))
         if active.size < traffic.layers:
             traffic = traffic.with_layers(active.tolist(), traffic.layer_ids[active])
@@ -290,7 +299,7 @@ def on_nodes(plan: co.Plan, nodes: int | None) -> co.Plan:
     """Say how many nodes hold the GPUs of an engine's map."""
     if nodes is None:
         return plan
-    return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest)
+    return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest, plan.dead)
 
 
 def slots_of(plan: co.Plan) -> SlotRule:

@@ -114,6 +114,19 @@ def export(
         raise InputError(f"export takes a Plan, not {type(plan).__name__}; co.read_plan reads one")
     engine = choice("engine", engine, _ENGINES)
     found = _ENGINES[engine]
+    if plan.duplicates and not found.duplicates:
+        raise InputError(
+            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
+            f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
+            "such as fast"
+        )
+    name, notes = os.fsdecode(path), list(found.notes)
+    if plan.dead:
+        notes.append(
+            f"GPU(s) {', '.join(map(str, plan.dead))} are dead: the file is for the "
+            f"{plan.gpus - len(plan.dead)} others, numbered in their order"
+        )
+        plan = plan.survivors()
     least, most = int(plan.slots.min()), int(plan.slots.max())
     if least != most and not pad:
         raise InputError(
@@ -121,19 +134,12 @@ def export(
             "equally many everywhere; plan with slots='uniform' (--slots uniform), or fill up to "
             f"{most} with pad=True (--pad)"
         )
-    if plan.duplicates and not found.duplicates:
-        raise InputError(
-            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
-            f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
-            "such as fast"
-        )
-    name = os.fsdecode(path)
     if found.suffix and not name.endswith(found.suffix):
         raise InputError(
             f"{found.title} refuses files whose names do not end in {found.suffix}, such as "
             f"{name}; pass {name}{found.suffix}"
         )
-    copies, notes = plan.copies, list(found.notes)
+    copies = plan.copies
     if least != most:
         copies = padded(copies, most)
         notes.insert(0, _cost_of_padding(plan, most))
