@@ -53,6 +53,13 @@ def plan(
     objective: ObjectiveOption = "time",
     groups: Groups = None,
     max_copies: MaxCopies = None,
+    dispatch: Annotated[
+        str,
+        typer.Option(
+            help="How engines will serve copies: even, or nearest-even, as SGLang does with an "
+            "all-to-all backend."
+        ),
+    ] = "even",
     method: Annotated[str, typer.Option(help="How to plan.")] = "fast",
     seed: Seed = 0,
     work_limit: Annotated[
@@ -71,7 +78,7 @@ def plan(
     problem = make_problem(
         reader.loads(loads), gpus, nodes, replicas, replicas_per_layer, slots, objective, groups,
         max_copies,
-    )  # fmt: skip
+    ).variant(dispatch=dispatch)  # fmt: skip
     with progress(f"planning with {method}") as report:
         result = co.solve(
             problem,

@@ -224,7 +224,5 @@ def _active(
             raise InputError(f"--dead names {text.strip()!r}; the plan's GPUs are 0..{gpus - 1}")
         active[int(text)] = False
     if not active.any():
-        raise InputError(
-            f"--dead names all {gpus} GPUs of the plan; at least one must be alive"
-        )
+        raise InputError(f"--dead names all {gpus} GPUs of the plan; at least one must be alive")
     return active

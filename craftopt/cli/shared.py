@@ -284,13 +284,16 @@ def _layers(text: str | None) -> int | list[int] | None:
     """Read --layers: a number of layers, or their numbers, such as 3-60,62."""
     if text is None:
         return None
-    if text.strip().isdecimal():
-        return int(text)
+    return int(text) if text.strip().isdecimal() else layer_numbers("--layers", text)
+
+
+def layer_numbers(option: str, text: str) -> list[int]:
+    """Read numbers of layers, such as 3-60,62."""
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         if found is None:
-            raise InputError(f"--layers {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
+            raise InputError(f"{option} {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
         numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
     return numbers
 

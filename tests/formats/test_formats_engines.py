@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from strategies import copies_arrays, quiet
 
 import craftopt as co
+from craftopt.cli import main
 
 UNIFORM = co.Plan.from_phy2log(PHY2LOG[1:], gpus=2, layer_ids=[1, 2])
 RAGGED = co.Plan([[[1, 0], [0, 1], [1, 1]], [[1, 0], [0, 1], [1, 0]]], [3, 4])
@@ -695,3 +696,56 @@ def test_sample_traces_are_read():
 def test_sample_folders_may_lie_anywhere(tmp_path):
     shutil.copytree(SAMPLES / "trtllm/expert_statistic", tmp_path / "elsewhere")
     assert co.read_loads(tmp_path / "elsewhere").windows == 2
+
+
+# --- what engines make of a map ------------------------------------------------------------------
+
+
+def test_export_says_what_the_nearest_copies_make_of_the_loads(tmp_path):
+    loads = co.Loads([[8, 1, 1, 2]])
+    plan = co.Plan.from_phy2log([[0, 1, 0, 2, 0, 3]], gpus=3)
+    notes = co.export(plan, "sglang", tmp_path / "m.json", loads=loads).notes
+    even = co.evaluate(plan, loads).relative_time
+    nearest = co.evaluate(plan, loads, "nearest-even").relative_time
+    assert f"relative time {nearest:.3f} on these loads, and {even:.3f} without" in notes[0]
+    assert (
+        "evaluate --dispatch nearest-even"
+        in co.export(plan, "sglang", tmp_path / "m.json").notes[0]
+    )
+    with pytest.raises(co.InputError, match="loads are for the notes on sglang, not on vllm"):
+        co.export(plan, "vllm", tmp_path / "m.json", loads=loads)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt-llm", "sglang", "vllm", "vllm-ascend"])
+def test_layers_outside_the_recording_are_filled_by_rule(engine, tmp_path):
+    plan = co.Plan.from_phy2log([[3, 1, 0, 2, 0, 3]], gpus=3, layer_ids=[1])
+    file = tmp_path / ("m.yaml" if engine == "tensorrt-llm" else "m.json")
+    exported = co.export(plan, engine, file, fill=[2, 0, 1])
+    assert exported.padding == 0
+    assert "not planned: layers 0, 2, the experts in order" in exported.notes
+    back = co.read_plan(file, 3)
+    assert back.layer_ids.tolist() == [0, 1, 2]
+    assert back.with_layers([1], [1]).copies.tolist() == plan.copies.tolist()
+    start = co.Plan.from_phy2log([[0, 1, 2, 3, 0, 1]], gpus=3)
+    assert [back.copies[layer].tolist() for layer in (0, 2)] == [start.copies[0].tolist()] * 2
+
+
+def test_the_command_fills_layers_and_plans_for_the_nearest_copies(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "l.npz", counts=np.random.default_rng(3).integers(1, 99, (2, 2, 8)))
+    words = f"plan {tmp_path}/l.npz --gpus 4 --nodes 2 --replicas-per-layer 4 --slots uniform"
+
+    def run(text: str) -> str:
+        monkeypatch.setattr("sys.argv", ["craftopt", *text.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None)
+        return capsys.readouterr().out
+
+    run(f"{words} --dispatch nearest-even -o {tmp_path}/p.json")
+    loads = co.read_loads(tmp_path / "l.npz")
+    problem = co.Problem(
+        loads, 4, nodes=2, replicas_per_layer=4, slots="uniform", dispatch="nearest-even"
+    )
+    assert co.read_plan(tmp_path / "p.json") == co.solve(problem).plan
+    said = run(f"export {tmp_path}/p.json --engine tensorrt-llm -o {tmp_path}/m.yaml --fill 3-4")
+    assert "not planned: layers 3-4" in said
