@@ -509,24 +509,3 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
         monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
         plans.append(sglang_engine.rebalance_experts(tokens, 40, 5, None, 1)[0].tobytes())
     assert len(set(plans)) == 1
-
-
-def test_vllms_own_interface_is_kept():
-    module = pytest.importorskip(
-        "vllm.distributed.eplb.policy", reason="checks vLLM's own class where vLLM is installed"
-    )
-    import inspect  # noqa: PLC0415
-
-    theirs = inspect.signature(module.AbstractEplbPolicy.rebalance_experts).parameters
-    ours = inspect.signature(vllm.CraftoptEplbPolicy.rebalance_experts).parameters
-    assert list(theirs) == list(ours)
-
-
-def test_sglangs_own_interface_is_kept():
-    module = pytest.importorskip(
-        "sglang.srt.eplb.eplb_algorithms", reason="checks SGLang's own where SGLang is installed"
-    )
-    import inspect  # noqa: PLC0415
-
-    theirs = inspect.signature(module.rebalance_experts).parameters
-    assert list(theirs) == list(inspect.signature(sglang_engine.rebalance_experts).parameters)

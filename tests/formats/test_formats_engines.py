@@ -698,6 +698,32 @@ def test_sample_folders_may_lie_anywhere(tmp_path):
     assert co.read_loads(tmp_path / "elsewhere").windows == 2
 
 
+def test_a_load_balancer_inside_moe_config_is_read():
+    text = """
+max_batch_size: 8
+moe_config:
+  backend: WIDEEP
+  load_balancer:
+    num_slots: 6
+    initial_global_assignments:
+      3: [0, 1, 2, 3, 0, 1]
+
+      4:
+      - 3
+      - 2
+      - 1
+      - 0
+      - 3
+      - 2
+    layer_updates_per_iter: 0
+  max_num_tokens: 4096
+enable_attention_dp: true
+"""
+    plan = co.read_plan(io.BytesIO(text.encode()), 3)
+    assert plan.layer_ids.tolist() == [3, 4]
+    assert plan.phy2log().tolist() == [[0, 1, 2, 3, 0, 1], [2, 3, 0, 1, 2, 3]]
+
+
 # --- what engines make of a map ------------------------------------------------------------------
 
 
