@@ -18,11 +18,21 @@ SOURCE = os.environ.get("VLLM_ASCEND_SOURCE", "")
 if not Path(SOURCE, "vllm_ascend").is_dir():
     pytest.skip("VLLM_ASCEND_SOURCE is no unpacked sdist of vllm-ascend", allow_module_level=True)
 
-# Its package imports the NPU's runtime on the way to the worker, which needs none of it.
+pytest.importorskip("vllm.model_executor.layers.fused_moe.expert_map_manager")
+
+# The package imports the NPU's runtime on the way to the worker, which needs none of it. (After
+# vLLM: transformers would take the stub for an NPU.)
 sys.path.insert(0, SOURCE)
 package = types.ModuleType("vllm_ascend")
 package.__path__ = [str(Path(SOURCE, "vllm_ascend"))]
-sys.modules.update(vllm_ascend=package, torch_npu=types.ModuleType("torch_npu"))
+groups = types.ModuleType("vllm_ascend.distributed.parallel_state")
+groups.get_dynamic_eplb_group = lambda: SimpleNamespace(rank_in_group=0)
+sys.modules |= {
+    "torch_npu": types.ModuleType("torch_npu"),
+    "vllm_ascend": package,
+    "vllm_ascend.distributed": types.ModuleType("vllm_ascend.distributed"),
+    groups.__name__: groups,
+}
 
 from vllm_ascend.eplb.core import eplb_worker  # noqa: E402
 from vllm_ascend.eplb.core.policy.policy_factory import PolicyFactory  # noqa: E402
