@@ -113,12 +113,13 @@ def export(
 
     Examples
     --------
-    >>> import craftopt as co, tempfile, os
+    >>> import craftopt as co, tempfile
+    >>> from pathlib import Path
     >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = os.path.join(folder, "location.json")
+    ...     file = Path(folder, "location.json")
     ...     exported = co.export(plan, "sglang", file)
-    ...     print(open(file).read().strip())
+    ...     print(file.read_text().strip())
     {"physical_to_logical_map": [[0, 1, 0, 2]]}
     >>> exported.flags[0]
     '--ep-size 2 --ep-num-redundant-experts 1'
