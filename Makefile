@@ -29,7 +29,7 @@ test: $(VENV)/.installed-dev
 
 engines: $(ENGINES)/.installed
 	cd tests && NUMBA_CACHE_DIR=$(ENGINES)/numba VLLM_ASCEND_SOURCE=$(ENGINES)/$(ASCEND) \
-	$(ENGINES)/bin/python -m pytest --confcutdir engines_real engines_real
+	$(ENGINES)/bin/python -m pytest -W default --confcutdir engines_real engines_real
 
 studies: $(VENV)/.installed-dev
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n 2 -m slow tests

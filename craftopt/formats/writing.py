@@ -229,6 +229,7 @@ def _served_by_the_nearest(plan: Plan, loads: Loads | None) -> str:
     return (
         "with an all-to-all backend, such as deepep, SGLang serves a map that it starts with by "
         f"the nearest copies: {figures}; plan --dispatch nearest-even plans for it"
+        + ("" if plan.nodes == 1 else ". Of several copies in a node SGLang takes one: worse yet")
     )
 
 

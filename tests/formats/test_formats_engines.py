@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -722,6 +723,45 @@ enable_attention_dp: true
     plan = co.read_plan(io.BytesIO(text.encode()), 3)
     assert plan.layer_ids.tolist() == [3, 4]
     assert plan.phy2log().tolist() == [[0, 1, 2, 3, 0, 1], [2, 3, 0, 1, 2, 3]]
+
+
+def response(*arrays: np.ndarray | None) -> io.BytesIO:
+    """A response of vLLM's API, with an aborted choice for None."""
+    choices = []
+    for array in arrays:
+        stream = io.BytesIO()
+        if array is not None:
+            np.save(stream, array)
+        text = base64.b64encode(stream.getvalue()).decode()
+        choices.append({"text": "", "routed_experts": text if array is not None else None})
+    return io.BytesIO(json.dumps({"object": "text_completion", "choices": choices}).encode())
+
+
+def test_a_response_of_vllms_api_is_a_trace():
+    rng = np.random.default_rng(2)
+    first, second = (
+        np.array([[rng.permutation(8)[:2] for _ in range(3)] for _ in range(n)], dtype=np.uint8)
+        for n in (5, 4)
+    )
+    first[:, 0] = second[:, 0] = 0  # a dense layer
+    held = quiet(lambda: co.read_trace(response(first, None, second), experts=8))
+    assert held.layer_ids.tolist() == [1, 2]
+    assert np.array_equal(held.topk_ids, np.concatenate([first, second])[:, 1:])
+    assert held.sequence.tolist() == [0] * 5 + [1] * 4
+    with pytest.raises(co.FormatError, match="holds a token trace, not loads"):
+        co.read_loads(response(first))
+
+
+@pytest.mark.parametrize("text", ["%%%", "AAAA", "é", ""])
+def test_a_damaged_response_is_one_clear_error(text):
+    document = json.dumps({"choices": [{"routed_experts": text}]}).encode()
+    with pytest.raises(co.FormatError, match="choice 0: damaged routed_experts"):
+        co.read_trace(io.BytesIO(document))
+
+
+def test_choices_that_differ_in_layers_are_refused():
+    with pytest.raises(co.FormatError, match=r"choices hold \(2, 3, 2\), \(2, 1, 2\)"):
+        co.read_trace(response(np.ones((2, 3, 2), int), np.ones((2, 1, 2), int)))
 
 
 # --- what engines make of a map ------------------------------------------------------------------
