@@ -107,6 +107,7 @@ def certify(
     """
     problem.goal.require_even_dispatch("certify")
     problem.variant(traffic=None, max_slowdown=None).require_even_balance("certify")
+    plan = plan.survivors()
     broken = violations(plan, problem)
     if broken:
         raise InputError(f"a plan that breaks rules cannot be certified: {broken[0]}")

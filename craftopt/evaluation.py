@@ -202,6 +202,7 @@ def evaluate(
     """
     dispatch = choice("dispatch", dispatch, DISPATCHES)
     plan.check_layers(loads, "loads")
+    plan = plan.survivors()
     if homes is not None and trace is None:
         raise InputError("homes without trace; pass the trace whose tokens they hold")
     if trace is not None and coactivation is not None:
@@ -414,6 +415,7 @@ def violations(plan: Plan, problem: Problem) -> tuple[str, ...]:
     ('duplicates: 1 copies share a GPU with a copy of the same expert (layer 0, expert 0, GPU 0)',)
     """
     plan.check_layers(problem.loads, "loads")
+    plan = plan.survivors()
     if plan.gpus != problem.gpus:
         raise InputError(f"the plan is for {plan.gpus} GPUs, the problem for {problem.gpus}")
     found = [

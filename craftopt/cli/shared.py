@@ -23,7 +23,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 import craftopt as co
 from craftopt.datasets import is_synthetic
 from craftopt.documents import check_writable
-from craftopt.errors import InputError, choice, unknown
+from craftopt.errors import CraftoptWarning, InputError, choice, unknown
 from craftopt.formats.reading import read_any
 from craftopt.loads import IntArray
 from craftopt.objective import ObjectiveName
@@ -157,6 +157,14 @@ class Reader:
     ) -> tuple[co.Plan, co.Loads]:
         """Read a plan and loads of the same layers: those of the loads that have tokens."""
         held, traffic = self.whole_plan(plan, loads, gpus, nodes)
+        if held.dead:
+            warnings.warn(
+                f"the dead GPUs {', '.join(map(str, held.dead))} are left out: this is about the "
+                f"{held.gpus - len(held.dead)} that are alive",
+                CraftoptWarning,
+                stacklevel=2,
+            )
+            held = held.survivors()
         active = np.flatnonzero(traffic.tokens.any(axis=(0, 2)))
         if active.size < traffic.layers:
             traffic = traffic.with_layers(active.tolist(), traffic.layer_ids[active])
@@ -317,13 +325,16 @@ def _layers(text: str | None) -> int | list[int] | None:
     """Read --layers: a number of layers, or their numbers, such as 3-60,62."""
     if text is None:
         return None
-    if text.strip().isdecimal():
-        return int(text)
+    return int(text) if text.strip().isdecimal() else layer_numbers("--layers", text)
+
+
+def layer_numbers(option: str, text: str) -> list[int]:
+    """Read numbers of layers, such as 3-60,62."""
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         if found is None:
-            raise InputError(f"--layers {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
+            raise InputError(f"{option} {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
         numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
     return numbers
 
@@ -332,7 +343,7 @@ def on_nodes(plan: co.Plan, nodes: int | None) -> co.Plan:
     """Say how many nodes hold the GPUs of an engine's map."""
     if nodes is None:
         return plan
-    return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest)
+    return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest, plan.dead)
 
 
 def slots_of(plan: co.Plan) -> SlotRule:

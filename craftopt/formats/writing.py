@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from craftopt.documents import write_atomically
-from craftopt.errors import InputError, choice
+from craftopt.errors import InputError, choice, whole
+from craftopt.evaluation import evaluate
 from craftopt.formats import ascend, deepseek, sglang, tensorrt_llm
-from craftopt.loads import IntArray
+from craftopt.loads import IntArray, Loads, layer_text
 from craftopt.plan import Copies, Plan
+from craftopt.routing import Dispatch
 
 EngineName = Literal["sglang", "tensorrt-llm", "vllm-ascend", "vllm", "deepseek"]
 
@@ -61,7 +63,13 @@ class _Engine:
 
 
 def export(
-    plan: Plan, engine: EngineName, path: str | os.PathLike[str], pad: bool = False
+    plan: Plan,
+    engine: EngineName,
+    path: str | os.PathLike[str],
+    pad: bool = False,
+    *,
+    fill: Iterable[int] = (),
+    loads: Loads | None = None,
 ) -> Exported:
     """Write a plan as a serving engine loads it: whole or not at all.
 
@@ -86,6 +94,11 @@ def export(
     pad : bool
         Fill up smaller GPUs and layers with further copies, of experts with the fewest. This
         takes the memory that the plan saved; the result says how much.
+    fill : iterable of int
+        The model's numbers of further MoE layers, such as those of multi-token prediction, which
+        no recording has: they host the experts in order, then again from the first.
+    loads : Loads, optional
+        What SGLang's nearest copies make of them is said in the notes.
 
     Returns
     -------
@@ -115,6 +128,19 @@ def export(
         raise InputError(f"export takes a Plan, not {type(plan).__name__}; co.read_plan reads one")
     engine = choice("engine", engine, _ENGINES)
     found = _ENGINES[engine]
+    if plan.duplicates and not found.duplicates:
+        raise InputError(
+            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
+            f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
+            "such as fast"
+        )
+    name, notes = os.fsdecode(path), list(found.notes)
+    if plan.dead:
+        notes.append(
+            f"GPU(s) {', '.join(map(str, plan.dead))} are dead: the file is for the "
+            f"{plan.gpus - len(plan.dead)} others, numbered in their order"
+        )
+        plan = plan.survivors()
     least, most = int(plan.slots.min()), int(plan.slots.max())
     if least != most and not pad:
         raise InputError(
@@ -122,19 +148,16 @@ def export(
             "equally many everywhere; plan with slots='uniform' (--slots uniform), or fill up to "
             f"{most} with pad=True (--pad)"
         )
-    if plan.duplicates and not found.duplicates:
-        raise InputError(
-            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
-            f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
-            "such as fast"
-        )
-    name = os.fsdecode(path)
     if found.suffix and not name.endswith(found.suffix):
         raise InputError(
             f"{found.title} refuses files whose names do not end in {found.suffix}, such as "
             f"{name}; pass {name}{found.suffix}"
         )
-    copies, notes = plan.copies, list(found.notes)
+    if loads is not None and engine != "sglang":
+        raise InputError(f"loads are for the notes on sglang, not on {engine}; leave them out")
+    if engine == "sglang":
+        notes.append(_served_by_the_nearest(plan, loads))
+    copies = plan.copies
     if least != most:
         copies = padded(copies, most)
         notes.insert(0, _cost_of_padding(plan, most))
@@ -143,9 +166,14 @@ def export(
             f"{plan.duplicates} slots are wasted on a second copy of an expert on the same GPU"
         )
     full = Plan(copies, plan.layer_ids, plan.nodes)
+    if further := sorted(
+        {whole("fill", layer, 0) for layer in fill} - set(full.layer_ids.tolist())
+    ):
+        full = _filled(full, further)
+        notes.append(f"not planned: layers {layer_text(further)}, the experts in order")
     write_atomically(path, found.write(full.phy2log(), full))
     flags = found.flags(name, full, most)
-    return Exported(engine, name, flags, full.replicas - plan.replicas, tuple(notes))
+    return Exported(engine, name, flags, int(copies.sum() - plan.slots.sum()), tuple(notes))
 
 
 def padded(copies: Copies, slots: int) -> Copies:
@@ -180,6 +208,29 @@ def padded(copies: Copies, slots: int) -> Copies:
         filled[layer, chosen, gpu] = 1
         counts[layer, chosen] += 1
     return filled
+
+
+def _filled(plan: Plan, layers: list[int]) -> Plan:
+    """Add layers that host the experts in order, then again from the first."""
+    table = plan.phy2log()
+    start = np.tile(np.arange(table.shape[1]) % plan.experts, (len(layers), 1))
+    numbers = np.concatenate([plan.layer_ids, layers])
+    order = np.argsort(numbers)
+    rows = np.concatenate([table, start])[order]
+    return Plan.from_phy2log(rows, plan.gpus, plan.experts, numbers[order], plan.nodes)
+
+
+def _served_by_the_nearest(plan: Plan, loads: Loads | None) -> str:
+    rule: Dispatch = "nearest-even"
+    figures = "evaluate --dispatch nearest-even says what that makes of loads"
+    if loads is not None:
+        nearest, even = (evaluate(plan, loads, r).relative_time for r in (rule, "even"))
+        figures = f"relative time {nearest:.3f} on these loads, and {even:.3f} without"
+    return (
+        "with an all-to-all backend, such as deepep, SGLang serves a map that it starts with by "
+        f"the nearest copies: {figures}; plan --dispatch nearest-even plans for it"
+        + ("" if plan.nodes == 1 else ". Of several copies in a node SGLang takes one: worse yet")
+    )
 
 
 def _cost_of_padding(plan: Plan, slots: int) -> str:
@@ -250,6 +301,10 @@ _ENGINES: dict[EngineName, _Engine] = {
         "TensorRT-LLM",
         lambda phy2log, plan: tensorrt_llm.load_balancer(phy2log, plan.layer_ids).encode(),
         _tensorrt_flags,
+        notes=(
+            "TensorRT-LLM fails on MoE layers that the file lacks, such as those of multi-token "
+            "prediction; add them with fill= (--fill)",
+        ),
     ),
     "vllm-ascend": _Engine(
         "vllm-ascend",
