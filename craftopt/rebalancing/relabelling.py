@@ -90,7 +90,7 @@ def relabel_copies(copies: Copies, previous: Copies, nodes: int) -> Copies:
     # Slots that the layers are to have afterwards: each keeps the totals of a plan there is.
     targets = [slots]
     if (np.ptp(slots, axis=1) > 0).any():
-        jointly, _ = _assign(kept.sum(axis=0), slots.sum(axis=0), None, nodes)
+        jointly, _ = assign_gpus(kept.sum(axis=0), slots.sum(axis=0), None, nodes)
         renamed = np.empty_like(slots)
         renamed[:, jointly] = slots
         targets.append(renamed)
@@ -99,7 +99,7 @@ def relabel_copies(copies: Copies, previous: Copies, nodes: int) -> Copies:
             targets.append(wanted)
     best, most = copies, -np.inf
     for target in targets:
-        found = [_assign(*layer, nodes) for layer in zip(kept, slots, target, strict=True)]
+        found = [assign_gpus(*layer, nodes) for layer in zip(kept, slots, target, strict=True)]
         stayed = sum(value for _, value in found)
         if stayed > most:
             most = stayed
@@ -189,7 +189,7 @@ def _kept(copies: Copies, previous: Copies) -> FloatArray:
     return kept.reshape(layers, gpus, gpus)
 
 
-def _assign(
+def assign_gpus(
     kept: FloatArray, slots: IntArray, target: IntArray | None, nodes: int
 ) -> tuple[IntArray, float]:
     """Give every GPU a new number, nodes whole; return them and the copies that stay.

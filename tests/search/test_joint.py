@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import craftopt as co
 from craftopt.routing import route
-from craftopt.search.joint import NO_VISITS, anneal_joint, copy_shares, visits_surrogate
+from craftopt.search.joint import anneal_joint, copy_shares
 from craftopt.search.kernels import Rules, Schedule
+from craftopt.search.visits import NO_VISITS, visits_surrogate
 
 EXPERTS, GPUS, NODES, WINDOWS = 24, 8, 4, 5
 
