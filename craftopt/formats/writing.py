@@ -281,8 +281,8 @@ _ENGINES: dict[EngineName, _Engine] = {
         notes=(
             "with an all-to-all backend, such as deepep, SGLang serves a map that it starts with "
             "by the nearest copies: plan --dispatch nearest-even plans for that, and evaluate "
-            "--dispatch nearest-even says what it makes of loads. Of several copies in one of several nodes "
-            "it takes one alone, which is worse yet",
+            "--dispatch nearest-even says what it makes of loads. Of several copies in one of "
+            "several nodes it takes one alone, which is worse yet",
         ),
         suffix=".json",
     ),
