@@ -42,7 +42,7 @@ def export(
         ),
     ] = None,
     loads: Annotated[
-        str | None, typer.Option(help="Loads, to say what SGLang's nearest copies make of them.")
+        str | None, typer.Option(help="Loads, to say what nearest copies make of them.")
     ] = None,
     gpus: MapGpus = None,
     as_json: AsJson = False,
@@ -55,8 +55,14 @@ def export(
         output,
         pad,
         fill=() if fill is None else layer_numbers("--fill", fill),
-        loads=None if loads is None else reader.loads(loads, experts=held.experts),
     )
+    if loads is not None:
+        served = reader.loads(loads, experts=held.experts)
+        nearest, even = (
+            co.evaluate(held, served, rule).relative_time for rule in ("nearest-even", "even")
+        )
+        figure = f"relative time {nearest:.3f} by the nearest copies, {even:.3f} evenly"
+        exported = dataclasses.replace(exported, notes=(*exported.notes, figure))
     if as_json:
         print_json(dataclasses.asdict(exported))
     else:

@@ -13,11 +13,9 @@ import numpy as np
 
 from craftopt.documents import write_atomically
 from craftopt.errors import InputError, choice, whole
-from craftopt.evaluation import evaluate
 from craftopt.formats import ascend, deepseek, sglang, tensorrt_llm
-from craftopt.loads import IntArray, Loads, layer_text
+from craftopt.loads import IntArray, layer_text
 from craftopt.plan import Copies, Plan
-from craftopt.routing import Dispatch
 
 EngineName = Literal["sglang", "tensorrt-llm", "vllm-ascend", "vllm", "deepseek"]
 
@@ -69,7 +67,6 @@ def export(
     pad: bool = False,
     *,
     fill: Iterable[int] = (),
-    loads: Loads | None = None,
 ) -> Exported:
     """Write a plan as a serving engine loads it: whole or not at all.
 
@@ -97,8 +94,6 @@ def export(
     fill : iterable of int
         The model's numbers of further MoE layers, such as those of multi-token prediction, which
         no recording has: they host the experts in order, then again from the first.
-    loads : Loads, optional
-        What SGLang's nearest copies make of them is said in the notes.
 
     Returns
     -------
@@ -153,10 +148,6 @@ def export(
             f"{found.title} refuses files whose names do not end in {found.suffix}, such as "
             f"{name}; pass {name}{found.suffix}"
         )
-    if loads is not None and engine != "sglang":
-        raise InputError(f"loads are for the notes on sglang, not on {engine}; leave them out")
-    if engine == "sglang":
-        notes.append(_served_by_the_nearest(plan, loads))
     copies = plan.copies
     if least != most:
         copies = padded(copies, most)
@@ -218,19 +209,6 @@ def _filled(plan: Plan, layers: list[int]) -> Plan:
     order = np.argsort(numbers)
     rows = np.concatenate([table, start])[order]
     return Plan.from_phy2log(rows, plan.gpus, plan.experts, numbers[order], plan.nodes)
-
-
-def _served_by_the_nearest(plan: Plan, loads: Loads | None) -> str:
-    rule: Dispatch = "nearest-even"
-    figures = "evaluate --dispatch nearest-even says what that makes of loads"
-    if loads is not None:
-        nearest, even = (evaluate(plan, loads, r).relative_time for r in (rule, "even"))
-        figures = f"relative time {nearest:.3f} on these loads, and {even:.3f} without"
-    return (
-        "with an all-to-all backend, such as deepep, SGLang serves a map that it starts with by "
-        f"the nearest copies: {figures}; plan --dispatch nearest-even plans for it"
-        + ("" if plan.nodes == 1 else ". Of several copies in a node SGLang takes one: worse yet")
-    )
 
 
 def _cost_of_padding(plan: Plan, slots: int) -> str:
@@ -296,7 +274,18 @@ def _deepseek_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
 
 
 _ENGINES: dict[EngineName, _Engine] = {
-    "sglang": _Engine("SGLang", _write_sglang, _sglang_flags, suffix=".json"),
+    "sglang": _Engine(
+        "SGLang",
+        _write_sglang,
+        _sglang_flags,
+        notes=(
+            "with an all-to-all backend, such as deepep, SGLang serves a map that it starts with "
+            "by the nearest copies: plan --dispatch nearest-even plans for that, and evaluate "
+            "--dispatch nearest-even says what it makes of loads. Of several copies in one of "
+            "several nodes it takes one alone, which is worse yet",
+        ),
+        suffix=".json",
+    ),
     "tensorrt-llm": _Engine(
         "TensorRT-LLM",
         lambda phy2log, plan: tensorrt_llm.load_balancer(phy2log, plan.layer_ids).encode(),

@@ -767,21 +767,6 @@ def test_choices_that_differ_in_layers_are_refused():
 # --- what engines make of a map ------------------------------------------------------------------
 
 
-def test_export_says_what_the_nearest_copies_make_of_the_loads(tmp_path):
-    loads = co.Loads([[8, 1, 1, 2]])
-    plan = co.Plan.from_phy2log([[0, 1, 0, 2, 0, 3]], gpus=3)
-    notes = co.export(plan, "sglang", tmp_path / "m.json", loads=loads).notes
-    even = co.evaluate(plan, loads).relative_time
-    nearest = co.evaluate(plan, loads, "nearest-even").relative_time
-    assert f"relative time {nearest:.3f} on these loads, and {even:.3f} without" in notes[0]
-    assert (
-        "evaluate --dispatch nearest-even"
-        in co.export(plan, "sglang", tmp_path / "m.json").notes[0]
-    )
-    with pytest.raises(co.InputError, match="loads are for the notes on sglang, not on vllm"):
-        co.export(plan, "vllm", tmp_path / "m.json", loads=loads)
-
-
 @pytest.mark.parametrize("engine", ["tensorrt-llm", "sglang", "vllm", "vllm-ascend"])
 def test_layers_outside_the_recording_are_filled_by_rule(engine, tmp_path):
     plan = co.Plan.from_phy2log([[3, 1, 0, 2, 0, 3]], gpus=3, layer_ids=[1])
@@ -813,5 +798,13 @@ def test_the_command_fills_layers_and_plans_for_the_nearest_copies(tmp_path, mon
         loads, 4, nodes=2, replicas_per_layer=4, slots="uniform", dispatch="nearest-even"
     )
     assert co.read_plan(tmp_path / "p.json") == co.solve(problem).plan
+    figures = [
+        co.evaluate(co.solve(problem).plan, loads, d).relative_time
+        for d in ("nearest-even", "even")
+    ]
+    said = run(
+        f"export {tmp_path}/p.json --engine sglang -o {tmp_path}/m.json --loads {tmp_path}/l.npz"
+    )
+    assert "relative time {:.3f} by the nearest copies, {:.3f} evenly".format(*figures) in said
     said = run(f"export {tmp_path}/p.json --engine tensorrt-llm -o {tmp_path}/m.yaml --fill 3-4")
     assert "not planned: layers 3-4" in said
