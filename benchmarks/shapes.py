@@ -47,7 +47,7 @@ def tokens(
     drift: float,
 ) -> np.ndarray:
     """Draw whole loads [windows, layers, experts]; windows drift apart by lognormal factors."""
-    windows, layers, experts = shape
+    _, layers, experts = shape
     share = np.stack([popularity(rng, experts, skew) for _ in range(layers)])
     load = share * np.exp(drift * rng.standard_normal(shape))
     count = 4096 * top_k

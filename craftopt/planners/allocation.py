@@ -21,11 +21,20 @@ def allocation_bounds(problem: Problem) -> FloatArray:
     """Bound the cost of ``replica_step * k`` replicas in every layer, float64 [layers, choices].
 
     For a problem of one window; with some choices beyond those where a bound still gains, since
-    placement may fall short of the bounds.
+    placement may fall short of the bounds, and with those that fill all slots of the rule
+    ``uniform``; choices between are ``inf``.
     """
     bounds = layer_costs(problem)
-    beyond = problem.layer_replicas_limit // problem.replica_step + 1 - bounds.shape[1]
-    return np.pad(bounds, ((0, 0), (0, min(beyond, BEYOND))), mode="edge")
+    step, count = problem.replica_step, bounds.shape[1]
+    beyond = problem.layer_replicas_limit // step + 1 - count
+    table = np.pad(bounds, ((0, 0), (0, min(beyond, BEYOND))), mode="edge")
+    filled = problem.uniform_choices // step
+    filled = filled[filled >= table.shape[1]]
+    if filled.size:
+        width = int(filled[-1]) + 1 - table.shape[1]
+        table = np.pad(table, ((0, 0), (0, width)), constant_values=np.inf)
+        table[:, filled] = bounds[:, -1:]
+    return table
 
 
 class MeasuredAllocation:

@@ -11,6 +11,7 @@ import numpy as np
 
 from craftopt.bounds import layer_costs
 from craftopt.evaluation import layer_gpu_loads, objective_value
+from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
@@ -19,8 +20,9 @@ from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
 from craftopt.search.descent import improve_layer
 
-# A layer this close to its bound, relative, is done.
-TOLERANCE = 1e-4
+# A layer this close to its bound, relative, is done; FINE where it is to be no worse than with
+# fewer replicas.
+TOLERANCE, FINE = 1e-4, 1e-5
 # An allocation is done this close, relative, to what any other could reach ...
 ALLOCATION_TOLERANCE = 3e-4
 # ... but only after this many placements, and at the latest after this many more per layer.
@@ -41,21 +43,42 @@ def plan_nominal(problem: Problem, options: Options) -> Outcome:
     improved, where a new placement is no better. For the objective activated it plans for time.
     """
     copies, limit = nominal_copies(problem, options)
-    return Outcome(problem.plan(copies, "nominal"), limit=limit)
+    used = int(copies.sum(dtype=np.int64)) - problem.loads.layers * problem.loads.experts
+    left = problem.replicas - problem.unused_replicas - used
+    message = f"{left} replicas are left: the summed load has no use for them" if left > 0 else ""
+    return Outcome(problem.plan(copies, "nominal"), "" if limit else message, limit)
 
 
 def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | None]:
-    """Return the copies of `plan_nominal`, and what stopped it before its end."""
+    """Return the copies of `plan_nominal`, and what stopped it before its end.
+
+    No plan is worse than under a stricter slot rule: ``free`` starts with the plan of ``even``,
+    and that with what ``uniform`` would fill.
+    """
     # The sum of batches activates everything.
     objective = problem.objective if problem.goal.even_dispatch else "time"
     total = problem.variant(loads=problem.loads.total(), objective=objective)
     work = options.work_limit
     if work is None:
         work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers
-    layers = _Placements(total, Options(workers=options.workers))
-    fill = _fill_uniform if problem.slots == "uniform" else _allocate
-    copies, stopped = fill(layers, work)
-    return copies, "work" if stopped else None
+    alone = Options(workers=options.workers)
+    if problem.slots == "uniform":
+        layers = _Placements(total, alone)
+        replicas, stopped = _fill_uniform(layers, work)
+        return layers.copies(replicas)[0], "work" if stopped else None
+    best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
+    least = allocate(layer_costs(total), total.replicas, total.replica_step)[1]
+    layers = None
+    for of_rule in (total,) if total.even_slots else (total.variant(slots="even"), total):
+        layers = _Placements(of_rule, alone, layers)
+        copies, ran_out = _allocate(layers, work)
+        cost = layers.cost(copies)
+        if cost < best_cost:
+            best, best_cost = copies, cost
+        stopped |= ran_out
+        if best_cost - least <= ALLOCATION_TOLERANCE * abs(least):
+            break
+    return best, "work" if stopped else None
 
 
 def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
@@ -75,8 +98,9 @@ def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
         work=work,
     )
     allocation.measure_known(layers.previous)
+    if not layers.slack and problem.uniform_choices.size:
+        allocation.measure_known(_fill_uniform(layers, work)[0])
     best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
-    repaired = False
     budget = problem.replicas
     while budget >= 0:
         replicas, cost, ran_out = allocation.solve(budget)
@@ -93,12 +117,6 @@ def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
     previous = layers.improved_previous()
     if previous is not None and layers.cost(previous) < best_cost:
         return previous, stopped
-    if repaired and layers.slack:
-        # Where equal totals cost something, the layout that needs no repairs may be better.
-        level, ran_out = _allocate(_Placements(problem.variant(slots="even"), layers.options), work)
-        stopped |= ran_out
-        if layers.cost(level) < best_cost:
-            return level, stopped
     if LEAST_PLACEMENTS <= allocation.spent < work:
         best = _spend(layers, best, best_cost)
     return best, stopped
@@ -139,34 +157,48 @@ def _level(replicas: IntArray, left: int, limit: int) -> IntArray:
     return np.maximum(replicas, level)
 
 
-def _fill_uniform(layers: _Placements, work: int) -> tuple[Copies, bool]:
-    """Fill the slots that the budget buys, or fewer where that is better."""
+def _fill_uniform(layers: _Placements, work: int) -> tuple[IntArray, bool]:
+    """Fill the slots that the budget buys, or fewer where that is better: replicas [layers]."""
     problem = layers.problem
-    count, experts = problem.loads.layers, problem.loads.experts
-    every = np.arange(count)
-    best, best_cost = np.zeros(0, dtype=np.int64), np.inf
-    stopped = False
-    for slots in range(problem.uniform_slots, -(-experts // problem.gpus) - 1, -1):
-        replicas = np.full(count, slots * problem.gpus - experts)
-        if best.size:
-            fewer = problem.variant(replicas=int(replicas.sum()))
-            if layer_costs(fewer).sum() >= best_cost - NOISE * abs(best_cost):
-                break  # no plan with so few slots is better, nor with fewer
-            if work < count:
-                stopped = True
-                break
-        cost = float(layers.measure(every, replicas // problem.replica_step).sum())
-        work -= count
-        if not best.size or cost < best_cost - NOISE * abs(best_cost):
-            best, best_cost = replicas, cost
-    return layers.copies(best)[0], stopped
+    every = np.arange(problem.loads.layers)
+
+    def cost(replicas: int, tolerance: float = TOLERANCE) -> float:
+        choices = np.full(every.size, replicas // problem.replica_step)
+        return float(layers.measure(every, choices, tolerance).sum())
+
+    top, *others = problem.uniform_choices[::-1].tolist()
+    costs, stopped = {top: cost(top)}, False
+    for replicas in others:
+        least = min(costs.values())
+        fewer = problem.variant(slots="uniform", replicas=replicas * every.size)
+        if layer_costs(fewer).sum() >= least - NOISE * abs(least):
+            break  # no plan with so few slots is better, nor with fewer
+        if work < (len(costs) + 1) * every.size:
+            stopped = True
+            break
+        costs[replicas] = cost(replicas)
+    # From few to many: more slots are no worse, if need be after a finer search.
+    best = min(costs)
+    for replicas in sorted(costs):
+        if costs[replicas] > costs[best]:
+            costs[replicas] = cost(replicas, FINE)
+        if costs[replicas] <= costs[best]:
+            best = replicas
+    return np.full(every.size, best), stopped
 
 
 class _Placements(Layers):
-    """Place layers on demand, and remember what came out."""
+    """Place layers on demand, and remember what came out.
 
-    def __init__(self, problem: Problem, options: Options) -> None:
+    ``stricter`` are placements under a stricter slot rule, which are taken where they are as good.
+    """
+
+    def __init__(
+        self, problem: Problem, options: Options, stricter: _Placements | None = None
+    ) -> None:
         super().__init__(problem, options, uneven=True)
+        self._stricter = stricter
+        self._done: set[Key] = set()
         self._placed: dict[Key, Copies] = {}
         self._costs: dict[Key, float] = {}
 
@@ -180,16 +212,39 @@ class _Placements(Layers):
         value = objective_value(problem.plan(copies, "nominal"), problem)
         return problem.goal.cost(value, problem.loads, problem.gpus)
 
-    def measure(self, layers: IntArray, choices: IntArray) -> FloatArray:
+    def measure(
+        self, layers: IntArray, choices: IntArray, tolerance: float = TOLERANCE
+    ) -> FloatArray:
         """Place layers with ``choices * replica_step`` replicas; return their costs."""
         keys = layer_keys(layers, choices * self.problem.replica_step)
-        placed = self.each(lambda index: self._place(*keys[index]), len(keys))
-        mean = self.total[layers].sum(axis=1) / self.problem.gpus
-        largest = np.array([value for _, value in placed])
-        cost = self.problem.goal.costs(largest, mean)
-        self._placed.update(zip(keys, (copies for copies, _ in placed), strict=True))
-        self._costs.update(zip(keys, cost.tolist(), strict=True))
-        return cost
+        if self._stricter is not None:
+            for key in keys:
+                self._keep(key, *self._stricter.known(key))
+        fresh = [key for key in keys if not self._is_done(key, tolerance)]
+        placed = self.each(lambda index: self._place(*fresh[index], tolerance), len(fresh))
+        for key, (copies, largest) in zip(fresh, placed, strict=True):
+            self._keep(key, copies, self._cost_of(key[0], largest))
+            self._done.add(key)
+        return np.array([self._costs[key] for key in keys])
+
+    def known(self, key: Key) -> tuple[Copies | None, float]:
+        """Return a layer's placement and cost, None and infinite where there is none."""
+        return self._placed.get(key), self._costs.get(key, np.inf)
+
+    def _keep(self, key: Key, copies: Copies | None, cost: float) -> None:
+        if copies is not None and cost < self.known(key)[1]:
+            self._placed[key], self._costs[key] = copies, cost
+
+    def _is_done(self, key: Key, tolerance: float) -> bool:
+        """Whether a placement is known that another search would not improve on."""
+        if key in self._done:
+            return tolerance == TOLERANCE
+        mean = self._cost_of(key[0], float(self.total[key[0]].sum()) / self.problem.gpus)
+        return self.known(key)[1] - mean <= tolerance * abs(mean)
+
+    def _cost_of(self, layer: int, largest: float) -> float:
+        mean = self.total[layer : layer + 1].sum(axis=1) / self.problem.gpus
+        return float(self.problem.goal.costs(np.array([largest]), mean)[0])
 
     def costs(self, layers: IntArray, replicas: IntArray) -> FloatArray:
         """Look up what `measure` returned."""
@@ -205,9 +260,9 @@ class _Placements(Layers):
         layers = range(self.problem.loads.layers)
         return np.stack([self._improve_previous(layer)[0] for layer in layers])
 
-    def _place(self, layer: int, replicas: int) -> tuple[Copies, float]:
+    def _place(self, layer: int, replicas: int, tolerance: float) -> tuple[Copies, float]:
         """Place a layer, or improve the previous plan's where that is no worse."""
-        placed, largest = self.place(self.total[layer], replicas, TOLERANCE)
+        placed, largest = self.place(self.total[layer], replicas, tolerance)
         if self.previous[layer] == replicas:
             kept, reached = self._improve_previous(layer)
             mean = float(self.total[layer].sum()) / self.problem.gpus

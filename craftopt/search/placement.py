@@ -34,8 +34,9 @@ _BAD = 1e-3
 # Limit on copy exchanges tried in one climb.
 _TRIALS = 40
 # Where it stays this far above, some replicas are tried as copies of light experts: from that many
-# of the best starts, copies are exchanged again.
-_FAR, _STARTS = 5e-3, 3
+# of the best starts, copies are exchanged again. In layers of few experts sooner, and from starts
+# that are no better by themselves, too.
+_FAR, _STARTS, _SMALL = 5e-3, 4, 64
 
 
 class Layout(NamedTuple):
@@ -147,14 +148,15 @@ class _Node:
         replicas = int(count.sum()) - count.size
         floor = max(float(self.weight.sum()) / self.gpus, float((self.weight / count).max()))
         least = cardinality_bound(self.weight, replicas, self.gpus, self.copies_limit, floor)[0]
-        if fullest <= max(self.bound, least) * (1.0 + _FAR):
+        small = count.size <= _SMALL
+        if fullest <= max(self.bound, least) * (1.0 + (_BAD if small else _FAR)):
             return best, fullest
         # Copies of the heaviest are not always the best use of slots that have to be filled:
         # hold some of them back for the lightest, and go on from the best of these.
         starts = []
         for other in self._with_fillers(count, fullest):
             value = self._attempt(other, kicks=False)[1]
-            if value < fullest * (1.0 - PROGRESS):
+            if small or value < fullest:
                 starts.append((value, len(starts), other))
         for _, _, other in sorted(starts)[:_STARTS]:
             packing, value = self._climb(other, kicks=False)
@@ -163,13 +165,14 @@ class _Node:
         return best, fullest
 
     def _with_fillers(self, count: IntArray, fullest: float) -> Iterator[IntArray]:
-        """List copies with 1, 2, ... of the replicas as fillers: copies of the lightest experts.
+        """List copies with some of the replicas as fillers: copies of the lightest experts.
 
-        As long as the heaviest copy leaves room for a better placement.
+        Of 1, 2, ... 8, 10, ... of them, as long as the heaviest copy leaves room to do better.
         """
         replicas, limit = int(count.sum()) - count.size, self.copies_limit
         lightest = np.argsort(self.weight, kind="stable")
-        for held in range(1, replicas + 1):
+        held = 0
+        while (held := held + max(1, held // 4)) <= replicas:
             other = replicate(self.weight, replicas - held, limit)
             if (self.weight / other).max() >= fullest * (1.0 - PROGRESS):
                 break
