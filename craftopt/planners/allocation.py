@@ -15,6 +15,8 @@ Measure = Callable[[IntArray, IntArray], FloatArray]
 
 # Choices of replicas beyond the last one where any bound still gains.
 BEYOND = 8
+# Sums that differ by less, relative, are equal.
+ROUNDING = 1e-13
 
 
 def allocation_bounds(problem: Problem) -> FloatArray:
@@ -101,8 +103,8 @@ class MeasuredAllocation:
                 return replicas, floor, False
             known = np.where(self._measured, self._table, np.inf)
             best, cost = allocate(known, budget, self._step)
-            close = cost - floor <= self._tolerance * abs(floor)
-            if close and self.spent >= self._least:
+            tolerance = self._tolerance if self.spent >= self._least else ROUNDING
+            if cost - floor <= tolerance * abs(floor):
                 return best, cost, False
             if cost < np.inf and self.spent + unknown.size > self._work:
                 return best, cost, True

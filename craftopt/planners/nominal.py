@@ -45,7 +45,7 @@ def plan_nominal(problem: Problem, options: Options) -> Outcome:
     copies, limit = nominal_copies(problem, options)
     used = int(copies.sum(dtype=np.int64)) - problem.loads.layers * problem.loads.experts
     left = problem.replicas - problem.unused_replicas - used
-    message = f"{left} replicas are left: the summed load has no use for them" if left > 0 else ""
+    message = f"{left} replicas are left: no use for them was found on the summed load" if left > 0 else ""
     return Outcome(problem.plan(copies, "nominal"), "" if limit else message, limit)
 
 
@@ -98,12 +98,19 @@ def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
         work=work,
     )
     allocation.measure_known(layers.previous)
-    if not layers.slack and problem.uniform_choices.size:
+    uniform = _uniform_bound(layers)
+    least = allocate(layer_costs(problem), problem.replicas, step)[1]
+    if uniform <= least + NOISE * abs(least):
         allocation.measure_known(_fill_uniform(layers, work)[0])
+        uniform = np.inf
     best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
     budget = problem.replicas
     while budget >= 0:
         replicas, cost, ran_out = allocation.solve(budget)
+        if uniform < cost:
+            allocation.measure_known(_fill_uniform(layers, work)[0])
+            uniform = np.inf
+            continue
         stopped |= ran_out
         if cost >= best_cost:
             break
@@ -120,6 +127,14 @@ def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
     if LEAST_PLACEMENTS <= allocation.spent < work:
         best = _spend(layers, best, best_cost)
     return best, stopped
+
+
+def _uniform_bound(layers: _Placements) -> float:
+    """Bound the cost of uniform slots, infinite where they are no choice."""
+    problem = layers.problem
+    if layers.slack or not problem.uniform_choices.size:
+        return np.inf
+    return float(layer_costs(problem.variant(slots="uniform")).sum())
 
 
 def _spend(layers: _Placements, copies: Copies, cost: float) -> Copies:

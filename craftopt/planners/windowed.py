@@ -55,11 +55,8 @@ def plan_windowed(problem: Problem, options: Options) -> Outcome:
     """
     search = WindowedSearch(problem, options)
     allocations = search.allocations()
-    done, part = 0.0, 1.0
-    if problem.slots != "uniform":  # after the curves
-        done, part = 1 / 3, 2 / 3 / len(allocations)
     candidates = [
-        search.plan(replicas, done + turn * part, part) for turn, replicas in enumerate(allocations)
+        search.plan(replicas, turn, len(allocations)) for turn, replicas in enumerate(allocations)
     ]
     if problem.previous is not None:
         candidates.append(problem.previous_copies)
@@ -167,15 +164,17 @@ class WindowedSearch(Layers):
         )
         return sum(found)
 
-    def plan(self, replicas: IntArray, done: float = 0.0, part: float = 1.0) -> Copies:
+    def plan(self, replicas: IntArray, turn: int = 0, turns: int = 1) -> Copies:
         """Anneal all layers, with ``replicas`` [layers] each; return the copies of the plan.
 
-        Progress goes from ``done`` by ``part``.
+        ``turn`` of ``turns`` plans, for the progress.
         """
+        curves = 0.0 if self.problem.slots == "uniform" else 1 / 3
+        part = (1.0 - curves) / turns
         found = self.each(
             lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],
             replicas.size,
-            done=done,
+            done=curves + turn * part,
             part=part,
         )
         return self.join(found)[0]
