@@ -100,8 +100,11 @@ def variants(problem: co.Problem) -> dict[str, co.Problem]:
     return found
 
 
-def examine(problem: co.Problem, method: str = "nominal") -> dict[str, Any]:
-    """Plan a draw's variants; say what came out and which promises are broken."""
+def examine(problem: co.Problem, method: str = "nominal", allowed: float = NOISE) -> dict[str, Any]:
+    """Plan a draw's variants; say what came out and which promises are broken.
+
+    A plan may be behind one of a smaller budget by a relative ``allowed``.
+    """
     if method == "nominal":
         problem = problem.replace(loads=problem.loads.total())
     goal = problem.goal
@@ -111,16 +114,16 @@ def examine(problem: co.Problem, method: str = "nominal") -> dict[str, Any]:
     seconds = time.process_time() - start
     broken = []
 
-    def check(better: str, worse: str, value: float) -> None:
+    def check(better: str, worse: str, value: float, by: float = NOISE) -> None:
         of = results[better].objective
-        if goal.order(of) > goal.order(value) + NOISE * abs(value):
+        if goal.order(of) > goal.order(value) + by * abs(value):
             broken.append(f"{better} {of:.6f} behind {worse} {value:.6f}")
 
     names = list(results)
     for name in names:
         rule, _, fewer = name.partition(", ")
         if fewer:
-            check(rule, name, results[name].objective)
+            check(rule, name, results[name].objective, allowed)
         for other in names:
             strict, _, less = other.partition(", ")
             if fewer == less and RULES.index(strict) < RULES.index(rule):

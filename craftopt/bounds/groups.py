@@ -12,9 +12,9 @@ def mean_loads(problem: Problem) -> FloatArray:
     """Bound the largest GPU load of every window and layer by means, float64 [windows, layers].
 
     The mean over all GPUs. Under expert groups every node hosts k whole groups: of the j N + 1
-    heaviest, one of the N nodes hosts j + 1 or more, for j = 0..k-1, and with them k - j - 1 others.
-    Its GPUs carry their share of that or more. With j = 0 this is the heaviest group and the
-    lightest others.
+    heaviest, one of the N nodes hosts j + 1 or more, for j = 0..k-1, and with them k - j - 1
+    others. Its GPUs carry their share of that or more. With j = 0 this is the heaviest group and
+    the lightest others.
 
     Examples
     --------

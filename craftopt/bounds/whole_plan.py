@@ -165,8 +165,8 @@ def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatA
 def layer_costs(problem: Problem) -> FloatArray:
     """Bound every layer's part of the objective for every number of replicas, as a cost.
 
-    By mean load (of a node, under groups) and heaviest copy, which take microseconds and hold for *at most* that number
-    of replicas, under every slot rule.
+    By mean load (of a node, under groups) and heaviest copy, which take microseconds and hold for
+    *at most* that number of replicas, under every slot rule.
 
     Returns
     -------

@@ -45,7 +45,11 @@ def plan_nominal(problem: Problem, options: Options) -> Outcome:
     copies, limit = nominal_copies(problem, options)
     used = int(copies.sum(dtype=np.int64)) - problem.loads.layers * problem.loads.experts
     left = problem.replicas - problem.unused_replicas - used
-    message = f"{left} replicas are left: no use for them was found on the summed load" if left > 0 else ""
+    message = (
+        f"{left} replicas are left: no use for them was found on the summed load"
+        if left > 0
+        else ""
+    )
     return Outcome(problem.plan(copies, "nominal"), "" if limit else message, limit)
 
 
@@ -68,7 +72,7 @@ def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | 
         return layers.copies(replicas)[0], "work" if stopped else None
     best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
     least = allocate(layer_costs(total), total.replicas, total.replica_step)[1]
-    layers = None
+    layers: _Placements | None = None
     for of_rule in (total,) if total.even_slots else (total.variant(slots="even"), total):
         layers = _Placements(of_rule, alone, layers)
         copies, ran_out = _allocate(layers, work)

@@ -55,9 +55,8 @@ def plan_windowed(problem: Problem, options: Options) -> Outcome:
     """
     search = WindowedSearch(problem, options)
     allocations = search.allocations()
-    candidates = [
-        search.plan(replicas, turn, len(allocations)) for turn, replicas in enumerate(allocations)
-    ]
+    search.plans = len(allocations)
+    candidates = [search.plan(replicas) for replicas in allocations]
     if problem.previous is not None:
         candidates.append(problem.previous_copies)
     candidates.append(nominal_copies(problem, Options(workers=options.workers))[0])
@@ -79,6 +78,7 @@ class WindowedSearch(Layers):
     def __init__(self, problem: Problem, options: Options) -> None:
         problem.goal.require_even_dispatch("the search on loads")
         super().__init__(problem, options)
+        self.plans, self._planned = 1, 0  # that will be made and were, for the progress
         self.scaled, mean = in_mean_loads(problem.loads.tokens, problem.gpus)
         self.mean = mean.T  # [layers, windows]
         self.counts = problem.goal.window_weights(mean).T
@@ -164,19 +164,17 @@ class WindowedSearch(Layers):
         )
         return sum(found)
 
-    def plan(self, replicas: IntArray, turn: int = 0, turns: int = 1) -> Copies:
-        """Anneal all layers, with ``replicas`` [layers] each; return the copies of the plan.
-
-        ``turn`` of ``turns`` plans, for the progress.
-        """
+    def plan(self, replicas: IntArray) -> Copies:
+        """Anneal all layers, with ``replicas`` [layers] each; return the copies of the plan."""
         curves = 0.0 if self.problem.slots == "uniform" else 1 / 3
-        part = (1.0 - curves) / turns
+        part = (1.0 - curves) / self.plans
         found = self.each(
             lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],
             replicas.size,
-            done=curves + turn * part,
+            done=curves + self._planned * part,
             part=part,
         )
+        self._planned += 1
         return self.join(found)[0]
 
     def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:

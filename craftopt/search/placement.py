@@ -153,7 +153,7 @@ class _Node:
             return best, fullest
         # Copies of the heaviest are not always the best use of slots that have to be filled:
         # hold some of them back for the lightest, and go on from the best of these.
-        starts = []
+        starts: list[tuple[float, int, IntArray]] = []
         for other in self._with_fillers(count, fullest):
             value = self._attempt(other, kicks=False)[1]
             if small or value < fullest:
