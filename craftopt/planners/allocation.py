@@ -104,7 +104,7 @@ class MeasuredAllocation:
             known = np.where(self._measured, self._table, np.inf)
             best, cost = allocate(known, budget, self._step)
             tolerance = self._tolerance if self.spent >= self._least else ROUNDING
-            if cost - floor <= tolerance * abs(floor):
+            if cost - floor <= tolerance * abs(floor) and self.spent >= self._least / 10:
                 return best, cost, False
             if cost < np.inf and self.spent + unknown.size > self._work:
                 return best, cost, True

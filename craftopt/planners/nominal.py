@@ -67,14 +67,13 @@ def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | 
         work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers
     alone = Options(workers=options.workers)
     if problem.slots == "uniform":
-        layers = _Placements(total, alone)
-        replicas, stopped = _fill_uniform(layers, work)
-        return layers.copies(replicas)[0], "work" if stopped else None
+        filled = _Placements(total, alone)
+        replicas, stopped = _fill_uniform(filled, work)
+        return filled.copies(replicas)[0], "work" if stopped else None
     best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
     least = allocate(layer_costs(total), total.replicas, total.replica_step)[1]
-    layers: _Placements | None = None
     for of_rule in (total,) if total.even_slots else (total.variant(slots="even"), total):
-        layers = _Placements(of_rule, alone, layers)
+        layers = _Placements(of_rule, alone)
         copies, ran_out = _allocate(layers, work)
         cost = layers.cost(copies)
         if cost < best_cost:
@@ -207,17 +206,10 @@ def _fill_uniform(layers: _Placements, work: int) -> tuple[IntArray, bool]:
 
 
 class _Placements(Layers):
-    """Place layers on demand, and remember what came out.
+    """Place layers on demand, and remember what came out."""
 
-    ``stricter`` are placements under a stricter slot rule, which are taken where they are as good.
-    """
-
-    def __init__(
-        self, problem: Problem, options: Options, stricter: _Placements | None = None
-    ) -> None:
+    def __init__(self, problem: Problem, options: Options) -> None:
         super().__init__(problem, options, uneven=True)
-        self._stricter = stricter
-        self._done: set[Key] = set()
         self._placed: dict[Key, Copies] = {}
         self._costs: dict[Key, float] = {}
 
@@ -236,34 +228,14 @@ class _Placements(Layers):
     ) -> FloatArray:
         """Place layers with ``choices * replica_step`` replicas; return their costs."""
         keys = layer_keys(layers, choices * self.problem.replica_step)
-        if self._stricter is not None:
-            for key in keys:
-                self._keep(key, *self._stricter.known(key))
-        fresh = [key for key in keys if not self._is_done(key, tolerance)]
+        fresh = [key for key in keys if key not in self._costs or tolerance < TOLERANCE]
         placed = self.each(lambda index: self._place(*fresh[index], tolerance), len(fresh))
         for key, (copies, largest) in zip(fresh, placed, strict=True):
-            self._keep(key, copies, self._cost_of(key[0], largest))
-            self._done.add(key)
+            mean = self.total[key[0] : key[0] + 1].sum(axis=1) / self.problem.gpus
+            cost = float(self.problem.goal.costs(np.array([largest]), mean)[0])
+            if cost < self._costs.get(key, np.inf):
+                self._placed[key], self._costs[key] = copies, cost
         return np.array([self._costs[key] for key in keys])
-
-    def known(self, key: Key) -> tuple[Copies | None, float]:
-        """Return a layer's placement and cost, None and infinite where there is none."""
-        return self._placed.get(key), self._costs.get(key, np.inf)
-
-    def _keep(self, key: Key, copies: Copies | None, cost: float) -> None:
-        if copies is not None and cost < self.known(key)[1]:
-            self._placed[key], self._costs[key] = copies, cost
-
-    def _is_done(self, key: Key, tolerance: float) -> bool:
-        """Whether a placement is known that another search would not improve on."""
-        if key in self._done:
-            return tolerance == TOLERANCE
-        mean = self._cost_of(key[0], float(self.total[key[0]].sum()) / self.problem.gpus)
-        return self.known(key)[1] - mean <= tolerance * abs(mean)
-
-    def _cost_of(self, layer: int, largest: float) -> float:
-        mean = self.total[layer : layer + 1].sum(axis=1) / self.problem.gpus
-        return float(self.problem.goal.costs(np.array([largest]), mean)[0])
 
     def costs(self, layers: IntArray, replicas: IntArray) -> FloatArray:
         """Look up what `measure` returned."""
