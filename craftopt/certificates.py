@@ -20,11 +20,13 @@ from craftopt.bounds import (
     shared_cost_table,
     shared_costs,
 )
+from craftopt.bounds.traffic import certify_traffic
 from craftopt.errors import InputError, VerificationError
 from craftopt.evaluation import violations
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.traces import Trace
 from craftopt.verification import Certificate, ExactProblem, Witness
 
 # A layer (by position) with a number of replicas; its witnesses and solvers' claims.
@@ -45,6 +47,7 @@ def certify(
     problem: Problem,
     plan: Plan,
     *,
+    trace: Trace | None = None,
     evidence: Evidence | None = None,
     time_limit: float | None = None,
     progress: Callable[[float], None] | None = None,
@@ -61,6 +64,11 @@ def certify(
     problem : Problem
         The certificate refers to its windows, rules, budget and objective.
     plan : Plan
+    trace : Trace, optional
+        Where there are several nodes, tokens whose nodes are bounded as well, and with them an
+        objective with a price of ``traffic``: the bound on time plus the price times that on nodes
+        per token. By default ``problem.coactivation``, if that is a trace. Seconds to a minute per
+        layer.
     evidence : mapping, optional
         ``(layer, replicas) -> witnesses``: stronger proofs, as `craftopt.verification` describes
         them, and solvers' claims (kind ``"solver"``); layers by position.
@@ -76,7 +84,8 @@ def certify(
     Raises
     ------
     InputError
-        A plan that breaks rules of the problem.
+        A plan that breaks rules of the problem; a price of traffic and no tokens; a trace of other
+        layers.
     VerificationError
         Evidence that proves nothing.
 
@@ -98,11 +107,22 @@ def certify(
     layers proven by        cardinality 1
     """
     problem.goal.require_even_dispatch("certify")
-    problem.require_even_balance("certify")
+    problem.variant(traffic=None, max_slowdown=None).require_even_balance("certify")
+    plan = plan.survivors()
     broken = violations(plan, problem)
     if broken:
         raise InputError(f"a plan that breaks rules cannot be certified: {broken[0]}")
+    if trace is None and isinstance(problem.coactivation, Trace):
+        trace = problem.coactivation
+    if problem.nodes == 1:
+        trace = None  # all tokens visit the one node there is
+    if trace is None and problem.traffic_price > 0:
+        raise InputError(
+            "certify bounds traffic by tokens, not by pair counts; pass trace=, or "
+            "problem.replace(traffic=None) for balance alone"
+        )
     loads = problem.loads
+    steps = loads.layers * (1 if trace is None else 2)
     prover = _Prover(problem, evidence or {}, time_limit)
     exact = prover.exact
     costs = [exact.plan_cost(layer, plan) for layer in range(loads.layers)]
@@ -110,24 +130,29 @@ def certify(
     layers = []
     for cell, cost in zip(own, costs, strict=True):
         witness, least = prover.prove(cell, cost)
-        objectives = (exact.layer_objective(cell[0], of) for of in (cost, least))
-        layers.append(_entry(loads, cell, witness, _figures(exact, *objectives)))
+        of, most = (exact.layer_objective(cell[0], one) for one in (cost, least))
+        layers.append(_entry(loads, cell, witness, _figures(of, most, exact.gap(of, most))))
         if progress is not None:
-            progress((cell[0] + 1) / loads.layers)
+            progress((cell[0] + 1) / steps)
     others = prover.prove_others(own)
     proven = {cell: prover.costs[cell] for cell in [*own, *others]}
     value = exact.objective(costs)
     bound = exact.least_objective(proven, prover.lines)
+    traffic, nodes, fewest = None, Fraction(0), Fraction(0)
+    if trace is not None:
+        report = progress and (lambda layer: progress((loads.layers + layer) / steps))
+        traffic, nodes, fewest = certify_traffic(exact, plan, trace, prover.in_time, report)
+    value, bound = value + nodes, bound + fewest
     believed = None
     if prover.claims:
-        believed = exact.least_objective(prover.with_claims(proven), prover.lines)
+        believed = exact.least_objective(prover.with_claims(proven), prover.lines) + fewest
         if exact.gap(value, believed) < 0:
             raise VerificationError(
                 f"solvers claim a bound of {float(believed):.12g}, and the plan, at "
                 f"{float(value):.12g}, is better; round claims down, and look at who claims what"
             )
     figures = {
-        **_figures(exact, value, bound),
+        **_figures(value, bound, exact.gap(value, bound)),
         "solver_bound": None if believed is None else str(believed),
         "solver_gap": None if believed is None else str(exact.gap(value, believed)),
     }
@@ -141,11 +166,12 @@ def certify(
             *(_entry(loads, cell, prover.witnesses[cell]) for cell in others),
         ],
         claims=[_entry(loads, cell, claim) for cell, claim in prover.claims],
+        traffic=traffic,
     )
 
 
-def _figures(exact: ExactProblem, value: Fraction, bound: Fraction) -> dict[str, str]:
-    return {"value": str(value), "bound": str(bound), "gap": str(exact.gap(value, bound))}
+def _figures(value: Fraction, bound: Fraction, gap: Fraction) -> dict[str, str]:
+    return {"value": str(value), "bound": str(bound), "gap": str(gap)}
 
 
 def _entry(
@@ -184,12 +210,16 @@ class _Prover:
             self._share_copies()
         self._end = math.inf if time_limit is None else time.monotonic() + time_limit
 
+    def in_time(self) -> bool:
+        """Say whether bounds are still to be sharpened."""
+        return time.monotonic() < self._end
+
     def prove(self, cell: Cell, goal: Fraction | None = None) -> tuple[Witness, Fraction]:
         """Find the best witness for a layer; stop where the goal, a plan's cost, is attained."""
         if cell not in self.costs:
             witness, cost = self._analytic(cell, sharp=False)
             sharpen = self.problem.even_slots and not _closed(cost, goal)
-            if sharpen and time.monotonic() < self._end:
+            if sharpen and self.in_time():
                 witness, cost = self._analytic(cell, sharp=True)
             others = self._evidence.get(cell, [])
             if goal is not None and self.problem.loads.windows > 1:

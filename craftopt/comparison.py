@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,8 +20,10 @@ from craftopt.routing import DISPATCHES, Dispatch
 from craftopt.solving import MethodName, find_method, methods, solve
 from craftopt.traces import Trace
 from craftopt.traffic import NOT_MEASURED
-from craftopt.windows import domains, holdout
+from craftopt.windows import domains, holdout, planned_tokens
 
+# Columns of tables that show foreign windows, too: there is room for fewer.
+_WITH_FOREIGN = ("balanced", "time", "activated", "nodes per token", "critical")
 # What a bound rules out, by objective.
 _BOUNDS: dict[ObjectiveName, str] = {
     "time": "a planned relative time below",
@@ -30,12 +32,21 @@ _BOUNDS: dict[ObjectiveName, str] = {
 }
 
 
+# Figures of traffic, and how tables call them.
+_TRAFFIC = {
+    "nodes_per_token": "nodes per token",
+    "remote_nodes": "remote",
+    "critical_nodes": "critical",
+    "gpus_per_token": "GPUs per token",
+}
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a plan scores on some windows.
 
-    ``activated`` for the objective of that name only; ``nodes_per_token`` and ``critical_nodes``
-    where a trace or pair counts were given.
+    ``activated`` for the objective of that name only; what follows it where a trace or pair counts
+    were given.
     """
 
     balancedness: float
@@ -43,7 +54,9 @@ class Scores:
     relative_time: float
     activated: float | None = None
     nodes_per_token: float | None = None
+    remote_nodes: float | None = None
     critical_nodes: float | None = None
+    gpus_per_token: float | None = None
 
     @classmethod
     def of(cls, evaluation: Evaluation, activated: float | None = None) -> Scores:
@@ -54,8 +67,7 @@ class Scores:
             evaluation.worst_layer,
             evaluation.relative_time,
             activated,
-            None if traffic is None else traffic.nodes_per_token,
-            None if traffic is None else traffic.critical_nodes,
+            **{} if traffic is None else {name: getattr(traffic, name) for name in _TRAFFIC},
         )
 
 
@@ -64,9 +76,9 @@ class Row:
     """One method's line in a comparison.
 
     ``planned`` and ``served`` score the windows that the plan was made for and the ones held
-    out; ``slots_per_gpu`` are the copies of the GPUs with the fewest and the most, over all
-    layers; ``gap`` is to the bound on the planned windows under even dispatch, None for plans
-    that break rules.
+    out, ``foreign`` those of a domain held out altogether; ``slots_per_gpu`` are the copies of the
+    GPUs with the fewest and the most, over all layers; ``gap`` is to the bound on the planned
+    windows under even dispatch, None for plans that break rules.
     """
 
     method: str
@@ -75,6 +87,7 @@ class Row:
     slots_per_gpu: tuple[int, int] | None
     planned: Scores | None
     served: Scores | None
+    foreign: Scores | None
     gap: float | None
     duplicates: int | None
     milliseconds: float
@@ -85,8 +98,8 @@ class Row:
 class Comparison(Displayed):
     """Methods side by side; ``bound`` is on the objective over the planned windows.
 
-    Rows are scored under ``dispatch``; objective, bound and gap are always of even dispatch, for
-    the objective activated of exact routing. ``traffic`` says what traffic was measured on, None
+    Rows are scored under ``dispatch``; objective, bound and gap are under the problem's own, for
+    the objective activated under exact routing. ``traffic`` says what traffic was measured on, None
     where it was not.
     """
 
@@ -96,6 +109,7 @@ class Comparison(Displayed):
     rows: tuple[Row, ...]
     dispatch: Dispatch = "even"
     traffic: str | None = None
+    foreign: Loads | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, for JSON."""
@@ -108,9 +122,11 @@ class Comparison(Displayed):
             "objective": problem.objective,
             "dispatch": self.dispatch,
             "traffic": self.traffic,
+            "traffic_price": problem.traffic_price,
             "bound": self.bound,
             "planned_windows": list(problem.loads.window_names),
             "served_windows": list(self.served.window_names) if self.served else [],
+            "foreign_windows": list(self.foreign.window_names) if self.foreign else [],
             "rows": [asdict(row) for row in self.rows],
         }
 
@@ -118,7 +134,7 @@ class Comparison(Displayed):
         """Return a pandas data frame with a row per method."""
         rows = [asdict(row) for row in self.rows]
         for row in rows:
-            for side in ("planned", "served"):  # what is not scored makes no column
+            for side in ("planned", "served", "foreign"):  # what is not scored makes no column
                 scores = row[side] or {}
                 row[side] = {name: score for name, score in scores.items() if score is not None}
         return data_frame(rows)
@@ -131,12 +147,15 @@ class Comparison(Displayed):
             f"{problem.gpus} GPUs, {problem.nodes} node(s), {problem.replicas} replicas, "
             f"slots {problem.slots}"
         )
+        judged = problem.dispatch if problem.goal.even_dispatch else "exact"
         if dispatch != "even":
-            judged = "even" if problem.goal.even_dispatch else "exact"
-            title += f", dispatch {dispatch} (gaps: {judged})"
+            title += f", dispatch {dispatch}"
+            title += f" (gaps: {judged})" if dispatch != judged else ""
         if self.served is not None:
             title += f"\nplanned on {problem.loads.windows} windows, "
             title += f"served {self.served.windows} that no plan has seen"
+        if self.foreign is not None:
+            title += f", foreign: {self.foreign.windows} of a domain that no plan has seen"
         columns = {
             "balanced": "balancedness",
             "worst layer": "worst_layer",
@@ -144,37 +163,92 @@ class Comparison(Displayed):
         }
         if not problem.goal.even_dispatch:
             columns["activated"] = "activated"
-        if self.traffic is not None:
-            columns |= {"nodes": "nodes_per_token", "critical": "critical_nodes"}
-        header = ["method", "replicas", "slots/GPU"]
-        for name in columns:
-            header += [name] if self.served is None else [f"{name}\nplanned", "\nserved"]
+        columns = self._columns(columns)
         rows = []
         for row in self.rows:
             if row.planned is None or row.slots_per_gpu is None:
                 continue
             few, most = row.slots_per_gpu
             cells = [row.method, str(row.replicas), str(few) if few == most else f"{few}-{most}"]
-            for name in columns.values():
-                scores = (row.planned, row.served)
-                cells += [f"{getattr(score, name):.3f}" for score in scores if score is not None]
+            cells += self._cells(row, columns.values())
             cells += [
                 "-" if row.gap is None else f"{row.gap:.1%}",
                 str(row.duplicates),
                 f"{row.milliseconds:,.0f}" if row.milliseconds >= 10 else f"{row.milliseconds:.1f}",
             ]
             rows.append(cells)
-        bound = f"No plan has {_BOUNDS[problem.objective]} {self.bound:.4f}"
-        notes = [f"{bound}: gaps are to that bound."]
-        if self.traffic is not None:
-            notes.append(f"Nodes per token, and those of the busiest node, from {self.traffic}.")
-        elif problem.nodes > 1:
+        least = "a planned sum of time and traffic below"
+        least = least if problem.traffic_price > 0 else _BOUNDS[problem.objective]
+        notes = [f"No plan has {least} {self.bound:.4f}: gaps are to that bound."]
+        if self.traffic is None and problem.nodes > 1:
             notes.append(f"Traffic between nodes is {NOT_MEASURED}.")
         notes += [f"{row.method}: {row.note}" for row in self.rows if row.note]
+        header = ["method", "replicas", "slots/GPU", *self._header(columns)]
         return Table(title, [*header, "gap", "dup.", "ms"], rows, notes)
 
+    def traffic_table(self) -> Table | None:
+        """Lay out what GPUs send, planned windows beside others; None if not measured."""
+        if self.traffic is None:
+            return None
+        problem, price = self.problem, self.problem.traffic_price
+        columns = self._columns({name: key for key, name in _TRAFFIC.items()})
+        rows = [
+            [row.method, *self._cells(row, columns.values()), *self._sums(row, price)]
+            for row in self.rows
+            if row.planned is not None
+        ]
+        notes = [
+            f"Traffic from {self.traffic}. Remote: without a token's own node; critical: received "
+            "by the busiest node of each window."
+        ]
+        if price > 0:
+            notes.append(f"Sum: time and critical nodes at {problem.traffic_text}.")
+        if problem.wants_traffic and self.served and isinstance(problem.coactivation, Coactivation):
+            notes.append("Pair counts cannot be held out: plans may have seen the windows served.")
+        sums = self._header({"sum": ""} if price > 0 else {})
+        return Table("traffic", ["method", *self._header(columns), *sums], rows, notes)
+
+    def tables(self) -> list[Table]:
+        """List the table of balance, and that of traffic where it was measured."""
+        return [table for table in (self.table(), self.traffic_table()) if table is not None]
+
+    def _columns(self, columns: dict[str, str]) -> dict[str, str]:
+        """Keep the columns that there is room for."""
+        if self.foreign is None:
+            return columns
+        return {name: key for name, key in columns.items() if name in _WITH_FOREIGN}
+
+    def _header(self, names: Iterable[str]) -> list[str]:
+        """Head one column per name, or one for each kind of windows that is scored."""
+        unseen = [side for side in ("served", "foreign") if getattr(self, side) is not None]
+        return [
+            head
+            for name in names
+            for head in (
+                [f"{name}\nplanned", *(f"\n{side}" for side in unseen)] if unseen else [name]
+            )
+        ]
+
+    @staticmethod
+    def _scores(row: Row) -> list[Scores]:
+        """List the scores of a row: on planned, served and foreign windows, where there are."""
+        return [score for score in (row.planned, row.served, row.foreign) if score is not None]
+
+    def _cells(self, row: Row, names: Iterable[str]) -> list[str]:
+        return [f"{getattr(score, name):.3f}" for name in names for score in self._scores(row)]
+
+    def _sums(self, row: Row, price: float) -> list[str]:
+        return [
+            f"{score.relative_time + price * (score.critical_nodes or 0.0):.3f}"
+            for score in self._scores(row)
+            if price > 0
+        ]
+
+    def _repr_html_(self) -> str:
+        return "".join(table.html() for table in self.tables())
+
     def __str__(self) -> str:
-        return str(self.table())
+        return "\n".join(map(str, self.tables()))
 
 
 def compare(
@@ -182,6 +256,7 @@ def compare(
     served: Loads | None = None,
     names: Sequence[str] | None = None,
     *,
+    foreign: Loads | None = None,
     dispatch: Dispatch = "even",
     trace: Trace | None = None,
     coactivation: Coactivation | None = None,
@@ -197,10 +272,13 @@ def compare(
     Parameters
     ----------
     problem : Problem
+        Where traffic counts, of a trace only the tokens of the planned windows are planned with.
     served : Loads, optional
         Windows that no plan sees.
     names : sequence of str, optional
         Methods; by default all that can run here but `exact`, which may take minutes.
+    foreign : Loads, optional
+        Windows of a kind of traffic that neither side has; a third column.
     dispatch : str
         How the scored plans split tokens over copies, as in `evaluate`.
     trace, coactivation : Trace or Coactivation, optional
@@ -230,6 +308,9 @@ def compare(
         source = f"{trace}, standard error {standard_error(trace.tokens):.3f}"
     elif coactivation is not None:
         source = f"{coactivation}, estimated, standard error {coactivation.standard_error:.3f}"
+    if (served is not None or foreign is not None) and problem.wants_traffic:
+        held = planned_tokens(problem.coactivation, problem.loads)
+        problem = problem.variant(coactivation=held)
     rows, bound = [], float("nan")
     for label, variant, name in _runs(problem, chosen):
         if progress is not None:
@@ -237,8 +318,8 @@ def compare(
         result = solve(variant, name, seed=seed, workers=workers)
         if variant is problem:
             bound = result.bound
-        rows.append(_row(label, result, served, score, over_budget=variant is not problem))
-    return Comparison(problem, served, bound, tuple(rows), dispatch, source)
+        rows.append(_row(label, result, (served, foreign), score, variant is not problem))
+    return Comparison(problem, served, bound, tuple(rows), dispatch, source, foreign)
 
 
 def compare_domains(
@@ -312,27 +393,31 @@ def _runs(
 def _row(
     label: str,
     result: Result,
-    served: Loads | None,
+    unseen: Sequence[Loads | None],
     score: Callable[[Plan, Loads], Evaluation],
-    *,
     over_budget: bool,
 ) -> Row:
     note = "over the budget: what engines spend by default" if over_budget else result.message
     if not result.has_plan:
         return Row(
-            label, result.status.value, None, None, None, None, None, None,
+            label, result.status.value, None, None, None, None, None, None, None,
             result.runtime * 1e3, note,
         )  # fmt: skip
     plan = result.plan
     totals = plan.slots.sum(axis=0)
     decode = not result.problem.goal.even_dispatch
+    planned, served, foreign = (
+        None if windows is None else _scores(plan, windows, score, decode)
+        for windows in (result.problem.loads, *unseen)
+    )
     return Row(
         method=label,
         status=result.status.value,
         replicas=plan.replicas,
         slots_per_gpu=(int(totals.min()), int(totals.max())),
-        planned=_scores(plan, result.problem.loads, score, decode),
-        served=_scores(plan, served, score, decode) if served is not None else None,
+        planned=planned,
+        served=served,
+        foreign=foreign,
         gap=None if over_budget else result.gap,
         duplicates=plan.duplicates,
         milliseconds=result.runtime * 1e3,

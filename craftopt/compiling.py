@@ -80,6 +80,7 @@ def miniature(problem: Problem) -> Problem:
         expert_groups=None if problem.expert_groups is None else 2,
         max_copies=None,
         previous=Plan.from_phy2log([row] * layers, GPUS, EXPERTS, nodes=nodes),
+        link_cost=None,
         coactivation=_sampled(problem.coactivation, layers),
         traffic=1.0 if problem.traffic_price > 0 else None,
     )

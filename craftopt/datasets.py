@@ -1,14 +1,18 @@
-"""Example loads: synthetic traffic with the shapes of real models, made on the spot."""
+"""Example loads: measured traffic, and synthetic traffic with the shapes of real models."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import choice
 from craftopt.loads import Loads
+from craftopt.traces import Trace
 
 _SHARDS = 8
 _TOKENS = 24_576
@@ -46,6 +50,11 @@ _RECIPES = {
 }
 
 
+# Loads that others measured, under Apache-2.0; NOTICE has sources and commits.
+_MEASURED = ("gpt-oss-20b", "olmoe-1b-7b")
+_TRACES = ("gpt-oss-20b",)
+
+
 def example_names() -> tuple[str, ...]:
     """List the names that `load_example` knows.
 
@@ -53,17 +62,29 @@ def example_names() -> tuple[str, ...]:
     --------
     >>> import craftopt as co
     >>> co.example_names()
-    ('deepseek-r1', 'glm-5.2', 'kimi-k2', 'qwen3-235b')
+    ('deepseek-r1', 'glm-5.2', 'gpt-oss-20b', 'kimi-k2', 'olmoe-1b-7b', 'qwen3-235b')
     """
-    return tuple(sorted(_RECIPES))
+    return tuple(sorted((*_RECIPES, *_MEASURED)))
+
+
+def is_synthetic(name: str) -> bool:
+    """Say whether an example is made up, whatever the case of its name."""
+    return name.casefold() in _RECIPES
 
 
 def load_example(name: str) -> Loads:
-    """Make the synthetic loads of a named model shape, the same on every machine.
+    """Load measured traffic of a model, or make synthetic traffic of a named model's shape.
 
-    Each has 40 windows: 8 consecutive shards of 5 made-up topics, ``"topic-a/0"`` to
-    ``"topic-e/7"``, of 24,576 tokens that pick 8 experts in every layer. Counts are whole,
-    every (window, layer) sums to 196,608, and no expert gets more than 24,576.
+    **Measured**: ``gpt-oss-20b`` has a window per benchmark (11 windows, 24 layers x 32 experts,
+    top-4, 215,438 decoded tokens of 703 sequences); ``olmoe-1b-7b`` a window per data set (8
+    windows, layers 0, 7 and 15 x 64 experts, top-8, 1,660,209 tokens). Both are under Apache-2.0;
+    NOTICE names sources and commits. `load_example_trace` has tokens of gpt-oss-20b.
+
+    **Synthetic**, the same on every machine: ``deepseek-r1`` 58 layers x 256 experts, ``glm-5.2``
+    75 x 256, ``kimi-k2`` 60 x 384, ``qwen3-235b`` 94 x 128. Each has 40 windows: 8 consecutive
+    shards of 5 made-up topics, ``"synthetic-a/0"`` to ``"synthetic-e/7"``, of 24,576 tokens that
+    pick 8 experts in every layer. Counts are whole, every (window, layer) sums to 196,608, and no
+    expert gets more than 24,576.
 
     Parameters
     ----------
@@ -73,8 +94,7 @@ def load_example(name: str) -> Loads:
     Returns
     -------
     Loads
-        Shape [40, layers, experts]: ``deepseek-r1`` 58 x 256, ``glm-5.2`` 75 x 256,
-        ``kimi-k2`` 60 x 384, ``qwen3-235b`` 94 x 128. ``layer_ids`` are the models' own.
+        Shape [windows, layers, experts]. ``layer_ids`` are the models' own.
 
     Raises
     ------
@@ -83,26 +103,75 @@ def load_example(name: str) -> Loads:
 
     Notes
     -----
-    No measured traffic: only the shapes are the models' own. Skew and drift come from a seeded
+    Of synthetic loads, only the shapes are the models' own. Skew and drift come from a seeded
     generator calibrated to published counts, of GLM-5.2 itself for ``glm-5.2`` and of other
     models for the rest; docs/research/example_loads.md has the figures and the limits.
 
     Examples
     --------
-    Plan on the even shards, serve the odd ones:
-
     >>> import craftopt as co
+    >>> co.load_example("gpt-oss-20b")
+    Loads(windows=11, layers=24, experts=32, tokens=20682048)
+
+    Plan on the odd shards, serve the even ones:
+
     >>> loads = co.load_example("DeepSeek-R1")
     >>> loads
     Loads(windows=40, layers=58, experts=256, tokens=456130560)
-    >>> train, test = loads.split([window % 2 == 0 for window in range(loads.windows)])
+    >>> train, test = co.holdout(loads, "odd-even")
     >>> train.window_names[:3]
-    ('topic-a/0', 'topic-a/2', 'topic-a/4')
+    ('synthetic-a/1', 'synthetic-a/3', 'synthetic-a/5')
     """
-    recipe = _RECIPES[choice("example", name, example_names())]
+    name = choice("example", name, example_names())
+    if name in _MEASURED:
+        held = _packaged(f"{name}.npz")
+        return Loads(held["counts"], held["layer_ids"], held["window_names"].tolist())
+    recipe = _RECIPES[name]
     layer_ids = np.arange(recipe.first_layer, recipe.first_layer + recipe.layers)
-    names = [f"topic-{topic}/{shard}" for topic in _TOPIC_SPREAD for shard in range(_SHARDS)]
+    names = [f"synthetic-{topic}/{shard}" for topic in _TOPIC_SPREAD for shard in range(_SHARDS)]
     return Loads(_counts(_log_rates(recipe)), layer_ids, names)
+
+
+def load_example_trace(name: str) -> Trace:
+    """Load the measured token trace of an example: with it, traffic can be measured.
+
+    ``gpt-oss-20b``: 74,915 decoded tokens, all tokens of 224 of the 703 published sequences: of
+    every benchmark 24 whole sequences, drawn with numpy's ``default_rng(0)`` benchmark by
+    benchmark, or all 4 where there are no more, in the order recorded. Domains are the
+    benchmarks. A token's experts are sorted by number, not by weight.
+
+    Parameters
+    ----------
+    name : str
+        In upper or lower case.
+
+    Raises
+    ------
+    InputError
+        A name that is not an example with a trace.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> trace = co.load_example_trace("gpt-oss-20b")
+    >>> trace
+    Trace(tokens=74915, layers=24, k=4, experts=32, domains=11)
+    >>> trace.batches(1024).window_names[20]
+    'gpqa_extended/00020'
+    """
+    held = _packaged(f"{choice('example with a trace', name, _TRACES)}-trace.npz")
+    return Trace(
+        held["topk_ids"],
+        domain=held["domain"],
+        domain_names=held["domain_names"].tolist(),
+        sequence=held["sequence"],
+    )
+
+
+def _packaged(file: str) -> dict[str, npt.NDArray[Any]]:
+    source = files("craftopt").joinpath("data", file).read_bytes()
+    with np.load(io.BytesIO(source), allow_pickle=False) as held:
+        return {name: held[name] for name in held.files}
 
 
 def _log_rates(recipe: _Recipe) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from craftopt.coactivation import Coactivation
 from craftopt.display import Displayed, Table, data_frame, sparkline
 from craftopt.errors import InputError, choice
+from craftopt.links import LINK_RULES, valid_link_cost
 from craftopt.loads import FloatArray, IntArray, Loads, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.problem import Problem
@@ -23,6 +24,7 @@ from craftopt.traffic import (
     traffic_of_pairs,
     traffic_of_trace,
     traffic_summary,
+    valid_homes,
 )
 
 
@@ -39,12 +41,16 @@ class Evaluation(Displayed):
         tokens alone.
     traffic : Traffic or None
         What GPUs send, where a trace or pair counts are given.
+    link_cost : float64 [windows, layers] or None
+        Cost of sending a token to the GPU of one of its choices, the mean over the choices of a
+        window; 0 without tokens. Known where the costs of links are given.
     """
 
     max_load: FloatArray
     mean_load: FloatArray
     max_activated: IntArray | None = None
     traffic: Traffic | None = None
+    link_cost: FloatArray | None = None
 
     @cached_property
     def balancedness(self) -> FloatArray:
@@ -71,6 +77,14 @@ class Evaluation(Displayed):
         return float(self.max_load.sum()) / mean if mean > 0 else 1.0
 
     @property
+    def mean_link_cost(self) -> float:
+        """Mean of `link_cost` over windows and layers, weighted by their choices."""
+        if self.link_cost is None:
+            raise InputError("the costs of links are not known; pass link_cost= to evaluate")
+        total = float(self.mean_load.sum())
+        return float((self.link_cost * self.mean_load).sum()) / total if total > 0 else 0.0
+
+    @property
     def engine_metrics(self) -> dict[str, float]:
         """The same loads in the engines' own figures, by engine.
 
@@ -94,6 +108,7 @@ class Evaluation(Displayed):
             "engine_metrics": self.engine_metrics,
             "balancedness": self.balancedness.tolist(),
             "traffic": self.traffic and self.traffic.to_dict(),
+            "link_cost": None if self.link_cost is None else self.mean_link_cost,
         }
 
     def to_frame(self) -> Any:
@@ -115,6 +130,7 @@ class Evaluation(Displayed):
             "by layer": sparkline(self.balancedness.mean(axis=0)),
             **{f"{name} figure": f"{value:.4f}" for name, value in self.engine_metrics.items()},
             **traffic_summary(self.traffic),
+            **({} if self.link_cost is None else {"link cost": f"{self.mean_link_cost:.4f}"}),
         }
 
     def table(self) -> Table:
@@ -137,6 +153,7 @@ def evaluate(
     trace: Trace | None = None,
     coactivation: Coactivation | None = None,
     homes: npt.ArrayLike | None = None,
+    link_cost: npt.ArrayLike | None = None,
 ) -> Evaluation:
     """Score a plan on loads, whether it was planned on them or not.
 
@@ -157,6 +174,10 @@ def evaluate(
     homes : array_like of int, shape [tokens], optional
         GPU that holds each token of the trace; all equally likely by default. Loads are always
         scored with tokens held equally by all GPUs, but for ``cover``.
+    link_cost : array_like of float, shape [gpus, gpus] or [nodes, nodes], optional
+        Cost of sending one choice of a token from the GPU (or node) that holds it, row, to one
+        that serves it, column: a linear cost, every choice sent by itself. For ``even``,
+        ``nearest`` and ``nearest-even``; with ``homes``, the loads must be windows of the trace.
 
     Returns
     -------
@@ -181,6 +202,7 @@ def evaluate(
     """
     dispatch = choice("dispatch", dispatch, DISPATCHES)
     plan.check_layers(loads, "loads")
+    plan = plan.survivors()
     if homes is not None and trace is None:
         raise InputError("homes without trace; pass the trace whose tokens they hold")
     if trace is not None and coactivation is not None:
@@ -205,10 +227,53 @@ def evaluate(
         activated = read_only(_all_copies_read(plan, loads))
     if coactivation is not None:
         traffic = traffic_of_pairs(plan, coactivation, loads, served, dispatch)
+    paid = None
+    if link_cost is not None:
+        paid = read_only(_link_cost(plan, loads, dispatch, link_cost, trace, homes))
     largest = served.max(axis=2)
     mean = loads.tokens.sum(axis=2) / plan.gpus
     # A load can round to just under the mean of all; the largest never is.
-    return Evaluation(read_only(np.maximum(largest, mean)), read_only(mean), activated, traffic)
+    return Evaluation(
+        read_only(np.maximum(largest, mean)), read_only(mean), activated, traffic, paid
+    )
+
+
+def _link_cost(
+    plan: Plan,
+    loads: Loads,
+    dispatch: Dispatch,
+    link_cost: npt.ArrayLike,
+    trace: Trace | None,
+    homes: npt.ArrayLike | None,
+) -> FloatArray:
+    """Compute the mean cost of sending a choice, [windows, layers]."""
+    from craftopt.routing.visits import choice_costs  # noqa: PLC0415 (it loads numba)
+
+    cost = valid_link_cost(link_cost, plan.gpus, plan.nodes)
+    if dispatch not in LINK_RULES:
+        raise InputError(
+            f"dispatch={dispatch!r} sends by the loads, so its link cost is not known; "
+            f"pass one of {', '.join(LINK_RULES)}, or no link_cost"
+        )
+    total = np.zeros((loads.windows, plan.layers))
+    window = home = None
+    if trace is not None and homes is not None:
+        home = valid_homes(homes, trace.tokens, plan.gpus)
+        window = trace.windows_of(loads)
+        if window is None:
+            raise InputError(
+                "link_cost with homes needs windows cut from the trace; pass loads such as "
+                "trace.batches(1024), or no homes"
+            )
+    for layer in range(plan.layers):
+        of_choice = choice_costs(plan, layer, cost, dispatch)
+        if trace is None or home is None or window is None:
+            total[:, layer] = (loads.tokens[:, layer] * of_choice.mean(axis=0)).sum(axis=1)
+            continue
+        ids = trace.topk_ids[:, layer].astype(np.int64)
+        paid = np.where(ids >= 0, of_choice[home[:, np.newaxis], ids], 0.0).sum(axis=1)
+        total[:, layer] = np.bincount(window + 1, paid, loads.windows + 1)[1:]
+    return _ratio(total, loads.tokens.sum(axis=2), empty=0.0)
 
 
 def gpu_loads(plan: Plan, loads: Loads, dispatch: Dispatch = "even") -> FloatArray:
@@ -350,6 +415,7 @@ def violations(plan: Plan, problem: Problem) -> tuple[str, ...]:
     ('duplicates: 1 copies share a GPU with a copy of the same expert (layer 0, expert 0, GPU 0)',)
     """
     plan.check_layers(problem.loads, "loads")
+    plan = plan.survivors()
     if plan.gpus != problem.gpus:
         raise InputError(f"the plan is for {plan.gpus} GPUs, the problem for {problem.gpus}")
     found = [

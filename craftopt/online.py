@@ -15,13 +15,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, number, whole
-from craftopt.evaluation import evaluate
+from craftopt.evaluation import evaluate, evaluate_for
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing import count_moves, rebalance, relabel
 from craftopt.result import Options
+from craftopt.traces import Trace
 from craftopt.windows import hellinger, root_shares
 
 Action = Literal["keep", "rebalance", "recall"]
@@ -50,8 +52,8 @@ class Decision:
     moves : int
         Copies to send for it.
     gain, cost : float
-        Expected over the horizon, in token-loads of the fullest GPU: what the change saves, and
-        what its moves cost.
+        Expected over the horizon, in token-loads of the fullest GPU (with the price of traffic, in
+        the same unit): what the change saves, and what its moves cost.
     domain : int
         Number of the domain that the window belongs to, from 0 in order of first windows.
     drift : float
@@ -76,6 +78,7 @@ class _Domain:
     count: int = 0
     distances: list[float] = field(default_factory=list)
     windows: list[FloatArray] = field(default_factory=list)
+    pairs: list[Coactivation] = field(default_factory=list)
     plan: Plan | None = None
     last_seen: int = 0
 
@@ -101,7 +104,8 @@ class OnlinePlanner:
     ----------
     problem : Problem
         Cluster, budget and rules, under the objective time. Its windows are what the plan was
-        made for: the past.
+        made for: the past. With ``traffic``, or another ``dispatch``, gains are those of the whole
+        objective; a trace counts as its pair counts.
     plan : Plan
         What serves at first.
     horizon : float
@@ -122,7 +126,7 @@ class OnlinePlanner:
     Raises
     ------
     InputError
-        A value outside its range, an objective other than time.
+        A value outside its range, an objective other than time, ``max_slowdown``.
 
     Examples
     --------
@@ -151,11 +155,18 @@ class OnlinePlanner:
     ) -> None:
         if problem.objective != "time":
             raise InputError("gains are weighed against moves in time; pass objective='time'")
+        if problem.max_slowdown is not None:
+            raise InputError("gains have one price; pass traffic=, not max_slowdown=")
+        pairs = problem.coactivation
+        if isinstance(pairs, Trace):
+            pairs = pairs.coactivation()
         self._horizon = number("horizon", horizon, above=0)
         self._move_cost = number("move_cost", move_cost, least=0)
         self._options = Options(seed, work_limit, workers=workers)
         most = problem.max_moves if max_moves is None else max_moves
-        self.problem = problem.variant(previous=plan, max_moves=most)
+        if not problem.balance_alone and plan.nodes != problem.nodes:
+            plan = problem.plan(plan.copies, plan.method)  # visits are counted by its nodes
+        self.problem = problem.variant(previous=plan, max_moves=most, coactivation=pairs)
         self.plan = plan
         self._errors = np.zeros(len(HALF_LIVES))
         self._domains: list[_Domain] = []
@@ -171,12 +182,15 @@ class OnlinePlanner:
         for domain in self._domains:
             domain.plan = plan
 
-    def observe(self, tokens: npt.ArrayLike) -> Decision:
+    def observe(self, tokens: npt.ArrayLike, coactivation: Coactivation | None = None) -> Decision:
         """Take in a window that has been served, and decide what serves the next.
 
         Parameters
         ----------
         tokens : array_like [layers, experts]
+        coactivation : Coactivation, optional
+            The window's pair counts. Those of a domain's latest windows add up and take the place
+            of the problem's.
 
         Returns
         -------
@@ -185,7 +199,7 @@ class OnlinePlanner:
         Raises
         ------
         InputError
-            A window of another shape, or with what loads may not hold.
+            A window of another shape, or with what loads may not hold; other pair counts.
         """
         loads = Loads(tokens)
         window = loads.tokens[0]
@@ -198,9 +212,13 @@ class OnlinePlanner:
         if not window.any():
             known = self._current.number if self._current is not None else 0
             return Decision("keep", self.plan, 0, 0.0, 0.0, known, 0.0)
+        if coactivation is not None:
+            self.problem.variant(coactivation=coactivation)  # refuses those of another model
         drift = self._sort(window)
         domain = self._current
         assert domain is not None
+        if coactivation is not None:
+            domain.pairs = [*domain.pairs, coactivation][-MOST_WINDOWS:]
         kept = Decision("keep", self.plan, 0, 0.0, 0.0, domain.number, drift)
         decision = max((kept, *self._changes(domain, drift)), key=lambda d: d.gain - d.cost)
         self.plan = decision.plan
@@ -218,8 +236,11 @@ class OnlinePlanner:
             np.stack(domain.windows)[counts] * weight[:, np.newaxis, np.newaxis],
             self.problem.loads.layer_ids,
         )
-        problem = self.problem.variant(loads=loads, previous=self.plan)
-        now = _time(self.plan, loads)
+        pairs = self.problem.coactivation
+        if domain.pairs:
+            pairs = sum(domain.pairs[1:], domain.pairs[0])
+        problem = self.problem.variant(loads=loads, previous=self.plan, coactivation=pairs)
+        now = _time(self.plan, problem)
         effective = 1.0 / float((weight**2).sum())
         worth = self._horizon * effective / (effective + 1.0)
         found = rebalance(
@@ -234,13 +255,13 @@ class OnlinePlanner:
         if found.has_plan:
             candidates.append(("rebalance", found.plan))
         if domain.plan is not None and domain.plan is not self.plan:
-            groups = problem.expert_groups is not None
-            candidates.append(("recall", relabel(domain.plan, self.plan, within_nodes=groups)))
+            whole = problem.whole_nodes > 1
+            candidates.append(("recall", relabel(domain.plan, self.plan, within_nodes=whole)))
         result = []
         for action, plan in candidates:
             moves = count_moves(plan, self.plan)
             if problem.max_moves is None or moves <= problem.max_moves:
-                gain = worth * (now - _time(plan, loads))
+                gain = worth * (now - _time(plan, problem))
                 cost = self._move_cost * moves
                 result.append(Decision(action, plan, moves, gain, cost, domain.number, drift))
         return result
@@ -406,5 +427,11 @@ def _weights(windows: int, half_life: float) -> FloatArray:
     return scaled
 
 
-def _time(plan: Plan, loads: Loads) -> float:
-    return float(evaluate(plan, loads).max_load.sum())
+def _time(plan: Plan, problem: Problem) -> float:
+    """Sum the largest GPU loads, with the price of traffic in the same unit."""
+    scored = evaluate_for(plan, problem, traffic=problem.traffic_price > 0)
+    time = float(scored.max_load.sum())
+    if scored.traffic is not None:
+        nodes = scored.traffic.critical_nodes * problem.traffic_price
+        time += nodes * float(scored.mean_load.sum())
+    return time

@@ -16,6 +16,7 @@ from craftopt.display import Displayed, sparkline
 from craftopt.documents import check_envelope, read_json, write_atomically, write_json
 from craftopt.errors import FormatError, InputError, divide_gpus, whole
 from craftopt.loads import (
+    BoolArray,
     IntArray,
     Loads,
     as_array,
@@ -50,12 +51,15 @@ class Plan(Displayed):
         What made the plan; for the reader only.
     loads_digest : str
         `Loads.digest` of the loads that the plan was made for, or ``""``.
+    dead : sequence of int
+        GPUs that are dead and host nothing. They keep their numbers; every figure and file is
+        that of the `survivors`.
 
     Raises
     ------
     InputError
         Copies that are no whole numbers in 0..255, a wrong rank, an expert on no
-        GPU, GPUs that the nodes do not divide.
+        GPU, GPUs that the nodes do not divide, dead GPUs that host copies.
 
     Examples
     --------
@@ -72,6 +76,7 @@ class Plan(Displayed):
     nodes: int
     method: str
     loads_digest: str
+    dead: tuple[int, ...]
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class Plan(Displayed):
         nodes: int = 1,
         method: str = "",
         loads_digest: str = "",
+        dead: Sequence[int] = (),
     ) -> None:
         values = as_array("copies", copies)
         if values.ndim != 3 or 0 in values.shape:
@@ -102,6 +108,7 @@ class Plan(Displayed):
         object.__setattr__(self, "nodes", int(nodes))
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "loads_digest", loads_digest)
+        object.__setattr__(self, "dead", _valid_dead(dead, values))
 
     @property
     def layers(self) -> int:
@@ -143,6 +150,31 @@ class Plan(Displayed):
     def duplicates(self) -> int:
         """Copies that share a GPU with a copy of the same expert: wasted slots."""
         return int(np.maximum(self.copies.astype(np.int64) - 1, 0).sum())
+
+    def survivors(self) -> Plan:
+        """Return the plan of the GPUs that are alive, numbered anew in their order.
+
+        Nodes that have lost all of their GPUs are left out. Where the others have lost different
+        numbers of them, nodes are no longer told apart.
+
+        Examples
+        --------
+        >>> import craftopt as co
+        >>> plan = co.Plan([[[1, 0, 0], [0, 0, 1]]], dead=[1])
+        >>> plan.survivors().copies.tolist()
+        [[[1, 0], [0, 1]]]
+        """
+        if not self.dead:
+            return self
+        alive = np.ones(self.gpus, dtype=np.bool_)
+        alive[list(self.dead)] = False
+        return Plan(
+            self.copies[:, :, alive],
+            self.layer_ids,
+            nodes_left(alive, self.nodes),
+            self.method,
+            self.loads_digest,
+        )
 
     def phy2log(self) -> IntArray:
         """List the experts slot by slot, GPU after GPU.
@@ -216,7 +248,8 @@ class Plan(Displayed):
 
     def with_layers(self, positions: Sequence[int], layer_ids: npt.ArrayLike) -> Plan:
         """Return the layers at these 0-based positions, under these numbers."""
-        return Plan(self.copies[list(positions)], layer_ids, self.nodes, self.method)
+        copies = self.copies[list(positions)]
+        return Plan(copies, layer_ids, self.nodes, self.method, dead=self.dead)
 
     def check_layers(self, held: Loads | Trace | Coactivation | Plan, name: str) -> None:
         """Check that what is named so describes the plan's layers, by number, and its experts.
@@ -250,6 +283,7 @@ class Plan(Displayed):
             "experts": self.experts,
             "gpus": self.gpus,
             "nodes": self.nodes,
+            **({"dead_gpus": list(self.dead)} if self.dead else {}),
             "replicas": self.replicas,
             "loads_digest": self.loads_digest,
             "layers": [
@@ -269,6 +303,7 @@ class Plan(Displayed):
             "layers": name_layers(self.layer_ids),
             "experts": str(self.experts),
             "GPUs": f"{self.gpus} in {self.nodes} node(s)",
+            **({"dead GPUs": ", ".join(map(str, self.dead))} if self.dead else {}),
             "replicas": str(self.replicas),
             "per layer": sparkline(self.layer_replicas),
             "slots per GPU and layer": str(least) if least == most else f"{least}-{most}",
@@ -334,6 +369,7 @@ class Plan(Displayed):
             document["nodes"],
             str(document["method"]),
             str(document["loads_digest"]),
+            document.get("dead_gpus", ()),
         )
         if plan.replicas != document["replicas"]:
             raise ValueError(f"it says {document['replicas']} replicas and lists {plan.replicas}")
@@ -356,7 +392,8 @@ class Plan(Displayed):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and pickles go through the constructor, so that they are read-only too.
-        return Plan, (self.copies, self.layer_ids, self.nodes, self.method, self.loads_digest)
+        names = ("copies", "layer_ids", "nodes", "method", "loads_digest", "dead")
+        return Plan, tuple(getattr(self, name) for name in names)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -364,8 +401,8 @@ class Plan(Displayed):
         return (
             np.array_equal(self.copies, other.copies)
             and np.array_equal(self.layer_ids, other.layer_ids)
-            and (self.nodes, self.method, self.loads_digest)
-            == (other.nodes, other.method, other.loads_digest)
+            and (self.nodes, self.method, self.loads_digest, self.dead)
+            == (other.nodes, other.method, other.loads_digest, other.dead)
         )
 
     def __hash__(self) -> int:
@@ -376,3 +413,21 @@ class Plan(Displayed):
             f"Plan(layers={self.layers}, experts={self.experts}, gpus={self.gpus}, "
             f"replicas={self.replicas})"
         )
+
+
+def nodes_left(alive: BoolArray, nodes: int) -> int:
+    """Count the nodes with GPUs alive; 1 where these have different numbers of them."""
+    left = alive.reshape(nodes, -1).sum(axis=1)
+    left = left[left > 0]
+    return left.size if (left == left[0]).all() else 1
+
+
+def _valid_dead(dead: Sequence[int], copies: Copies) -> tuple[int, ...]:
+    gpus = copies.shape[2]
+    numbers = sorted({whole("dead", gpu, 0) for gpu in dead})
+    if numbers and numbers[-1] >= gpus:
+        raise InputError(f"dead names GPU {numbers[-1]}; the plan's GPUs are 0..{gpus - 1}")
+    hosting = [gpu for gpu in numbers if copies[:, :, gpu].any()]
+    if hosting:
+        raise InputError(f"GPU {hosting[0]} is dead and hosts copies; dead GPUs host none")
+    return tuple(numbers)

@@ -22,7 +22,8 @@ from craftopt.errors import (
     number,
     whole,
 )
-from craftopt.loads import IntArray, Loads, as_array, read_only
+from craftopt.links import valid_link_cost
+from craftopt.loads import FloatArray, IntArray, Loads, as_array, read_only
 from craftopt.objective import OBJECTIVES, Objective, ObjectiveName
 from craftopt.plan import Copies, Plan
 from craftopt.traces import Trace
@@ -104,6 +105,11 @@ class Problem(Displayed):
     max_slowdown : float, optional
         In place of ``traffic``: find the least traffic with a relative time at most this share
         above that of a plan for balance alone. The objective stays relative time.
+    link_cost : array_like of float, shape [gpus, gpus] or [nodes, nodes], optional
+        Cost of sending one choice of a token from the GPU (or node) that holds it, row, to one
+        that serves it, column, for rails, racks and mixed links. The objective stays as it is:
+        among plans that differ in the numbers of their GPUs alone, searching methods return the
+        one that sends at the least cost (`relabel_for_links`).
 
     Raises
     ------
@@ -137,6 +143,7 @@ class Problem(Displayed):
     coactivation: Coactivation | Trace | None
     traffic: float | Priced | None
     max_slowdown: float | None
+    link_cost: FloatArray | None
 
     def __init__(
         self,
@@ -156,6 +163,7 @@ class Problem(Displayed):
         coactivation: Coactivation | Trace | None = None,
         traffic: float | Priced | None = None,
         max_slowdown: float | None = None,
+        link_cost: npt.ArrayLike | None = None,
     ) -> None:
         if not isinstance(loads, Loads):
             raise InputError(f"loads is a {type(loads).__name__}; pass craftopt.Loads(tokens)")
@@ -180,12 +188,14 @@ class Problem(Displayed):
             "max_slowdown": None
             if max_slowdown is None
             else number("max_slowdown", max_slowdown, least=0),
+            "link_cost": link_cost,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         self._check_cluster()
         self._check_previous()
         self._check_traffic()
+        self._check_links()
         if self.slots == "uniform":
             self._check_uniform()
 
@@ -280,9 +290,35 @@ class Problem(Displayed):
         return self.traffic if isinstance(self.traffic, float) else self._price.price
 
     @property
+    def balance_alone(self) -> bool:
+        """Whether balance under even dispatch decides, so that nodes make no difference."""
+        return self.traffic_price == 0 and self.dispatch == "even"
+
+    @property
+    def whole_nodes(self) -> int:
+        """Nodes that GPUs must not leave when they are renamed for nothing to change."""
+        return self.group_nodes if self.balance_alone else self.nodes
+
+    @property
+    def wants_traffic(self) -> bool:
+        """Whether traffic is to be planned for, even where it counts for nothing."""
+        return self.traffic is not None or self.max_slowdown is not None
+
+    @property
+    def traffic_text(self) -> str:
+        """Say what traffic costs, and where the price comes from."""
+        if self.max_slowdown is not None:
+            return f"the least within {self.max_slowdown:.1%} more time than balance alone"
+        if self.traffic is None:
+            return "not planned for"
+        if isinstance(self.traffic, float):
+            return f"{self.traffic:.4g} mean GPU loads per node visited, as given"
+        return str(self._price)
+
+    @property
     def free_traffic(self) -> str:
         """Say why traffic counts for nothing; empty where it counts, or is not asked for."""
-        if self.traffic is None and self.max_slowdown is None:
+        if not self.wants_traffic:
             return ""
         if self.nodes == 1:
             return "traffic counts for nothing: all GPUs are in one node"
@@ -383,8 +419,8 @@ class Problem(Displayed):
             "most copies": self.max_copies,
             "most moves": self.max_moves,
             "dispatch": None if self.dispatch == "even" else self.dispatch,
-            "traffic": None if self.traffic is None else f"{self.traffic_price:.4g}",
-            "most slowdown": self.max_slowdown,
+            "traffic": self.traffic_text if self.wants_traffic else None,
+            "link cost": None if self.link_cost is None else "given",
         }
         return {name: str(value) for name, value in rows.items() if value is not None}
 
@@ -463,6 +499,17 @@ class Problem(Displayed):
                     f"traffic is a deployment on gpus={priced[0]}, nodes={priced[1]}, the problem "
                     f"has gpus={self.gpus}, nodes={self.nodes}; pass the same of both"
                 )
+
+    def _check_links(self) -> None:
+        if self.link_cost is None:
+            return
+        if self.max_moves is not None:
+            raise InputError(
+                f"link_cost renames GPUs, which moves copies beyond max_moves={self.max_moves}; "
+                "pass one of them"
+            )
+        cost = valid_link_cost(self.link_cost, self.gpus, self.nodes)
+        object.__setattr__(self, "link_cost", cost)
 
     def _check_layers_of(self, given: Coactivation | Trace) -> None:
         """Layers match by number, or by position where the traffic has no numbers."""

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal
 
 from craftopt.display import Displayed, Table
 from craftopt.errors import NoPlanError, number, whole
-from craftopt.evaluation import objective_value, violations
+from craftopt.evaluation import Evaluation, evaluate_for, objective_value, violations
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.traffic import traffic_summary
 
 Limit = Literal["work", "time"]
 
@@ -161,9 +163,29 @@ class Result(Displayed):
         """Whether `plan` can be read."""
         return self._plan is not None
 
+    @cached_property
+    def scored(self) -> Evaluation | None:
+        """Score the plan on its own windows, with traffic; None without plan or coactivation."""
+        if self._plan is None or self.problem.coactivation is None:
+            return None
+        return evaluate_for(self._held(), self.problem, traffic=True)
+
+    def _held(self) -> Plan:
+        """Return the plan on the problem's GPUs."""
+        return self.plan
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, for JSON."""
-        return {
+        traffic = (
+            {}
+            if self.scored is None
+            else {
+                "relative_time": self.scored.relative_time,
+                "traffic_price": self.problem.traffic_price,
+                "traffic": self.scored.traffic and self.scored.traffic.to_dict(),
+            }
+        )
+        return traffic | {
             "method": self.method,
             "status": self.status.value,
             "limit": self.limit,
@@ -190,6 +212,11 @@ class Result(Displayed):
             facts = self.plan.summary()
             rows["replicas"] = f"{self.plan.replicas} of {self.problem.replicas}"
             rows |= {name: facts[name] for name in ("per layer", "slots per GPU")}
+        if self.scored is not None:
+            if not self.problem.free_traffic:  # else the note says it
+                rows["price of traffic"] = self.problem.traffic_text
+            rows["relative time"] = f"{self.scored.relative_time:.4f}"
+            rows |= traffic_summary(self.scored.traffic)
         rows["time"] = f"{self.runtime * 1e3:.1f} ms"
         if self.compile_time >= COMPILED:
             rows["time"] += f", after {self.compile_time:.1f} s to compile or load"

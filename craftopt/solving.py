@@ -14,7 +14,9 @@ from craftopt.compiling import GPUS, REPLICAS, TOKENS, first_use
 from craftopt.errors import InputError, choice
 from craftopt.loads import Loads
 from craftopt.objective import ObjectiveName
+from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.rebalancing import relabel_for_links
 from craftopt.result import Options, Outcome, Result, Status, settle
 
 MethodName = Literal[
@@ -252,7 +254,10 @@ def solve(
     bound = whole_plan_bound(problem)
     if outcome.bound is not None:
         bound = problem.goal.tighter(bound, outcome.bound)
-    settled = settle(problem, outcome.plan, bound)
+    planned = outcome.plan
+    if planned is not None and entry.work:
+        planned = _on_cheap_links(planned, problem)
+    settled = settle(problem, planned, bound)
     if outcome.infeasible:
         settled["status"] = Status.INFEASIBLE
     return Result(
@@ -263,7 +268,7 @@ def solve(
         compile_time=compile_time,
         limit=outcome.limit,
         message=outcome.message,
-        _plan=outcome.plan,
+        _plan=planned,
     )
 
 
@@ -311,6 +316,20 @@ def _compile(method: Method, problem: Problem) -> float:
     """Compile a method for a kind of problem, on least work (for `exact`, without a solver)."""
     work = 0 if method.proves else 1
     return first_use(method.name, problem, lambda small: solve(small, method.name, work_limit=work))
+
+
+def _on_cheap_links(plan: Plan, problem: Problem) -> Plan:
+    """Rename GPUs if links have costs; within their nodes where more than balance depends on it."""
+    if problem.link_cost is None:
+        return plan
+    joint = problem.traffic is not None or problem.max_slowdown is not None
+    return relabel_for_links(
+        plan,
+        problem.loads,
+        problem.link_cost,
+        problem.dispatch,
+        within_nodes=joint or problem.dispatch != "even" or problem.expert_groups is not None,
+    )
 
 
 def _missing(method: Method) -> list[str]:

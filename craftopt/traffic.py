@@ -190,13 +190,13 @@ def traffic_of_trace(
     from craftopt.routing.visits import count_of, layer_visits, tokens_of  # noqa: PLC0415
 
     plan.check_layers(trace, "trace")
-    window, windows, name = _windows(trace, served)
-    if rule == "cover" and name != _SERVED:
+    window, windows, name = token_windows(trace, served)
+    if rule == "cover" and name != SERVED_WINDOWS:
         raise InputError(
             "dispatch='cover' serves tokens one by one, so the windows must be cut from the "
             "trace; pass loads such as trace.batches(1024)"
         )
-    home = _valid_homes(homes, trace.tokens, plan.gpus)
+    home = valid_homes(homes, trace.tokens, plan.gpus)
     counts = np.empty((windows, plan.layers))
     loads = np.zeros((windows, plan.layers, plan.gpus)) if rule == "cover" else None
     found = []
@@ -259,7 +259,7 @@ def traffic_of_pairs(
         by_home = np.broadcast_to(chance, (plan.nodes, plan.nodes))
         own = np.trace(by_home) / max(float(by_home.sum()), 1e-300)
         found.append(Visits(by_node, by_gpu, by_home, by_node.sum(axis=1) * own))
-    return _assembled(found, counts, estimated=True, windows=_SERVED, seen=pairs.tokens)
+    return _assembled(found, counts, estimated=True, windows=SERVED_WINDOWS, seen=pairs.tokens)
 
 
 class BusiestNodes:
@@ -283,7 +283,7 @@ class BusiestNodes:
         if isinstance(source, Coactivation):
             self._tokens = _window_tokens(source, served)
             return
-        window, windows, _ = _windows(source, served)
+        window, windows, _ = token_windows(source, served)
         self._traced = [tokens_of(source, layer, window, windows) for layer in range(source.layers)]
         counts = [count_of(tokens.window, windows) for tokens in self._traced]
         self._tokens = np.stack(counts, axis=1).astype(np.float64)
@@ -319,7 +319,7 @@ class BusiestNodes:
         return busiest
 
 
-_SERVED = "the served windows"
+SERVED_WINDOWS = "the served windows"
 
 
 def _window_tokens(pairs: Coactivation, served: Loads) -> FloatArray:
@@ -450,11 +450,11 @@ def _assembled(
     )
 
 
-def _windows(trace: Trace, served: Loads) -> tuple[IntArray, int, str]:
+def token_windows(trace: Trace, served: Loads) -> tuple[IntArray, int, str]:
     """Return the window of every token, -1 = none, how many there are, and what they are."""
     window = trace.windows_of(served)
     if window is not None:
-        return window, served.windows, _SERVED
+        return window, served.windows, SERVED_WINDOWS
     size = round(served.tokens.sum(axis=2).mean() / trace.topk_ids.shape[2])
     size = min(max(size, 1), trace.tokens)
     windows = -(-trace.tokens // size)
@@ -462,7 +462,7 @@ def _windows(trace: Trace, served: Loads) -> tuple[IntArray, int, str]:
     return np.arange(trace.tokens) // size, windows, name
 
 
-def _valid_homes(homes: npt.ArrayLike | None, tokens: int, gpus: int) -> IntArray:
+def valid_homes(homes: npt.ArrayLike | None, tokens: int, gpus: int) -> IntArray:
     """Return the GPU that holds each token, -1 = all equally likely."""
     if homes is None:
         return np.full(tokens, -1, dtype=np.int64)

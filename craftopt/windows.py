@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, number, whole
 from craftopt.loads import FloatArray, Loads
+from craftopt.traces import Trace
 
+# Domain of the windows that a trace was cut into across its domains.
+MIXED = "mixed"
 # Beyond this range a Gamma variable underflows, or all blends are the average.
 LEAST_ALPHA, MOST_ALPHA = 0.01, 1000.0
 # Correlation of a window's share from one blend to the next.
@@ -59,6 +63,41 @@ def holdout(loads: Loads, rule: str) -> tuple[Loads, Loads]:
     return _hold_out_listed(loads, rule)
 
 
+def without_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:
+    """Take one domain out of the windows altogether.
+
+    Windows named ``mixed/...`` were cut from a trace across domains and may hold its tokens; they
+    go to neither side.
+
+    Returns
+    -------
+    others, foreign : Loads
+
+    Raises
+    ------
+    InputError
+        An unknown domain, or no window of others.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.windows import without_domain
+    >>> loads = co.Loads([[[1, 2]]] * 3, window_names=["chat/0", "mixed/1", "code/2"])
+    >>> [side.window_names for side in without_domain(loads, "code")]
+    [('chat/0',), ('code/2',)]
+    """
+    others, foreign = _hold_out_domain(loads, domain)
+    pure = [i for i, name in enumerate(others.window_names) if domain_of(name) != MIXED]
+    if domain == MIXED or not pure:
+        raise InputError(f"without domain {domain!r} no window is of one other domain")
+    return others.select(pure), foreign
+
+
+def domain_of(window_name: str) -> str:
+    """Return the domain of a window: its name up to the first ``/``, or all of it."""
+    return window_name.split("/", 1)[0]
+
+
 def domains(loads: Loads) -> list[str]:
     """List the domains of the windows (see `holdout`), in the order of the windows.
 
@@ -67,7 +106,7 @@ def domains(loads: Loads) -> list[str]:
     InputError
         A single domain, which leaves nothing to plan on when it is held out.
     """
-    found = list(dict.fromkeys(map(_domain_of, loads.window_names)))
+    found = list(dict.fromkeys(map(domain_of, loads.window_names)))
     if len(found) < 2:
         raise InputError(
             f"all windows are of the domain {found[0]!r}; leaving one out needs two or more"
@@ -223,15 +262,11 @@ def hellinger(root: FloatArray, mean_root: FloatArray) -> float:
     return float(np.sqrt(max(0.0, 1.0 - np.einsum("c,c->", root, mean_root) / length)))
 
 
-def _domain_of(window_name: str) -> str:
-    return window_name.split("/", 1)[0]
-
-
 def _hold_out_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:
     known = domains(loads)
     if domain not in known:
         raise InputError(f"{domain!r} is no domain of these windows; they are {', '.join(known)}")
-    return loads.split(np.array([_domain_of(name) != domain for name in loads.window_names]))
+    return loads.split(np.array([domain_of(name) != domain for name in loads.window_names]))
 
 
 def _hold_out_listed(loads: Loads, file: str) -> tuple[Loads, Loads]:
@@ -274,3 +309,36 @@ def _prediction_error(predicted: FloatArray, actual: FloatArray) -> FloatArray:
     """Compute the squared Hellinger distance of rows, up to a factor."""
     squared: FloatArray = ((np.sqrt(predicted) - np.sqrt(actual)) ** 2).sum(axis=1)
     return squared
+
+
+def planned_tokens(
+    given: Coactivation | Trace | None, planned: Loads
+) -> Coactivation | Trace | None:
+    """Keep of a trace the tokens of some windows, so that plans do not see any other.
+
+    Pair counts cannot be taken apart, and stay as they are.
+
+    Raises
+    ------
+    InputError
+        Windows that were not cut from the trace.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.windows import planned_tokens
+    >>> trace = co.Trace([[[0]], [[1]], [[1]], [[2]]])
+    >>> planned_tokens(trace, trace.batches(2).select([1])).topk_ids.ravel().tolist()
+    [1, 2]
+    """
+    if not isinstance(given, Trace):
+        return given
+    window = given.windows_of(planned)
+    if window is None:
+        raise InputError(
+            "the loads are not windows of the trace, so that its tokens cannot be held out; pass "
+            "loads such as trace.batches(1024), or coactivation=trace.coactivation()"
+        )
+    order = np.argsort(window, kind="stable")
+    tokens = given.topk_ids[order[np.count_nonzero(window < 0) :]]
+    return Trace(tokens, given.experts, given.layer_ids)

@@ -45,7 +45,7 @@ GPUS, TOP_K = 8, 8
 
 # %%
 loads = co.load_example("qwen3-235b")
-topic = [index for index, name in enumerate(loads.window_names) if name.startswith("topic-d/")]
+topic = [index for index, name in enumerate(loads.window_names) if name.startswith("synthetic-d/")]
 layers = np.linspace(0, loads.layers - 1, 12).astype(int)
 windows = loads.tokens[topic][:, layers]
 planned, served = windows[1::2].sum(axis=0), windows[0::2]

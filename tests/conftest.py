@@ -23,6 +23,10 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+# What runs in engines' own code; see the Makefile.
+collect_ignore = ["engines_real"]
+
+
 @pytest.fixture(autouse=True)
 def little_solver_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give proofs little work unless a test asks for more: by default they may take a minute."""

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import craftopt as co
 from craftopt.cli import app
+from craftopt.windows import without_domain
 
 WINDOWS = 7
 
@@ -445,3 +446,46 @@ def test_dispatch_is_an_option_of_evaluate_and_compare(file, mixed, tmp_path):
     assert "dispatch lp" in " ".join(printed(*options).split())
     with pytest.raises(co.InputError, match="fair"):
         printed("evaluate", tmp_path / "plan.json", file, "--dispatch", "fair")
+
+
+def test_a_foreign_domain_and_windows_that_may_hold_it_are_kept_apart(mixed):
+    names = ["chat/0", "mixed/1", *mixed.window_names[2:]]
+    others, foreign = without_domain(
+        co.Loads(mixed.tokens, mixed.layer_ids, names), names[2].split("/")[0]
+    )
+    kept = {*others.window_names, *foreign.window_names}
+    assert kept == set(names) - {"mixed/1"}
+    assert {name.split("/")[0] for name in foreign.window_names} == {names[2].split("/")[0]}
+
+
+def test_foreign_windows_are_scored_by_the_same_plan(mixed):
+    others, foreign = without_domain(mixed, "law")
+    planned, served = co.holdout(others, "odd-even")
+    problem = co.Problem(planned, gpus=4, replicas=9)
+    result = co.compare(problem, served, ["placement"], foreign=foreign)
+    plan = co.solve(problem, "placement").plan
+    row = result.rows[0]
+    assert row.foreign.relative_time == co.evaluate(plan, foreign).relative_time
+    assert row.served.relative_time == co.evaluate(plan, served).relative_time
+    assert "foreign: " in str(result)
+    assert result.to_dict()["foreign_windows"] == list(foreign.window_names)
+
+
+def test_compare_prints_foreign_and_traffic_of_a_measured_example():
+    table = printed(
+        "compare", "gpt-oss-20b", "--batch", 2048, "--trace", "gpt-oss-20b", "--gpus", 8, "--nodes",
+        2, "--methods", "trivial", "--holdout", "odd-even", "--foreign", "sorry_bench_base",
+    )  # fmt: skip
+    assert "foreign: 2 of a domain that no plan has seen" in table
+    assert table.count(" foreign ") == 3
+    assert "Critical: nodes per token of the busiest node" in table
+
+
+@pytest.mark.filterwarnings("ignore::craftopt.errors.CraftoptWarning")
+def test_info_says_what_is_synthetic_and_how_many_windows_are_enough():
+    table = printed("info", "qwen3-235b")
+    for text in ("an example, synthetic", "enough windows", "looks made up"):
+        assert text in table
+    assert "looks made up" not in printed("info", "gpt-oss-20b")
+    with pytest.warns(co.CraftoptWarning, match="synthetic example, not measured"):
+        printed("info", "qwen3-235b")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from files import measured
 
 import craftopt as co
+from craftopt.datasets import is_synthetic
 
 TOKENS, TOP_K = 24_576, 8
 SHAPES = {  # first layer id, layers, experts
@@ -154,8 +156,45 @@ def made(name: str) -> dict[str, np.ndarray]:
 # --- promises -------------------------------------------------------------------------------
 
 
-def test_the_four_examples_are_listed() -> None:
-    assert co.example_names() == tuple(SHAPES)
+def test_the_examples_are_listed_and_those_made_up_are_known_as_such() -> None:
+    assert set(SHAPES) < set(co.example_names())
+    assert tuple(filter(is_synthetic, co.example_names())) == tuple(SHAPES)
+
+
+def test_measured_examples_are_the_published_counts() -> None:
+    gpt, olmoe = co.load_example("gpt-oss-20b"), co.load_example("OLMoE-1B-7B")
+    assert (gpt.tokens.sum(axis=(0, 2)) == 215_438 * 4).all(), "every layer sees every token"
+    assert olmoe.layer_ids.tolist() == [0, 7, 15]
+    # Published results refer to these loads.
+    assert gpt.digest.startswith("bef23b5e6b6e97f0")
+    assert olmoe.digest.startswith("968428fd0db636c3")
+
+
+def test_the_thinned_trace_holds_whole_sequences_of_every_benchmark() -> None:
+    trace, counts = co.load_example_trace("GPT-OSS-20b"), co.load_example("gpt-oss-20b")
+    assert trace.domain_names == counts.window_names
+    assert trace.layer_ids.tolist() == counts.layer_ids.tolist()
+    drawn = [
+        np.unique(trace.sequence[trace.domain == domain]).size
+        for domain in range(len(trace.domain_names))
+    ]
+    assert drawn == [4, *[24] * 9, 4]
+    part = trace.batches(trace.tokens).tokens[0]
+    assert (part <= counts.tokens.sum(axis=0)).all(), "the tokens are among those counted"
+
+
+def test_measured_data_names_source_commit_and_licence_and_is_small() -> None:
+    package = Path(co.__file__).parent
+    measured = sorted((package / "data").glob("*.npz"))
+    notice = (package.parent / "NOTICE").read_text(encoding="utf-8")
+    assert all(f"craftopt/data/{file.name}" in notice for file in measured)
+    assert notice.count("commit ") == 2
+    assert sum(file.stat().st_size for file in measured) < 3e6
+
+
+def test_an_example_without_tokens_has_no_trace() -> None:
+    with pytest.raises(co.InputError, match=r"example with a trace='olmoe.*gpt-oss-20b"):
+        co.load_example_trace("olmoe-1b-7b")
 
 
 @each_example
@@ -164,7 +203,7 @@ def test_shape_layer_ids_and_windows_are_the_models_own(name: str) -> None:
     loads = co.load_example(name)
     assert loads.tokens.shape == (40, layers, experts)
     assert loads.layer_ids.tolist() == list(range(first, first + layers))
-    assert loads.window_names == tuple(f"topic-{t}/{s}" for t in "abcde" for s in range(8))
+    assert loads.window_names == tuple(f"synthetic-{t}/{s}" for t in "abcde" for s in range(8))
 
 
 @each_example
@@ -197,7 +236,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all_names(wrong: str, 
     with pytest.raises(co.InputError, match=hint) as caught:
         co.load_example(wrong)
     assert repr(wrong) in str(caught.value)
-    assert all(name in str(caught.value) for name in co.example_names())
+    assert all(name in str(caught.value) for name in SHAPES)
 
 
 def test_listing_the_examples_does_not_load_scipy() -> None:
@@ -244,7 +283,7 @@ def _print_tables() -> None:
     rows = {f"measured {name}": side for name, side in sides.items()}
     rows["target R1, Kimi"] = halfway(sides["GLM-5.2"], sides["V2-Lite"])
     rows["target Qwen3"] = halfway(sides["gpt-oss"], sides["OLMoE"])
-    rows |= {f"made {name}": made(name) for name in co.example_names()}
+    rows |= {f"made {name}": made(name) for name in SHAPES}
     for row, figure in rows.items():
         print(row)
         for name, values in figure.items():
@@ -253,7 +292,7 @@ def _print_tables() -> None:
         if np.size(figure["within"]) > 1:
             print(f"  {'within, mean':16} {np.mean(figure['within']):.3f}")
     print("log variance, GLM-5.2 measured", log_variance(counts_of("glm52_five_domains")[0], 5))
-    for name in co.example_names():
+    for name in SHAPES:
         print(f"log variance, {name} made", log_variance(co.load_example(name).tokens, 5))
 
 

@@ -588,7 +588,7 @@ def test_every_command_that_takes_loads_cuts_traces_into_windows(run, tmp_path):
         code, _, err = run(*command, "--order", order, *cut)
         assert code == 0, err
     assert "pass --batch N" in run("plan", file, "--gpus", 2, "--order", "random")[2]
-    assert "is an example" in run("plan", "deepseek-r1", "--gpus", 8, "--batch", 5)[2]
+    assert "is an example" in run("plan", "deepseek-r1", "--gpus", 8, "--layers", 5)[2]
     assert "size=0" in run("plan", file, "--gpus", 2, "--batch", 0)[2]
 
 

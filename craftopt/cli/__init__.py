@@ -12,7 +12,7 @@ import craftopt as co
 from craftopt.cli.certificates import certify, verify
 from craftopt.cli.engines import export
 from craftopt.cli.models import export_model
-from craftopt.cli.planning import compare, evaluate, info, plan, warm_up
+from craftopt.cli.planning import compare, diagnose, evaluate, info, plan, warm_up
 from craftopt.cli.rebalancing import rebalance
 from craftopt.cli.routing import route
 from craftopt.cli.serving import advise
@@ -20,6 +20,7 @@ from craftopt.errors import CraftoptError, CraftoptWarning
 
 # In the order in which the help lists them.
 COMMANDS = (
+    diagnose,
     plan,
     compare,
     evaluate,

@@ -13,6 +13,7 @@ from craftopt.cli.shared import (
     Groups,
     LoadsArgument,
     MapGpus,
+    MapNodes,
     MaxCopies,
     ObjectiveOption,
     PerLayer,
@@ -20,6 +21,7 @@ from craftopt.cli.shared import (
     PlanSlots,
     Reader,
     Replicas,
+    TraceOption,
     make_problem,
     print_json,
     print_rich,
@@ -36,6 +38,7 @@ def certify(
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
+    nodes: MapNodes = None,
     replicas: Replicas = None,
     replicas_per_layer: PerLayer = None,
     slots: PlanSlots = None,
@@ -45,6 +48,10 @@ def certify(
     total: Annotated[
         bool, typer.Option("--total", help="Certify on the sum of the windows.")
     ] = False,
+    trace: TraceOption = None,
+    traffic_price: Annotated[
+        float, typer.Option("--traffic", metavar="MU", help="Price of a node per token.")
+    ] = 0.0,
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds after which no bound is sharpened.")
     ] = None,
@@ -57,13 +64,14 @@ def certify(
     """Prove how far a plan is from the best one; the budget is the plan's, if none is given."""
     from craftopt.reporting.tables import certificate_table  # noqa: PLC0415
 
-    held, traffic = reader.both(plan, loads, gpus)
+    held, traffic = reader.both(plan, loads, gpus, nodes)
     if replicas is None and replicas_per_layer is None:
         replicas = held.replicas
+    tokens, _ = reader.tokens(trace, None, traffic.layer_ids, traffic.experts)
     problem = make_problem(
         traffic.total() if total else traffic, held.gpus, held.nodes, replicas,
         replicas_per_layer, slots or slots_of(held), objective, groups, max_copies,
-    )  # fmt: skip
+    ).replace(coactivation=tokens, traffic=traffic_price or None)  # fmt: skip
     with progress("certifying") as report:
         certificate = co.certify(
             problem, held, time_limit=time_limit, progress=lambda done: report(f"{done:.0%}")

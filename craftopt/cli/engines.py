@@ -8,7 +8,15 @@ from typing import Annotated, cast
 import typer
 
 import craftopt as co
-from craftopt.cli.shared import AsJson, MapGpus, Reader, print_json, reading, writable
+from craftopt.cli.shared import (
+    AsJson,
+    MapGpus,
+    Reader,
+    layer_numbers,
+    print_json,
+    reading,
+    writable,
+)
 from craftopt.formats import EngineName
 
 
@@ -25,11 +33,36 @@ def export(
     pad: Annotated[
         bool, typer.Option("--pad", help="Fill up to equal slot counts with further copies.")
     ] = False,
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS",
+            help="MoE layers that the plan lacks, such as 61 for multi-token prediction: they host "
+            "the experts in order.",
+        ),
+    ] = None,
+    loads: Annotated[
+        str | None, typer.Option(help="Loads, to say what nearest copies make of them.")
+    ] = None,
     gpus: MapGpus = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a plan as a serving engine loads it, and say how to load it."""
-    exported = co.export(reader.plan(plan, gpus), cast(EngineName, engine), output, pad)
+    held = reader.plan(plan, gpus)
+    exported = co.export(
+        held,
+        cast(EngineName, engine),
+        output,
+        pad,
+        fill=() if fill is None else layer_numbers("--fill", fill),
+    )
+    if loads is not None:
+        served = reader.loads(loads, experts=held.experts)
+        nearest, even = (
+            co.evaluate(held, served, rule).relative_time for rule in ("nearest-even", "even")
+        )
+        figure = f"relative time {nearest:.3f} by the nearest copies, {even:.3f} evenly"
+        exported = dataclasses.replace(exported, notes=(*exported.notes, figure))
     if as_json:
         print_json(dataclasses.asdict(exported))
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+import dataclasses
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -23,6 +24,7 @@ from craftopt.cli.shared import (
     PairsOption,
     PerLayer,
     PlanArgument,
+    PlannedDispatchOption,
     PlanOutput,
     Reader,
     Replicas,
@@ -37,13 +39,18 @@ from craftopt.cli.shared import (
     progress,
     reading,
 )
+from craftopt.cli.traffic import Pricing, pricing
 from craftopt.errors import InputError, choice
+from craftopt.problem import PlannedDispatch
 from craftopt.routing import DISPATCHES
+from craftopt.windows import without_domain
 
 
 @reading
+@pricing
 def plan(
     reader: Reader,
+    pricing: Pricing,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -53,6 +60,7 @@ def plan(
     objective: ObjectiveOption = "time",
     groups: Groups = None,
     max_copies: MaxCopies = None,
+    dispatch: PlannedDispatchOption = "even",
     method: Annotated[str, typer.Option(help="How to plan.")] = "fast",
     seed: Seed = 0,
     work_limit: Annotated[
@@ -72,6 +80,7 @@ def plan(
         reader.loads(loads), gpus, nodes, replicas, replicas_per_layer, slots, objective, groups,
         max_copies,
     )  # fmt: skip
+    problem = pricing.problem(problem, reader, dispatch)
     with progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
@@ -103,8 +112,10 @@ def plan(
 
 
 @reading
+@pricing
 def compare(
     reader: Reader,
+    pricing: Pricing,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -122,10 +133,12 @@ def compare(
         ),
     ] = None,
     holdout: Holdout = None,
+    foreign: Annotated[
+        str | None,
+        typer.Option(metavar="DOMAIN", help="Keep a whole domain apart, as a third column."),
+    ] = None,
     blend: Blend = None,
     dispatch: DispatchOption = "even",
-    trace: TraceOption = None,
-    coactivation: PairsOption = None,
     seed: Seed = 0,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -135,7 +148,11 @@ def compare(
         raise InputError(
             "--blend mixes the windows held out: pass one --holdout, such as first-half"
         )
-    planned, served = reader.loads(loads), None
+    planned, served, apart = reader.loads(loads), None, None
+    if foreign is not None:
+        if holdout == "domains":
+            raise InputError("--holdout domains holds out every domain; leave out --foreign")
+        planned, apart = without_domain(planned, foreign)
     if holdout is not None and holdout != "domains":
         planned, served = co.holdout(planned, holdout)
         if blend is not None:
@@ -144,10 +161,16 @@ def compare(
         planned, gpus, nodes, replicas, replicas_per_layer, slots, objective, groups, max_copies
     )
     rule = choice("dispatch", dispatch, DISPATCHES)
+    planned_rule = (
+        rule if rule in get_args(PlannedDispatch) and problem.goal.even_dispatch else "even"
+    )
+    problem = pricing.problem(problem, reader, planned_rule)
+    given = problem.coactivation
+    tokens = given if isinstance(given, co.Trace) else None
+    pairs = given if isinstance(given, co.Coactivation) else None
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
         names = list(co.methods())
-    tokens, pairs = reader.tokens(trace, coactivation, planned.layer_ids, planned.experts)
     with progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
@@ -156,23 +179,67 @@ def compare(
             )  # fmt: skip
         else:
             result = co.compare(
-                problem, served, names, dispatch=rule, trace=tokens, coactivation=pairs,
-                seed=seed, workers=workers, progress=report,
+                problem, served, names, foreign=apart, dispatch=rule, trace=tokens,
+                coactivation=pairs, seed=seed, workers=workers, progress=report,
             )  # fmt: skip
     if holdout == "domains":
         if as_json:
             print_json({domain: result.to_dict() for domain, result in results.items()})
         else:
-            from craftopt.reporting.tables import domains_table  # noqa: PLC0415
+            from craftopt.reporting.tables import domains_tables  # noqa: PLC0415
 
-            print_rich(domains_table(results))
+            for table in domains_tables(results):
+                print_rich(table)
         return
     if as_json:
         print_json(result.to_dict())
         return
     from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
-    print_rich(rich_table(result.table()))
+    for laid_out in result.tables():
+        print_rich(rich_table(laid_out))
+
+
+@reading
+def diagnose(
+    reader: Reader,
+    loads: LoadsArgument,
+    gpus: Gpus,
+    nodes: Nodes = 1,
+    served: Annotated[
+        str | None,
+        typer.Option("--map", metavar="PLAN", help="What is served with; experts by id if none."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model, such as deepseek-r1.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Accelerator, such as h200.")] = None,
+    trace: TraceOption = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say in a sentence what to do: leave it, place, replicate, or collect more windows first."""
+    if served is None:
+        today, traffic = None, reader.loads(loads)
+    else:
+        today, traffic = reader.both(served, loads, gpus, nodes)
+    tokens, _ = reader.tokens(trace, None, traffic.layer_ids, traffic.experts)
+    with progress("diagnosing") as report:
+        found = co.diagnose(
+            traffic, gpus, nodes, plan=today, model=model, gpu=gpu, trace=tokens, seed=seed,
+            workers=workers, progress=report,
+        )  # fmt: skip
+    if as_json:
+        print_json(found.to_dict())
+        return
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
+
+    table = dataclasses.replace(found.table(), title="layer time saved, by budget", notes=())
+    print_rich(found.answer)
+    print_rich("")
+    if found.gains:
+        print_rich(rich_table(table))
+        print_rich("")
+    print_rich("\n".join(f"- {reason}" for reason in found.reasons))
 
 
 @reading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -14,10 +15,10 @@ from craftopt.cli.shared import (
     AsJson,
     Groups,
     LoadsArgument,
-    MapGpus,
     MaxCopies,
     ObjectiveOption,
     PlanArgument,
+    PlannedDispatchOption,
     PlanOutput,
     PlanSlots,
     Reader,
@@ -30,8 +31,9 @@ from craftopt.cli.shared import (
     slots_of,
     writable,
 )
+from craftopt.cli.traffic import Pricing, pricing
 from craftopt.documents import write_atomically
-from craftopt.errors import CraftoptWarning, InputError
+from craftopt.errors import CraftoptWarning, FormatError, InputError
 from craftopt.loads import layer_text
 from craftopt.objective import ObjectiveName
 from craftopt.problem import SlotRule
@@ -41,11 +43,19 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.25)
 
 
 @reading
+@pricing
 def rebalance(
     reader: Reader,
+    pricing: Pricing,
     plan: PlanArgument,
     loads: LoadsArgument,
-    gpus: MapGpus = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs afterwards, fewer or more than the plan has: the last ones leave or come. "
+            "Of an engine's map, which does not say its GPUs, also those before."
+        ),
+    ] = None,
     max_moves: Annotated[
         int | None, typer.Option(help="Most copies on GPUs that did not host them.")
     ] = None,
@@ -72,8 +82,10 @@ def rebalance(
     nodes: Annotated[int | None, typer.Option(help="Nodes; as in the plan by default.")] = None,
     groups: Groups = None,
     max_copies: MaxCopies = None,
+    dispatch: PlannedDispatchOption = "even",
     dead: Annotated[
-        str | None, typer.Option(metavar="GPUS", help="Dead GPUs, separated by commas.")
+        str | None,
+        typer.Option(metavar="GPUS", help="Dead GPUs, separated by commas, besides the plan's."),
     ] = None,
     seed: Seed = 0,
     workers: Workers = None,
@@ -88,12 +100,15 @@ def rebalance(
     """From the plan that serves to a better one for new loads, with few copies moved."""
     if to == "-" and "-" in (plan, loads):
         raise InputError("stdin can be one of the plans or the loads, not two of them")
-    old, held = _all_layers(*reader.whole_plan(plan, loads, gpus))
-    active = _active(dead, old.gpus)
+    old, held = _all_layers(*_old_plan(reader, plan, loads, gpus))
+    if gpus is not None:
+        old = old.survivors()  # a GPU that comes back is a new one
+    gpus = gpus or old.gpus
+    active = _active(dead, old, gpus)
     if to is not None:
         if dead is not None:
             raise InputError("--to relabels a plan as it is; leave out --dead")
-        wanted = reader.plan(to, gpus)
+        wanted = reader.plan(to, old.gpus)
         new = co.relabel(wanted, old, within_nodes=groups is not None)
         facts: dict[str, Any] = {
             "moves before relabelling": co.count_moves(wanted, old),
@@ -105,14 +120,15 @@ def rebalance(
     else:
         problem = co.Problem(
             held,
-            old.gpus,
+            gpus,
             nodes=old.nodes if nodes is None else nodes,
-            replicas=old.replicas if replicas is None else replicas,
-            slots=slots_of(old) if slots is None else cast(SlotRule, slots),
+            replicas=_replicas(old, gpus) if replicas is None else replicas,
+            slots=slots_of(old.survivors()) if slots is None else cast(SlotRule, slots),
             objective=cast(ObjectiveName, objective),
             expert_groups=groups,
             max_copies=max_copies,
         )
+        problem = pricing.problem(problem, reader, dispatch)
         with progress("rebalancing"):
             found = co.rebalance(
                 problem,
@@ -134,6 +150,7 @@ def rebalance(
             "moves": found.moves,
             f"{name} before": found.previous_objective,
             name: found.objective,
+            **_sent(found),
             "bound": found.bound,
             "breaks": list(found.violations),
         }
@@ -163,6 +180,15 @@ def rebalance(
             print_rich(f"wrote {path}")
 
 
+def _sent(found: Any) -> dict[str, float]:
+    """Take apart time and traffic, where the latter is known."""
+    if found.scored is None:
+        return {}
+    names = ("nodes_per_token", "remote_nodes", "critical_nodes", "gpus_per_token")
+    traffic = {name.replace("_", " "): getattr(found.scored.traffic, name) for name in names}
+    return {"relative time": found.scored.relative_time, **traffic}
+
+
 def _all_layers(plan: co.Plan, loads: co.Loads) -> tuple[co.Plan, co.Loads]:
     """Give layers that the loads lack no tokens, so that they stay in the plan as they are."""
     position = {number: index for index, number in enumerate(loads.layer_ids.tolist())}
@@ -184,11 +210,32 @@ def _all_layers(plan: co.Plan, loads: co.Loads) -> tuple[co.Plan, co.Loads]:
     return plan, co.Loads(tokens, plan.layer_ids, loads.window_names)
 
 
-def _active(dead: str | None, gpus: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+def _old_plan(reader: Reader, plan: str, loads: str, gpus: int | None) -> tuple[co.Plan, co.Loads]:
+    """Read the old plan and the loads; --gpus is the map's, too, where it does not say its own."""
+    if gpus is not None and plan != "-":
+        with suppress(FormatError):
+            return reader.whole_plan(plan, loads, None)
+    return reader.whole_plan(plan, loads, gpus)
+
+
+def _replicas(old: co.Plan, gpus: int) -> int:
+    """Budget of as many copies per GPU as the old plan has, and of one copy of every expert."""
+    alive = old.gpus - len(old.dead)
+    copies = int(old.slots.sum())
+    if gpus != old.gpus:
+        copies = copies * gpus // alive
+        least = -(-old.experts // gpus) * gpus if slots_of(old) == "uniform" else old.experts
+        copies = max(copies, least * old.layers)
+    return copies - old.experts * old.layers
+
+
+def _active(
+    dead: str | None, old: co.Plan, gpus: int
+) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
     if dead is None:
         return None
-    active = np.ones(gpus, dtype=np.bool_)
-    for text in dead.split(","):
+    active = ~np.isin(np.arange(gpus), old.dead)
+    for text in filter(None, dead.split(",")):
         if not text.strip().isdecimal() or int(text) >= gpus:
             raise InputError(f"--dead names {text.strip()!r}; the plan's GPUs are 0..{gpus - 1}")
         active[int(text)] = False

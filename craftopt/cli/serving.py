@@ -25,7 +25,7 @@ from craftopt.cli.shared import (
     reading,
     writable,
 )
-from craftopt.errors import InputError
+from craftopt.cli.traffic import FACTS, GPU, MODEL, SETTINGS, read_constants
 from craftopt.problem import SlotRule
 
 
@@ -33,33 +33,16 @@ from craftopt.problem import SlotRule
 def advise(
     reader: Reader,
     loads: LoadsArgument,
-    model: Annotated[str, typer.Option(help="Model, such as deepseek-r1.")],
-    gpu: Annotated[
-        str,
-        typer.Option(
-            "--gpu",
-            "--cluster",
-            help="Accelerator with its links, such as h200, h100-400g, a100-efa or nvl72.",
-        ),
-    ],
+    model: Annotated[str, MODEL],
+    gpu: Annotated[str, GPU],
     gpus: Gpus,
     nodes: Nodes = 1,
     input_tokens: Annotated[int, typer.Option(help="Prompt tokens per request.")] = 4096,
     output_tokens: Annotated[int, typer.Option(help="Generated tokens per request.")] = 256,
     ttft: Annotated[float | None, typer.Option(help="Most seconds to the first token.")] = None,
     tpot: Annotated[float | None, typer.Option(help="Most seconds between tokens.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any constant of the model, such as kv_dtype=fp8 or compute_efficiency=0.4; "
-            "repeatable.",
-        ),
-    ] = None,
-    facts: Annotated[
-        Path | None, typer.Option(help="TOML file of models and accelerators of your own.")
-    ] = None,
+    settings: Annotated[list[str] | None, SETTINGS] = None,
+    facts: Annotated[Path | None, FACTS] = None,
     slots: Annotated[
         str, typer.Option(help="Memory layouts to consider, separated by commas.")
     ] = "uniform,even",
@@ -87,12 +70,10 @@ def advise(
         "ttft": ttft,
         "tpot": tpot,
     }
-    constants.update(_constant(text) for text in settings or [])
+    constants.update(read_constants(settings))
     with progress("advising") as report:
         held = reader.loads(loads)
         tokens, pairs = reader.tokens(trace, coactivation, held.layer_ids, held.experts)
-        if tokens is not None and pairs is not None:
-            raise InputError("--trace and --coactivation are both given; pass one of them")
         advice = co.advise(
             held,
             find_model(model, models),
@@ -118,19 +99,3 @@ def advise(
     print_rich(advice_tables(advice))
     if output is not None:
         print_rich(f"wrote {output}")
-
-
-def _constant(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE: a number or a truth value where it is one, else a word."""
-    name, equals, value = text.partition("=")
-    name, value = name.strip().replace("-", "_"), value.strip()
-    if not (equals and name and value):
-        raise InputError(f"--set {text!r}; pass NAME=VALUE, such as kv_dtype=fp8")
-    if value.lower() in ("true", "false"):
-        return name, value.lower() == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value

@@ -8,7 +8,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
+from craftopt.datasets import is_synthetic
 from craftopt.documents import check_writable
-from craftopt.errors import InputError, choice, unknown
+from craftopt.errors import CraftoptWarning, InputError, choice, unknown
 from craftopt.formats.reading import read_any
 from craftopt.loads import IntArray
 from craftopt.objective import ObjectiveName
@@ -79,16 +81,20 @@ DispatchOption = Annotated[
         "mixed, lp (the best balance there is), or cover (fewest nodes; with --trace)."
     ),
 ]
-TraceOption = Annotated[
-    str | None,
-    typer.Option("--trace", metavar="FILE", help="Token trace to measure the traffic on."),
-]
-PairsOption = Annotated[
-    str | None,
+PlannedDispatchOption = Annotated[
+    str,
     typer.Option(
-        "--coactivation", metavar="FILE", help="Pair counts to estimate the traffic from."
+        "--dispatch",
+        help="How copies will serve: even, or nearest-even (those on the token's GPU, else those "
+        "in its node, else all; SGLang's dynamic dispatch).",
     ),
 ]
+TRACE = typer.Option("--trace", metavar="FILE", help="Token trace to measure the traffic on.")
+PAIRS = typer.Option(
+    "--coactivation", metavar="FILE", help="Pair counts to estimate the traffic from."
+)
+TraceOption = Annotated[str | None, TRACE]
+PairsOption = Annotated[str | None, PAIRS]
 MapNodes = Annotated[
     int | None, typer.Option("--nodes", help="Nodes of an engine's map, which does not say them.")
 ]
@@ -117,21 +123,16 @@ class Reader:
 
     def loads(self, source: str, keep_idle: bool = False, experts: int | None = None) -> co.Loads:
         """Read loads, or cut a trace into windows, from a file, stdin or the examples."""
+        if self.batch is None and (self.kind == "trace" or self.order is not None):
+            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
         held: Any = sys.stdin.buffer if source == "-" else source
         if source != "-" and not Path(source).exists():
             if source.casefold() not in co.example_names():
                 wrong = unknown("example", source, co.example_names())
                 raise InputError(f"there is no file {source}, and {wrong}")
-            if self != Reader(None, None, None, None, None):
-                raise InputError(
-                    f"{source} is an example, which says itself what it is; leave out --as, "
-                    "--layers, --experts, --batch and --order"
-                )
-            return co.load_example(source)
+            return self._example(source)
         if self.batch is not None:
-            return self._windows(held, self.experts or experts)
-        if self.kind == "trace" or self.order is not None:
-            raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
+            return self._windows(co.read_trace(held, self.experts or experts, self.layers))
         return co.read_loads(
             held, self.layers, experts=self.experts, kind=self.kind, keep_idle=keep_idle
         )
@@ -139,7 +140,8 @@ class Reader:
     def any(self, source: str, gpus: int | None) -> tuple[str, Any]:
         """Read whatever a file holds, and say in words what it is."""
         if source != "-" and not Path(source).exists():
-            return "an example", self.loads(source)
+            kind = "synthetic" if is_synthetic(source) else "measured"
+            return f"an example, {kind}", self.loads(source)
         if self.batch is not None:
             return f"a trace in batches of {self.batch}", self.loads(source)
         held = sys.stdin.buffer if source == "-" else source
@@ -155,6 +157,14 @@ class Reader:
     ) -> tuple[co.Plan, co.Loads]:
         """Read a plan and loads of the same layers: those of the loads that have tokens."""
         held, traffic = self.whole_plan(plan, loads, gpus, nodes)
+        if held.dead:
+            warnings.warn(
+                f"the dead GPUs {', '.join(map(str, held.dead))} are left out: this is about the "
+                f"{held.gpus - len(held.dead)} that are alive",
+                CraftoptWarning,
+                stacklevel=2,
+            )
+            held = held.survivors()
         active = np.flatnonzero(traffic.tokens.any(axis=(0, 2)))
         if active.size < traffic.layers:
             traffic = traffic.with_layers(active.tolist(), traffic.layer_ids[active])
@@ -195,7 +205,9 @@ class Reader:
         self, trace: str | None, coactivation: str | None, layers: IntArray, experts: int
     ) -> tuple[co.Trace | None, co.Coactivation | None]:
         """Read what traffic is measured on, where it is given, and leave out other layers."""
-        tokens = None if trace is None else co.read_trace(trace, experts, self.layers)
+        if trace is not None and coactivation is not None:
+            raise InputError("--trace and --coactivation are both given; pass one of them")
+        tokens = None if trace is None else self._trace(trace, experts)
         pairs = (
             None
             if coactivation is None
@@ -203,12 +215,31 @@ class Reader:
         )
         return _of_layers(tokens, layers), _of_layers(pairs, layers)
 
-    def _windows(self, source: Any, experts: int | None) -> co.Loads:
+    def _trace(self, source: str, experts: int) -> co.Trace:
+        """Read a token trace from a file or the examples."""
+        if not Path(source).exists() and source.casefold() in co.example_names():
+            return co.load_example_trace(source)
+        return co.read_trace(source, experts, self.layers)
+
+    def _example(self, name: str) -> co.Loads:
+        """Load an example, or cut windows from its trace; say where it is made up."""
+        if self != Reader(None, None, None, self.batch, self.order):
+            raise InputError(
+                f"{name} is an example, which says itself what it is; leave out --as, "
+                "--layers and --experts"
+            )
+        if self.batch is not None:
+            return self._windows(co.load_example_trace(name))
+        if is_synthetic(name):
+            text = f"{name} is a synthetic example, not measured traffic"
+            warnings.warn(text, co.CraftoptWarning, stacklevel=2)
+        return co.load_example(name)
+
+    def _windows(self, trace: co.Trace) -> co.Loads:
         """Cut a trace into windows, without a last one that is short."""
-        trace = co.read_trace(source, experts, self.layers)
-        order = cast(Order, self.order or "recorded")
-        windows = trace.batches(self.batch or 0, order, self.seed)
-        return windows.select(range(max(1, trace.tokens // (self.batch or 1))))
+        size, order = self.batch or 0, cast(Order, self.order or "recorded")
+        windows = trace.batches(size, order, self.seed)
+        return windows.select(range(max(1, trace.tokens // size)))
 
 
 def _of_layers(held: Any, layer_ids: IntArray) -> Any:
@@ -243,45 +274,67 @@ _READING = {
 }
 
 
-def reading(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say how files are read, and it a `Reader` made of them."""
+def grouped(
+    name: str, options: Mapping[str, tuple[Any, Any]], make: Callable[..., Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give commands a group of options, and one argument called ``name`` made of them.
 
-    @functools.wraps(command)
-    def run(**arguments: Any) -> None:
-        options = {name: arguments.pop(name) for name in _READING}
-        options["layers"] = _layers(options["layers"])
-        if options["kind"] is not None:
-            options["kind"] = choice("--as", options["kind"], get_args(Kind))
-        command(reader=Reader(**options), **arguments)
+    Parameters
+    ----------
+    name : str
+    options : mapping
+        Type and `typer.Option` by name; None by default.
+    make : callable
+    """
 
-    signature = inspect.signature(command, eval_str=True)
-    parameters = [one for one in signature.parameters.values() if one.name != "reader"]
-    at = next((i for i, one in enumerate(parameters) if one.name == "as_json"), len(parameters))
-    parameters[at:at] = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            given = {option: arguments.pop(option) for option in options}
+            command(**{name: make(**given)}, **arguments)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [one for one in signature.parameters.values() if one.name != name]
+        names = [one.name for one in parameters]
+        at = names.index("as_json") if "as_json" in names else len(names)
+        parameters[at:at] = [
+            inspect.Parameter(option, keyword, default=None, annotation=Annotated[kind, said])
+            for option, (kind, said) in options.items()
+        ]
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[one.replace(kind=keyword) for one in parameters]
         )
-        for name, (kind, option) in _READING.items()
-    ]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[one.replace(kind=keyword) for one in parameters]
-    )
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _reader(layers: str | None, kind: str | None, **options: Any) -> Reader:
+    if kind is not None:
+        kind = choice("--as", kind, get_args(Kind))
+    return Reader(layers=_layers(layers), kind=cast(Kind, kind), **options)
+
+
+# Gives a command the options that say how files are read, and it a `Reader` made of them.
+reading = grouped("reader", _READING, _reader)
 
 
 def _layers(text: str | None) -> int | list[int] | None:
     """Read --layers: a number of layers, or their numbers, such as 3-60,62."""
     if text is None:
         return None
-    if text.strip().isdecimal():
-        return int(text)
+    return int(text) if text.strip().isdecimal() else layer_numbers("--layers", text)
+
+
+def layer_numbers(option: str, text: str) -> list[int]:
+    """Read numbers of layers, such as 3-60,62."""
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         if found is None:
-            raise InputError(f"--layers {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
+            raise InputError(f"{option} {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
         numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
     return numbers
 
@@ -290,7 +343,7 @@ def on_nodes(plan: co.Plan, nodes: int | None) -> co.Plan:
     """Say how many nodes hold the GPUs of an engine's map."""
     if nodes is None:
         return plan
-    return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest)
+    return co.Plan(plan.copies, plan.layer_ids, nodes, plan.method, plan.loads_digest, plan.dead)
 
 
 def slots_of(plan: co.Plan) -> SlotRule:
@@ -342,7 +395,7 @@ def print_rich(content: Any) -> None:
     console = Console()
     if console.is_terminal:
         # Rather lines that wrap than figures that are cut.
-        console.width = max(console.width, 120)
+        console.width = max(console.width, 140)
         console.print(content)
         return
     page = io.StringIO()

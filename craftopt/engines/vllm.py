@@ -36,8 +36,9 @@ class CraftoptEplbPolicy:
             Slots of a layer.
         num_groups, num_nodes, num_ranks : int
             Groups stay within nodes where the nodes divide them; 0 groups are none.
-        old_global_expert_indices : tensor or array [layers, slots], optional
-            Experts of the slots now, -1 = empty; as many copies as possible stay where they are.
+        old_global_expert_indices : tensor or array [layers, old slots], optional
+            Experts of the slots now, -1 = empty. Ranks may have gone at the end, or come. Copies
+            stay where they are unless moves pay, all of them where there are no loads.
 
         Returns
         -------
@@ -48,7 +49,7 @@ class CraftoptEplbPolicy:
         ------
         InputError
             Counts that do not divide, loads that are negative or not finite, or an old map of
-            another shape or of other experts.
+            other layers.
 
         Examples
         --------

@@ -13,9 +13,6 @@ from craftopt.loads import IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.slot_tables import to_logical
 
-# A layer is worth its moves when its summed largest loads fall below this part of the old.
-WORTH = 0.95
-
 
 class CraftoptEplbPolicy:
     """Plan with the interface of vllm-ascend's ``EplbPolicy``.
@@ -44,13 +41,12 @@ class CraftoptEplbPolicy:
         Returns
         -------
         changed : int
-            1 where a layer is worth its moves, else 0.
+            1 where anything moves, else 0.
         priority : int64 [layers]
             Layers by how much they gain, most first.
         table : list [layers][devices][slots]
             The new table: no expert twice on a device, and experts that stay on a device in
-            their slots, which vllm-ascend insists on. Layers that gain less than 5 % stay as
-            they are.
+            their slots, which vllm-ascend insists on. Experts move only where that pays.
 
         Raises
         ------
@@ -83,6 +79,5 @@ class CraftoptEplbPolicy:
             for slots in (old, new)
         )
         ratio = np.divide(after, before, out=np.ones_like(after), where=before > 0)
-        worth = ratio < WORTH
-        chosen = np.where(worth[:, np.newaxis], new, old).reshape(table.shape)
-        return int(worth.any()), np.argsort(ratio, kind="stable"), chosen.tolist()
+        changed = int((new != old).any())
+        return changed, np.argsort(ratio, kind="stable"), new.reshape(table.shape).tolist()

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from craftopt.errors import FormatError
-from craftopt.formats import ascend
+from craftopt.formats import ascend, vllm_responses
 from craftopt.formats._bare import BareArray
 from craftopt.formats._contents import AnyArray, Contents, check_rank, with_gpus
 from craftopt.formats._named import NamedArrays, checked_names
@@ -38,6 +38,8 @@ def recognise(stream: BinaryIO) -> Contents:
         return _SavedPlan(decoded(data))
     if ascend.describes(document):
         return ascend.ExpertMap(document)
+    if vllm_responses.describes(document):
+        return vllm_responses.Response(document)
     return NamedArrays("a JSON document", _Lists(document))
 
 

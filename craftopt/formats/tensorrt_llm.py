@@ -27,7 +27,7 @@ _KEY = re.compile(r"(\d{1,15})_(\d{1,6})")
 
 def matches(head: bytes) -> bool:
     """Tell from its first bytes whether a file is safetensors or lists assignments of slots."""
-    lists = any(line.startswith(_ASSIGNMENTS.encode()) for line in head.splitlines())
+    lists = any(line.strip().startswith(_ASSIGNMENTS.encode()) for line in head.splitlines())
     return lists or _is_safetensors(head)
 
 
@@ -177,7 +177,7 @@ _BLOCK = re.compile(r"(?:-\s+\d{1,9}\s+)+")
 
 
 class LoadBalancer(Contents):
-    """``moe_config.load_balancer``: the expert of every slot, layer by layer.
+    """``moe_config.load_balancer``, inline or a file: the expert of every slot, layer by layer.
 
     Read without a YAML library: the shape is fixed, its values are whole numbers, and YAML at
     large can claim gigabytes in a line.
@@ -189,7 +189,7 @@ class LoadBalancer(Contents):
 
     def plan(self, gpus: int | None) -> Plan:
         """Read the assignments; the file does not say how many GPUs share the slots."""
-        slots, assignments = _assignments(decoded(self._stream.read()))
+        slots, assignments = _assignments(_block(decoded(self._stream.read())))
         if not assignments:
             raise FormatError(f"{_ASSIGNMENTS} lists no layer")
         if {len(experts) for experts in assignments.values()} != {slots}:
@@ -216,6 +216,20 @@ def load_balancer(phy2log: IntArray, layer_ids: IntArray) -> str:
     ]
     head, tail = f"{_ASSIGNMENTS}:", ("layer_updates_per_iter: 0", f"num_slots: {phy2log.shape[1]}")
     return "\n".join([head, *lines, *tail]) + "\n"
+
+
+def _block(text: str) -> str:
+    """Cut out the block of the assignments, which `moe_config` of a larger file may hold."""
+    lines = text.splitlines()
+    indents = [len(line) - len(line.lstrip()) if line.strip() else None for line in lines]
+    at = next((n for n, line in enumerate(lines) if line.lstrip().startswith(_ASSIGNMENTS)), 0)
+    depth = indents[at] if lines else 0
+    if not depth:
+        return text
+    inside = [indent is None or indent >= depth for indent in indents]
+    first = at - next((n for n, yes in enumerate(reversed(inside[:at])) if not yes), at)
+    last = at + next((n for n, yes in enumerate(inside[at:]) if not yes), len(lines) - at)
+    return "\n".join(line[depth:] for line in lines[first:last])
 
 
 def _assignments(text: str) -> tuple[int | None, dict[int, list[int]]]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from craftopt.documents import write_atomically
-from craftopt.errors import InputError, choice
+from craftopt.errors import InputError, choice, whole
 from craftopt.formats import ascend, deepseek, sglang, tensorrt_llm
-from craftopt.loads import IntArray
+from craftopt.loads import IntArray, layer_text
 from craftopt.plan import Copies, Plan
 
 EngineName = Literal["sglang", "tensorrt-llm", "vllm-ascend", "vllm", "deepseek"]
@@ -61,7 +61,12 @@ class _Engine:
 
 
 def export(
-    plan: Plan, engine: EngineName, path: str | os.PathLike[str], pad: bool = False
+    plan: Plan,
+    engine: EngineName,
+    path: str | os.PathLike[str],
+    pad: bool = False,
+    *,
+    fill: Iterable[int] = (),
 ) -> Exported:
     """Write a plan as a serving engine loads it: whole or not at all.
 
@@ -86,6 +91,9 @@ def export(
     pad : bool
         Fill up smaller GPUs and layers with further copies, of experts with the fewest. This
         takes the memory that the plan saved; the result says how much.
+    fill : iterable of int
+        The model's numbers of further MoE layers, such as those of multi-token prediction, which
+        no recording has: they host the experts in order, then again from the first.
 
     Returns
     -------
@@ -100,12 +108,13 @@ def export(
 
     Examples
     --------
-    >>> import craftopt as co, tempfile, os
+    >>> import craftopt as co, tempfile
+    >>> from pathlib import Path
     >>> plan = co.Plan.from_phy2log([[0, 1, 0, 2]], gpus=2)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = os.path.join(folder, "location.json")
+    ...     file = Path(folder, "location.json")
     ...     exported = co.export(plan, "sglang", file)
-    ...     print(open(file).read().strip())
+    ...     print(file.read_text().strip())
     {"physical_to_logical_map": [[0, 1, 0, 2]]}
     >>> exported.flags[0]
     '--ep-size 2 --ep-num-redundant-experts 1'
@@ -114,6 +123,19 @@ def export(
         raise InputError(f"export takes a Plan, not {type(plan).__name__}; co.read_plan reads one")
     engine = choice("engine", engine, _ENGINES)
     found = _ENGINES[engine]
+    if plan.duplicates and not found.duplicates:
+        raise InputError(
+            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
+            f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
+            "such as fast"
+        )
+    name, notes = os.fsdecode(path), list(found.notes)
+    if plan.dead:
+        notes.append(
+            f"GPU(s) {', '.join(map(str, plan.dead))} are dead: the file is for the "
+            f"{plan.gpus - len(plan.dead)} others, numbered in their order"
+        )
+        plan = plan.survivors()
     least, most = int(plan.slots.min()), int(plan.slots.max())
     if least != most and not pad:
         raise InputError(
@@ -121,19 +143,12 @@ def export(
             "equally many everywhere; plan with slots='uniform' (--slots uniform), or fill up to "
             f"{most} with pad=True (--pad)"
         )
-    if plan.duplicates and not found.duplicates:
-        raise InputError(
-            f"{plan.duplicates} copies share a GPU with a copy of the same expert, and "
-            f"{found.title} finds only one of them; plan with a method that makes no duplicates, "
-            "such as fast"
-        )
-    name = os.fsdecode(path)
     if found.suffix and not name.endswith(found.suffix):
         raise InputError(
             f"{found.title} refuses files whose names do not end in {found.suffix}, such as "
             f"{name}; pass {name}{found.suffix}"
         )
-    copies, notes = plan.copies, list(found.notes)
+    copies = plan.copies
     if least != most:
         copies = padded(copies, most)
         notes.insert(0, _cost_of_padding(plan, most))
@@ -142,9 +157,14 @@ def export(
             f"{plan.duplicates} slots are wasted on a second copy of an expert on the same GPU"
         )
     full = Plan(copies, plan.layer_ids, plan.nodes)
+    if further := sorted(
+        {whole("fill", layer, 0) for layer in fill} - set(full.layer_ids.tolist())
+    ):
+        full = _filled(full, further)
+        notes.append(f"not planned: layers {layer_text(further)}, the experts in order")
     write_atomically(path, found.write(full.phy2log(), full))
     flags = found.flags(name, full, most)
-    return Exported(engine, name, flags, full.replicas - plan.replicas, tuple(notes))
+    return Exported(engine, name, flags, int(copies.sum() - plan.slots.sum()), tuple(notes))
 
 
 def padded(copies: Copies, slots: int) -> Copies:
@@ -179,6 +199,16 @@ def padded(copies: Copies, slots: int) -> Copies:
         filled[layer, chosen, gpu] = 1
         counts[layer, chosen] += 1
     return filled
+
+
+def _filled(plan: Plan, layers: list[int]) -> Plan:
+    """Add layers that host the experts in order, then again from the first."""
+    table = plan.phy2log()
+    start = np.tile(np.arange(table.shape[1]) % plan.experts, (len(layers), 1))
+    numbers = np.concatenate([plan.layer_ids, layers])
+    order = np.argsort(numbers)
+    rows = np.concatenate([table, start])[order]
+    return Plan.from_phy2log(rows, plan.gpus, plan.experts, numbers[order], plan.nodes)
 
 
 def _cost_of_padding(plan: Plan, slots: int) -> str:
@@ -244,11 +274,26 @@ def _deepseek_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
 
 
 _ENGINES: dict[EngineName, _Engine] = {
-    "sglang": _Engine("SGLang", _write_sglang, _sglang_flags, suffix=".json"),
+    "sglang": _Engine(
+        "SGLang",
+        _write_sglang,
+        _sglang_flags,
+        notes=(
+            "with an all-to-all backend, such as deepep, SGLang serves a map that it starts with "
+            "by the nearest copies: plan --dispatch nearest-even plans for that, and evaluate "
+            "--dispatch nearest-even says what it makes of loads. Of several copies in one of "
+            "several nodes it takes one alone, which is worse yet",
+        ),
+        suffix=".json",
+    ),
     "tensorrt-llm": _Engine(
         "TensorRT-LLM",
         lambda phy2log, plan: tensorrt_llm.load_balancer(phy2log, plan.layer_ids).encode(),
         _tensorrt_flags,
+        notes=(
+            "TensorRT-LLM fails on MoE layers that the file lacks, such as those of multi-token "
+            "prediction; add them with fill= (--fill)",
+        ),
     ),
     "vllm-ascend": _Engine(
         "vllm-ascend",

@@ -6,7 +6,10 @@ import math
 import time
 from dataclasses import replace
 
-from craftopt.evaluation import evaluate_for
+import numpy as np
+
+from craftopt.evaluation import Evaluation, evaluate_for, violations
+from craftopt.plan import Plan
 from craftopt.planners.decode import plan_decode
 from craftopt.planners.joint import plan_joint
 from craftopt.planners.nominal import nominal_copies
@@ -14,8 +17,12 @@ from craftopt.planners.windowed import plan_windowed
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
 
-# Prices of traffic that are tried for the least of it within a slowdown, ascending.
-SLOWDOWN_PRICES = (0.05, 0.1, 0.2, 0.4, 0.8)
+# Prices of traffic that are tried for the least of it within a slowdown, ascending, and how many
+# are tried between one that is low enough and one that is too high.
+SLOWDOWN_PRICES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+HALVINGS = 2
+# Prices at which layers of these plans are combined.
+MIXING_PRICES = np.geomspace(1e-3, 10.0, 161)
 
 
 def plan_fast(problem: Problem, options: Options) -> Outcome:
@@ -31,7 +38,7 @@ def plan_fast(problem: Problem, options: Options) -> Outcome:
         return plan_decode(problem, options)
     if problem.max_slowdown is not None:
         return _plan_within(problem, options)
-    if problem.traffic_price > 0 or problem.dispatch != "even":
+    if not problem.balance_alone:
         deadline = options.deadline()
         alone = problem.variant(dispatch="even", traffic=None)
         balanced = plan_fast(alone, _share(options, deadline, 0.0, 0.5))
@@ -47,30 +54,68 @@ def plan_fast(problem: Problem, options: Options) -> Outcome:
 def _plan_within(problem: Problem, options: Options) -> Outcome:
     """Find the plan with the fewest critical nodes within a slowdown against balance alone.
 
-    Prices are raised until the plan is too slow.
+    Prices are raised until the plan is too slow, and then halved in between.
     """
     assert problem.max_slowdown is not None
-    deadline, parts = options.deadline(), len(SLOWDOWN_PRICES) + 1
     free = problem.variant(max_slowdown=None)
-    best = plan_fast(free, _share(options, deadline, 0.0, 1 / parts))
     if problem.free_traffic:
-        return replace(best, message=problem.free_traffic)
-    assert best.plan is not None
-    scored = evaluate_for(best.plan, problem, traffic=True)
-    assert scored.traffic is not None
-    fewest, limit = scored.traffic.critical_nodes, best.limit
-    slowest = scored.relative_time * (1.0 + problem.max_slowdown)
-    for index, price in enumerate(SLOWDOWN_PRICES, 1):
+        return replace(plan_fast(free, options), message=problem.free_traffic)
+    deadline, parts = options.deadline(), len(SLOWDOWN_PRICES) + HALVINGS + 2
+    even = plan_fast(free.variant(dispatch="even"), _share(options, deadline, 0.0, 1 / parts))
+    assert even.plan is not None
+    balanced, limit = even.plan, even.limit
+    plans: list[Plan] = []
+    scores: list[Evaluation] = []
+
+    def add(price: float | None) -> Evaluation:
+        """Plan at a price, and score the plan."""
+        nonlocal limit
         priced = free.variant(traffic=price)
-        found = plan_fast(priced, _share(options, deadline, index / parts, 1 / parts))
+        part = _share(options, deadline, (len(plans) + 1) / parts, 1 / parts)
+        found = even if priced.balance_alone else plan_joint(priced, part, balanced)
         assert found.plan is not None
-        scored, limit = evaluate_for(found.plan, problem, traffic=True), found.limit or limit
-        assert scored.traffic is not None
-        if scored.relative_time > slowest:
+        limit = found.limit or limit
+        plans.append(found.plan)
+        scores.append(evaluate_for(found.plan, problem, traffic=True))
+        return scores[-1]
+
+    slowest = add(None).relative_time * (1.0 + problem.max_slowdown)
+    low, high, prices = 0.0, math.inf, iter(SLOWDOWN_PRICES)
+    for _ in range(len(SLOWDOWN_PRICES) + HALVINGS):
+        price = next(prices, None) if math.isinf(high) else (low + high) / 2
+        if price is None:  # traffic counts so much already that nothing is too slow
             break
-        if scored.traffic.critical_nodes < fewest:
-            best, fewest = found, scored.traffic.critical_nodes
-    return replace(best, limit=limit)
+        if add(price).relative_time > slowest:
+            high = price
+        else:
+            low = price
+    return Outcome(_least_traffic(problem, plans, scores, slowest), limit=limit)
+
+
+def _least_traffic(
+    problem: Problem, plans: list[Plan], scores: list[Evaluation], slowest: float
+) -> Plan:
+    """Combine layers of plans, the first of which is quick enough, for the fewest critical nodes.
+
+    Layers share a limit on their time: at every price each takes the plan that is best for it.
+    """
+    time = np.stack([scored.max_load.sum(axis=0) for scored in scores])
+    tokens = [scored.traffic for scored in scores if scored.traffic is not None]
+    nodes = np.stack([(sent.busiest_node * sent.tokens).sum(axis=0) for sent in tokens])
+    most = slowest * float(scores[0].mean_load.sum())
+    unit = float(scores[0].mean_load.sum()) / max(float(tokens[0].tokens.sum()), 1e-300)
+    layers = np.arange(problem.loads.layers)
+    copies = np.stack([plan.copies for plan in plans])
+    choices = [np.full(layers.size, index) for index in range(len(plans))]
+    choices += [(time + price * unit * nodes).argmin(axis=0) for price in MIXING_PRICES]
+    best, fewest = plans[0], float(nodes[0].sum())
+    for choice in choices:
+        critical = float(nodes[choice, layers].sum())
+        if critical < fewest and float(time[choice, layers].sum()) <= most:
+            mixed = problem.plan(copies[choice, layers], "fast")
+            if not violations(mixed, problem):
+                best, fewest = mixed, critical
+    return best
 
 
 def _share(options: Options, deadline: float, done: float, part: float) -> Options:

@@ -12,36 +12,33 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from craftopt.evaluation import layer_gpu_loads
-from craftopt.loads import FloatArray, IntArray
+from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies, Plan
-from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, WindowedSearch
+from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, Kernel, WindowedSearch
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
-from craftopt.search.joint import NO_VISITS, Visits, anneal_joint, visits_surrogate
-from craftopt.search.kernels import Schedule
+from craftopt.search.fronts import FIRST_PRICE, HEAT, LAST_PRICE, LEVELS
+from craftopt.search.joint import NO_MOVES, Moves, anneal_joint
+from craftopt.search.kernels import Rules, Schedule
+from craftopt.search.visits import NO_VISITS, Visits, visits_surrogate
 from craftopt.traces import Trace
 from craftopt.traffic import BusiestNodes
 
 # Temperatures for another dispatch, beside those for loads: the start is a good plan already, and a
 # large layer is best repaired, a small one searched.
 REPAIR_HOT, REPAIR_COLD = HOT / 10, COLD / 10
-# Temperatures with a price of traffic: those for loads alone freeze it.
-PRICED_HOT, PRICED_COLD = 1e-2, 2e-4
-# Surrogates (pooled over windows or not) and shares of the price. A lower price than the true one
-# often serves better, because the surrogates overrate pairs; they do so the more if pooled.
-CANDIDATES = (
-    (False, 1.0),
-    (False, 0.7),
-    (False, 0.5),
-    (True, 0.7),
-    (True, 0.5),
-    (True, 0.35),
-)
+# Last temperature with a price of traffic: that for loads alone freezes it.
+PRICED_COLD = 2e-4
+# Rounds of candidates, each from the best of those before: first temperature, whether visits are
+# pooled over windows, and shares of the price. A lower price than the true one often serves
+# better, because the surrogates overrate pairs; they do so the more if pooled.
+ROUNDS = ((1e-2, True, (0.5, 0.35)), (3e-3, False, (0.7, 1.0)))
 # The one that measures benefit curves.
-CURVE_CANDIDATE = (False, 0.7)
-# Of a layer's steps each candidate takes one in ... With one in 8, savings on unseen sequences are
-# smaller by a tenth of themselves.
-CANDIDATE_SHARE = 2
+CURVE_ROUNDS = ((1e-2, False, (0.7,)),)
+# Steps of a candidate with a price, whatever the layer's size. Four candidates of so many cost a
+# layer of 256 experts about what its plan for balance does; for smaller ones time is no matter,
+# and they are no better for fewer.
+PRICED_STEPS = 45_000
 
 
 def plan_joint(problem: Problem, options: Options, balanced: Plan) -> Outcome:
@@ -109,67 +106,103 @@ class JointSearch(WindowedSearch):
         return np.stack(layers), False
 
     def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
-        """Anneal all candidates for one in ``share`` of their steps; return the best and its cost.
+        """Anneal all candidates, briefly with a ``share``; return the best and its cost.
 
-        The first is for balance alone; the others start from it.
+        The first is for balance alone; every round starts from the best of those before.
         """
         copies = self.problem.loads.experts + replicas
         best = self.balanced[layer]
         slots = best.sum(axis=0, dtype=np.int64)
         if share > 1 or slots.sum() != copies or np.ptp(slots) > 1:
             best = super()._anneal(layer, replicas, share)[0]
-        best = start = self._arranged(best, int(self.offsets[layer]))
-        cost = self._cost(layer, best)
+        best = self._arranged(best, int(self.offsets[layer]))
+        cost = self.cost(layer, best)
         steps = self.steps(STEPS_PER_COPY * copies) // share
         rules = self.rules(replicas)
         rules = rules._replace(low=rules.high)  # no copy goes to a free slot
-        nearest = self.problem.dispatch != "even"
-        for part, (visits, schedule) in enumerate(self._candidates(layer, steps, share), 1):
-            if self.expired:
-                self.late = True
-                break
-
-            def kernel(
-                tokens: FloatArray,
-                weight: FloatArray,
-                copies: Copies,
-                schedule: Schedule,
-                seed: int,
-                visits: Visits = visits,
-            ) -> Copies:
-                return anneal_joint(tokens, weight, copies, rules, visits, nearest, schedule, seed)[
-                    0
-                ]
-
-            found = self._cool(layer, start, kernel, schedule, share + 1_000_000 * part)
-            reached = self._cost(layer, found)
-            if reached < cost:
-                best, cost = found, reached
+        part = 0
+        for candidates in self._rounds(layer, steps, share):
+            start = best
+            for visits, schedule in candidates:
+                if self.expired:
+                    self.late = True
+                    return best, cost
+                part += 1
+                kernel = self._kernel(rules, visits)
+                found = self._cool(layer, start, kernel, schedule, share + 1_000_000 * part)
+                reached = self.cost(layer, found)
+                if reached < cost:
+                    best, cost = found, reached
         return best, cost
 
-    def _candidates(self, layer: int, steps: int, share: int) -> Iterator[tuple[Visits, Schedule]]:
-        """List what to anneal a layer for, and how."""
+    def near(self, layer: int, start: Copies, previous: BoolArray, steps: int) -> Iterator[Copies]:
+        """Anneal a layer from a start at a falling price of moves: placements near the previous.
+
+        Parameters
+        ----------
+        layer : int
+        start : uint8 [experts, gpus]
+        previous : bool [experts, gpus]
+            Where hosting a copy is no move.
+        steps : int
+            Of all prices together.
+        """
+        most = int(start.sum(axis=0).max())
+        rules = self.rules(int(start.sum()) - start.shape[0])._replace(low=most, high=most)
+        rounds = list(self._rounds(layer, steps, LEVELS))
+        for level in range(LEVELS if rounds else 0):
+            price = FIRST_PRICE * (LAST_PRICE / FIRST_PRICE) ** (level / (LEVELS - 1))
+            price *= 1.0 + self.price
+            heat = max(HEAT * price, PRICED_COLD)
+            kernel = self._kernel(rules, rounds[-1][-1][0], Moves(price, previous))
+            schedule = Schedule(steps // LEVELS, heat, heat)
+            start = self._cool(layer, start, kernel, schedule, 2_000_000 + 1000 * level)
+            yield start
+
+    def _kernel(self, rules: Rules, visits: Visits, moves: Moves = NO_MOVES) -> Kernel:
+        """Anneal for the problem's dispatch and for visits, with a price of moves."""
+        nearest = self.problem.dispatch != "even"
+
+        def kernel(
+            tokens: FloatArray, weight: FloatArray, copies: Copies, schedule: Schedule, seed: int
+        ) -> Copies:
+            return anneal_joint(
+                tokens, weight, copies, rules, visits, nearest, moves, schedule, seed
+            )[0]
+
+        return kernel
+
+    def _rounds(
+        self, layer: int, steps: int, share: int
+    ) -> Iterator[list[tuple[Visits, Schedule]]]:
+        """List what to anneal a layer for, and how, in rounds."""
         problem = self.problem
         if problem.dispatch != "even":
             unpriced = NO_VISITS._replace(nodes=problem.nodes)
-            yield unpriced, Schedule(steps, HOT, COLD)
-            yield unpriced, Schedule(steps, REPAIR_HOT, REPAIR_COLD)
+            yield [
+                (unpriced, Schedule(steps, HOT, COLD)),
+                (unpriced, Schedule(steps, REPAIR_HOT, REPAIR_COLD)),
+            ]
         if self.price == 0 or problem.group_nodes > 1:  # groups do not leave their nodes
             return
         seen = max(int(self.pairs.tokens[layer]), 1)
         pairs, chosen = self.pairs.pairs[layer] / seen, self.pairs.assignments[layer] / seen
-        many = CANDIDATES if share == 1 else (CURVE_CANDIDATE,)
-        for pooled, part in many:
-            visits = visits_surrogate(
-                part * self.price, problem.nodes, pairs, chosen, pooled=pooled
-            )
-            own = steps // CANDIDATE_SHARE if share == 1 else steps
-            yield visits, Schedule(own, PRICED_HOT, PRICED_COLD)
+        for hot, pooled, parts in ROUNDS if share == 1 else CURVE_ROUNDS:
+            schedule = Schedule(min(steps, PRICED_STEPS), hot, PRICED_COLD)
+            yield [
+                (
+                    visits_surrogate(
+                        part * self.price, problem.nodes, pairs, chosen, pooled=pooled
+                    ),
+                    schedule,
+                )
+                for part in parts
+            ]
 
-    def _cost(self, layer: int, copies: Copies) -> float:
+    def cost(self, layer: int, copies: Copies) -> float:
         """Compute the layer's part of the objective on the windows as they are, as a cost."""
         problem = self.problem
-        cost = super()._cost(layer, copies)
+        cost = super().cost(layer, copies)
         if self.price == 0:
             return cost
         loads = layer_gpu_loads(

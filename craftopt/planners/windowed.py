@@ -180,7 +180,7 @@ class WindowedSearch(Layers):
     def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
         """Anneal a layer for one in ``share`` of its steps; return copies and cost."""
         start = self._start(layer, replicas)
-        cost = self._cost(layer, start)
+        cost = self.cost(layer, start)
         steps = self.steps(STEPS_PER_COPY * (self.problem.loads.experts + replicas))
         if not steps:
             return start, cost
@@ -194,7 +194,7 @@ class WindowedSearch(Layers):
             Schedule(steps // share, HOT, COLD),
             share,
         )
-        reached = self._cost(layer, found)
+        reached = self.cost(layer, found)
         return (found, reached) if reached < cost else (start, cost)
 
     def _start(self, layer: int, replicas: int) -> Copies:
@@ -203,7 +203,7 @@ class WindowedSearch(Layers):
             layer,
             (self.shrunk[layer] * self._weight(layer)).sum(axis=1),
             replicas,
-            lambda copies: self._cost(layer, copies),
+            lambda copies: self.cost(layer, copies),
         )
 
     def _weight(self, layer: int) -> FloatArray:
@@ -237,7 +237,7 @@ class WindowedSearch(Layers):
             done += share
         return found
 
-    def _cost(self, layer: int, copies: Copies) -> float:
+    def cost(self, layer: int, copies: Copies) -> float:
         """Compute the layer's part of the objective on the windows as they are, as a cost."""
         problem = self.problem
         loads = layer_gpu_loads(self.scaled[:, layer], copies, problem.nodes, problem.dispatch)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.knapsack import allocate
-from craftopt.loads import FloatArray, IntArray
+from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
+from craftopt.planners.joint import JointSearch
 from craftopt.planners.layers import Layers
 from craftopt.problem import Problem
 from craftopt.result import Options
@@ -17,12 +20,19 @@ from craftopt.search.fronts import measure_front, trace_front
 from craftopt.search.kernels import Rules
 from craftopt.windows import in_mean_loads, shrink
 
-# Annealing steps of a layer, and of one with few copies, where more are cheap.
+# Annealing steps of a layer, and where more are cheap or (with traffic) needed.
 STEPS, STEPS_SMALL, SMALL = 120_000, 400_000, 100
 # Windows searched on, evenly spread over all; all count when placements are compared.
 MOST_WINDOWS = 64
+# Placements of a layer's front that are measured where this takes long: with traffic, or for
+# another dispatch than even.
+MEASURED = 32
 # Most moves of one layer: a multiple of the average, and some more.
 MOVES_FACTOR, MOVES_EXTRA = 4, 16
+
+
+# Costs and items of a layer, as `Fronts` has them.
+Front = tuple[FloatArray, npt.NDArray[np.int16]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +42,8 @@ class Fronts:
     Parameters
     ----------
     costs : float64 [layers, most + 1]
-        Part of the objective, to be minimised: the sum over windows of the largest GPU load, or
-        minus that of the balancedness; ``inf`` where there is no placement.
+        Part of the objective, to be minimised: the sum over windows of the largest GPU load, with
+        the price of traffic, or minus that of the balancedness; ``inf`` without a placement.
     items : list of int16 [most + 1, gpus, slots]
         Per layer: the experts of every GPU, -1 = no slot.
     """
@@ -59,12 +69,59 @@ class Fronts:
 
     def copies(self, moves: IntArray, experts: int) -> Copies:
         """Return a choice's copies, uint8 [layers, experts, gpus]."""
-        result = np.zeros((moves.size, experts, self.items[0].shape[1]), dtype=np.uint8)
-        for layer, chosen in enumerate(moves):
-            items = self.items[layer][chosen]
-            gpu, slot = np.nonzero(items >= 0)
-            result[layer, items[gpu, slot], gpu] = 1
-        return result
+        layers = zip(self.items, moves, strict=True)
+        return np.stack([_copies(items[chosen], experts) for items, chosen in layers])
+
+
+def _trace_joint(
+    search: JointSearch,
+    start: Copies,
+    previous: BoolArray,
+    limit: IntArray,
+    trace: Callable[[int], Front],
+    layer: int,
+) -> Front:
+    """Measure a layer's front for balance in the problem's objective, and add to it by annealing.
+
+    Parameters
+    ----------
+    search : JointSearch
+    start : uint8 [layers, experts, gpus]
+    previous : bool [layers, experts, gpus]
+    limit : int64 [layers]
+        Most moves.
+    trace : callable
+        Traces the front for balance.
+    layer : int
+    """
+    balanced, items = trace(layer)
+    met = np.flatnonzero(np.isfinite(balanced))
+    few = np.unique(np.linspace(0, met.size - 1, min(met.size, MEASURED)).round()).astype(np.int64)
+    candidates = [_copies(items[moves], start.shape[1]) for moves in met[few]]
+    steps = search.steps(STEPS_SMALL)
+    if balanced.size > 1 and steps:
+        candidates += search.near(layer, start[layer], previous[layer].copy(), steps)
+    costs = np.full(balanced.size, np.inf)
+    for copies in candidates:
+        moves = int(((copies > 0) & ~previous[layer]).sum())
+        if moves > limit[layer]:
+            continue
+        cost = search.cost(layer, copies)
+        if cost < costs[moves]:
+            costs[moves] = cost
+            gpu, expert = np.nonzero(copies.T)
+            filled = np.bincount(gpu, minlength=copies.shape[1])
+            items[moves] = -1
+            items[moves, gpu, np.arange(gpu.size) - (np.cumsum(filled) - filled)[gpu]] = expert
+    return costs, items
+
+
+def _copies(items: npt.NDArray[np.int16], experts: int) -> Copies:
+    """Turn the experts of every GPU, -1 = no slot, into copies [experts, gpus]."""
+    result = np.zeros((experts, items.shape[0]), dtype=np.uint8)
+    gpu, slot = np.nonzero(items >= 0)
+    result[items[gpu, slot], gpu] = 1
+    return result
 
 
 def trace_fronts(problem: Problem, start: Copies, most: int, options: Options) -> Fronts:
@@ -96,7 +153,7 @@ def trace_fronts(problem: Problem, start: Copies, most: int, options: Options) -
     spread = MOVES_FACTOR * -(-most // loads.layers) + MOVES_EXTRA
     limit = np.minimum(np.maximum(min(spread, most), moved), start.sum(axis=(1, 2)))
 
-    def trace(layer: int) -> tuple[FloatArray, npt.NDArray[np.int16]]:
+    def trace(layer: int) -> Front:
         on = np.flatnonzero(counts[:, layer])
         small = bool(start[layer].sum() <= SMALL)
         default = STEPS_SMALL if small else STEPS
@@ -117,6 +174,9 @@ def trace_fronts(problem: Problem, start: Copies, most: int, options: Options) -
         tokens = np.ascontiguousarray(loads.tokens[:, layer])
         return measure_front(tokens, mean[:, layer], met, items, problem.goal.maximised), items
 
+    if not problem.balance_alone:
+        search = JointSearch(problem, options, start)
+        trace = partial(_trace_joint, search, start, previous, limit, trace)
     found = frame.each(trace, loads.layers)
     costs = np.full((loads.layers, int(limit.max()) + 1), np.inf)
     for layer, (measured, _) in enumerate(found):

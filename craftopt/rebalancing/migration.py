@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from craftopt.documents import write_json
 from craftopt.errors import InfeasibleError, InputError, number, whole
-from craftopt.loads import BoolArray, IntArray
+from craftopt.loads import IntArray
 from craftopt.plan import Plan
 from craftopt.rebalancing.relabelling import check_comparable
-from craftopt.rebalancing.survivors import alive_gpus
+from craftopt.rebalancing.survivors import alive_gpus, resized
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,14 @@ def plan_migration(
     Parameters
     ----------
     old, new : Plan
-        Of the same layers, experts and GPUs.
+        Of the same layers and experts. Of different numbers of GPUs, the last ones come or leave,
+        and those that leave send before.
     staging : int
         Spare slots per GPU, for a copy of any layer. 1 is always enough. With 0 only GPUs with a
         free or freed slot can receive: enough to replace replicas, not to exchange last copies.
-    active : array_like of bool [gpus], optional
-        GPUs that are alive; the old copies of the others are lost.
+    active : array_like of bool [gpus of the new plan], optional
+        GPUs that are alive, by default those that the new plan does not call dead; the old copies
+        of the others are lost.
 
     Returns
     -------
@@ -150,7 +152,7 @@ def plan_migration(
     Raises
     ------
     InputError
-        Plans of different shapes or layers, ``staging`` below 0, a new plan that uses dead GPUs.
+        Plans of different models or layers, ``staging`` below 0, a new plan that uses dead GPUs.
     InfeasibleError
         Without a staging slot there is no way.
 
@@ -168,14 +170,19 @@ def plan_migration(
     """
     check_comparable(old, new)
     whole("staging", staging, 0)
-    alive = alive_gpus(active, old.gpus)
+    if active is None:
+        active = ~np.isin(np.arange(new.gpus), new.dead)
+    alive = alive_gpus(active, new.gpus)
     used = np.flatnonzero(new.copies[:, :, ~alive].any(axis=(0, 1)))
     if used.size:
         raise InputError(
             f"the new plan uses GPU {np.flatnonzero(~alive)[used[0]]}, which active= calls dead; "
             "plan for the GPUs that are alive"
         )
-    return _Mover(old, new, staging, alive).run()
+    gpus = max(old.gpus, new.gpus)
+    before = resized(old.copies, gpus).astype(np.int64)
+    before[:, :, : new.gpus][:, :, ~alive] = 0
+    return _Mover(before, resized(new.copies, gpus).astype(np.int64), staging).run()
 
 
 class _Layer:
@@ -203,14 +210,9 @@ class _Layer:
 class _Mover:
     """Carry a migration out on paper."""
 
-    def __init__(self, old: Plan, new: Plan, staging: int, alive: BoolArray) -> None:
-        before = old.copies.astype(np.int64)
-        before[:, :, ~alive] = 0
-        self.layers = [
-            _Layer(first, second)
-            for first, second in zip(before, new.copies.astype(np.int64), strict=True)
-        ]
-        self.gpus = old.gpus
+    def __init__(self, old: IntArray, new: IntArray, staging: int) -> None:
+        self.layers = [_Layer(first, second) for first, second in zip(old, new, strict=True)]
+        self.gpus = old.shape[2]
         self.staging = staging
         self.used = 0
         self.round = 0

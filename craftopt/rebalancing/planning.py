@@ -24,7 +24,13 @@ from craftopt.rebalancing.fronts import Fronts, trace_fronts
 from craftopt.rebalancing.migration import Migration, plan_migration
 from craftopt.rebalancing.relabelling import count_moves, moved_copies, relabel_copies
 from craftopt.rebalancing.start import valid_start
-from craftopt.rebalancing.survivors import alive_gpus, on_survivors, over_all, over_survivors
+from craftopt.rebalancing.survivors import (
+    alive_gpus,
+    on_survivors,
+    over_all,
+    over_survivors,
+    resized,
+)
 from craftopt.result import Options, Result, settle
 
 # Share of all copies from which on a plan from scratch is tried as well.
@@ -78,6 +84,9 @@ class Rebalancing(Result):
         if self.has_plan:
             rows["moves"] = f"{self.moves:,}, {self.moved_share:.1%} of the copies"
         return rows
+
+    def _held(self) -> Plan:
+        return self.problem.plan(on_survivors(self.plan.copies, self.active), self.method)
 
     def migration(self, staging: int = 1) -> Migration:
         """Order the steps; see `plan_migration`."""
@@ -135,9 +144,11 @@ def rebalance(
     Parameters
     ----------
     problem : Problem
-        New loads, budget and rules.
+        New loads, budget and rules, and how many GPUs there are afterwards.
     old_plan : Plan
-        What is hosted now. It may break the rules: what does is replaced first, as moves.
+        What is hosted now. It may break the rules: what does is replaced first, as moves. Where
+        its number of GPUs is another, its dead ones are left out, the last ones leave, and new
+        ones come empty; pass `Plan.survivors` where a dead GPU is replaced.
     max_moves : int, optional
         Most copies to send; `Problem.max_moves` by default. Without any limit, or with half of
         all copies or more, a plan from scratch is tried as well.
@@ -148,10 +159,10 @@ def rebalance(
         Size of one expert, speed of a GPU's link: what these limits need.
     move_price : float
         What a move has to gain to be made: off the sum over windows and layers of the largest
-        GPU load, or onto that of the balancedness.
+        GPU load (and of the price of traffic, in the same unit), or onto that of the balancedness.
     active : array_like of bool [gpus], optional
-        False where a GPU is dead. The plan uses the others alone, and no more slots than they
-        have, if these suffice.
+        False where a GPU is dead; by default those that the old plan calls dead. The plan uses
+        the others alone, and no more slots than they have, if these suffice.
     seed : int
     work_limit : int, optional
         Annealing steps of a layer.
@@ -167,8 +178,8 @@ def rebalance(
     Raises
     ------
     InputError
-        A value outside its range, limits without what they need, a plan of another model or
-        other GPUs, no GPU alive.
+        A value outside its range, limits without what they need, a plan of another model, no GPU
+        alive.
 
     Examples
     --------
@@ -186,12 +197,21 @@ def rebalance(
             f"{type(old_plan).__name__}"
         )
     problem.goal.require_even_dispatch("rebalance")
-    problem.require_even_balance("rebalance")
+    if problem.max_slowdown is not None:
+        raise InputError(
+            "rebalance knows no max_slowdown, since moves are weighed in one objective; pass "
+            "problem.replace(max_slowdown=None), or traffic="
+        )
     number("move_price", move_price, least=0)
     options = Options(seed, work_limit, workers=workers)
-    violations(old_plan, problem)  # it may break rules; another model or other GPUs are refused
+    old_plan.check_layers(problem.loads, "loads")
+    if old_plan.gpus != problem.gpus:
+        old_plan = old_plan.survivors()
+    if active is None:
+        active = ~np.isin(np.arange(problem.gpus), old_plan.dead)
     alive = alive_gpus(active, problem.gpus)
-    task = over_survivors(problem, on_survivors(old_plan.copies, alive), alive)
+    held_now = resized(old_plan.copies, problem.gpus)
+    task = over_survivors(problem, on_survivors(held_now, alive), alive)
     limits = [max_moves, problem.max_moves, _moves_for("max_bytes", max_bytes, expert_bytes, 1.0)]
     on_one_link = _moves_for("max_seconds", max_seconds, expert_bytes, link_bytes_per_second)
     limits.append(None if on_one_link is None else on_one_link * task.gpus)
@@ -209,7 +229,14 @@ def rebalance(
         fronts = trace_fronts(task, start, most, options)
         while plan is None and most >= least:
             copies = _best(task, fronts, most, move_price, options)
-            found = problem.plan(over_all(copies, alive), "rebalance")
+            found = Plan(
+                over_all(copies, alive),
+                old_plan.layer_ids,
+                problem.nodes,
+                "rebalance",
+                problem.loads.digest,
+                np.flatnonzero(~alive).tolist(),
+            )
             if max_seconds is None:
                 plan = found
                 break
@@ -222,6 +249,9 @@ def rebalance(
             most = min(most - 1, int(migration.moves * max_seconds / max(seconds, 1e-300)))
         if plan is None:
             message = f"max_seconds={max_seconds} is too short for the moves that the rules need"
+    message = message or task.free_traffic
+    if problem.nodes > 1 and task.nodes == 1 and not problem.balance_alone:
+        message = message or "nodes have lost different numbers of GPUs: planned as one node"
     runtime = time.perf_counter() - begun
     held = None if plan is None else task.plan(on_survivors(plan.copies, alive), "rebalance")
     lost = not task.previous_copies.any(axis=2).all()
@@ -258,7 +288,7 @@ def _best(task: Problem, fronts: Fronts, most: int, price: float, options: Optio
         free = task.variant(max_moves=None, previous=task.previous if whole else None)
         made = plan_fast(free, options).plan
         assert made is not None
-        moved = relabel_copies(made.copies, old, task.group_nodes)
+        moved = relabel_copies(made.copies, old, task.whole_nodes)
         if whole:  # a layer without tokens gains nothing by moves
             idle = ~task.loads.tokens.any(axis=(0, 2))
             moved[idle] = old[idle]

@@ -12,10 +12,13 @@ from scipy.optimize import linear_sum_assignment
 from craftopt.errors import InputError
 from craftopt.loads import FloatArray, IntArray, as_array
 from craftopt.plan import Copies, Plan
+from craftopt.rebalancing.survivors import resized
 
 
 def count_moves(plan: Plan, previous: Plan) -> int:
     """Count the copies that are hosted where the previous plan does not host them.
+
+    Of plans for different numbers of GPUs, the first ones are the same.
 
     Examples
     --------
@@ -25,7 +28,7 @@ def count_moves(plan: Plan, previous: Plan) -> int:
     2
     """
     check_comparable(plan, previous)
-    return moved_copies(plan.copies, previous.copies)
+    return moved_copies(plan.copies, resized(previous.copies, plan.gpus))
 
 
 def moved_copies(copies: Copies, previous: Copies) -> int:
@@ -69,6 +72,11 @@ def relabel(plan: Plan, previous: Plan, *, within_nodes: bool = False) -> Plan:
     (4, 0)
     """
     check_comparable(plan, previous)
+    if plan.gpus != previous.gpus or plan.dead or previous.dead:
+        raise InputError(
+            f"the plans have {plan.gpus} and {previous.gpus} GPUs, {len(plan.dead)} and "
+            f"{len(previous.dead)} of them dead; relabel plans of the same GPUs, all alive"
+        )
     nodes = plan.nodes if within_nodes else 1
     copies = relabel_copies(plan.copies, previous.copies, nodes)
     return Plan(copies, plan.layer_ids, plan.nodes, plan.method, plan.loads_digest)
@@ -82,7 +90,7 @@ def relabel_copies(copies: Copies, previous: Copies, nodes: int) -> Copies:
     # Slots that the layers are to have afterwards: each keeps the totals of a plan there is.
     targets = [slots]
     if (np.ptp(slots, axis=1) > 0).any():
-        jointly, _ = _assign(kept.sum(axis=0), slots.sum(axis=0), None, nodes)
+        jointly, _ = assign_gpus(kept.sum(axis=0), slots.sum(axis=0), None, nodes)
         renamed = np.empty_like(slots)
         renamed[:, jointly] = slots
         targets.append(renamed)
@@ -91,7 +99,7 @@ def relabel_copies(copies: Copies, previous: Copies, nodes: int) -> Copies:
             targets.append(wanted)
     best, most = copies, -np.inf
     for target in targets:
-        found = [_assign(*layer, nodes) for layer in zip(kept, slots, target, strict=True)]
+        found = [assign_gpus(*layer, nodes) for layer in zip(kept, slots, target, strict=True)]
         stayed = sum(value for _, value in found)
         if stayed > most:
             most = stayed
@@ -181,7 +189,7 @@ def _kept(copies: Copies, previous: Copies) -> FloatArray:
     return kept.reshape(layers, gpus, gpus)
 
 
-def _assign(
+def assign_gpus(
     kept: FloatArray, slots: IntArray, target: IntArray | None, nodes: int
 ) -> tuple[IntArray, float]:
     """Give every GPU a new number, nodes whole; return them and the copies that stay.
@@ -211,16 +219,11 @@ def _assign(
 
 
 def check_comparable(plan: Plan, previous: Plan) -> None:
-    """Refuse plans of different shapes or layers.
+    """Refuse plans of different models or layers.
 
     Raises
     ------
     InputError
         The plans cannot follow each other.
     """
-    if plan.copies.shape != previous.copies.shape:
-        raise InputError(
-            f"the plans have [layers, experts, gpus] = {plan.copies.shape} and "
-            f"{previous.copies.shape}; both must be of the same model and GPUs"
-        )
     plan.check_layers(previous, "other plan")

@@ -1,4 +1,4 @@
-"""Dead GPUs: which are alive, and the problem over these alone."""
+"""GPUs that are dead, gone or new: which are alive, and the problem over these alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from craftopt.errors import InputError
 from craftopt.loads import BoolArray, as_array, read_only
-from craftopt.plan import Copies
+from craftopt.plan import Copies, nodes_left
 from craftopt.problem import Problem
 
 
@@ -30,6 +30,13 @@ def alive_gpus(active: npt.ArrayLike | None, gpus: int) -> BoolArray:
     if not alive.any():
         raise InputError(f"all {gpus} GPUs are dead; at least one must be alive")
     return alive.copy()
+
+
+def resized(copies: Copies, gpus: int) -> Copies:
+    """Return the copies on that many GPUs: the last ones leave, new ones are empty."""
+    result = np.zeros((*copies.shape[:2], gpus), dtype=np.uint8)
+    result[:, :, : copies.shape[2]] = copies[:, :, :gpus]
+    return result
 
 
 def on_survivors(copies: Copies, alive: BoolArray) -> Copies:
@@ -63,9 +70,9 @@ def over_survivors(problem: Problem, old: Copies, alive: BoolArray) -> Problem:
     previous = read_only(old)
     if alive.all():
         return problem.variant(previous=previous)
-    per_node = alive.reshape(problem.nodes, -1).sum(axis=1)
-    level = bool((per_node == per_node[0]).all()) and per_node[0] > 0
-    if problem.expert_groups is not None and not level:
+    nodes = nodes_left(alive, problem.nodes)
+    if problem.expert_groups is not None and nodes != problem.nodes:
+        per_node = alive.reshape(problem.nodes, -1).sum(axis=1)
         raise InputError(
             f"expert_groups need equally many active GPUs in every node, and there are "
             f"{', '.join(map(str, per_node))}; pass a problem without groups"
@@ -79,5 +86,11 @@ def over_survivors(problem: Problem, old: Copies, alive: BoolArray) -> Problem:
     if room >= experts * layers:
         replicas = min(replicas, room - experts * layers)
     return problem.variant(
-        gpus=gpus, nodes=problem.nodes if level else 1, replicas=replicas, previous=previous
+        gpus=gpus,
+        nodes=nodes,
+        replicas=replicas,
+        previous=previous,
+        # The price is of the cluster as it was built.
+        traffic=problem.traffic_price if nodes > 1 and problem.traffic is not None else None,
+        link_cost=None,
     )

@@ -15,10 +15,11 @@ from craftopt.comparison import Comparison
 from craftopt.display import sparkline
 from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
+from craftopt.recordings import foreseen, looks_made_up, windows_enough
 from craftopt.routing import Dispatch
 from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
-from craftopt.traffic import Traffic, traffic_summary
+from craftopt.traffic import NOT_MEASURED, Traffic, traffic_summary
 from craftopt.verification import Certificate
 
 # Loads are enough for planning where the hottest experts' shares are known this well, relative.
@@ -45,16 +46,30 @@ def rich_table(table: display.Table) -> Table:
     return result
 
 
-def domains_table(results: Mapping[str, Comparison]) -> Table:
-    """Lay out a served figure by method, a column per domain left out, and the mean.
+def domains_tables(results: Mapping[str, Comparison]) -> list[Table]:
+    """Lay out served figures by method, a column per domain left out, and the mean.
 
-    Balancedness, or the activated copies where these are the objective.
+    Balancedness, or the activated copies where these are the objective; and where traffic was
+    measured, relative time and critical nodes.
     """
     first = next(iter(results.values()))
+    names = ["balancedness" if first.problem.goal.even_dispatch else "activated"]
+    if first.traffic is not None:
+        names += ["relative_time", "critical_nodes"]
+    tables = [_domains_table(results, name) for name in names]
+    notes = [f"{row.method}: {row.note}" for row in first.rows if row.note]
+    if first.traffic is None and first.problem.nodes > 1:
+        notes.append(f"Traffic between nodes is {NOT_MEASURED}.")
+    tables[-1].caption = "\n".join(notes)
+    tables[-1].caption_justify = "left"
+    return tables
+
+
+def _domains_table(results: Mapping[str, Comparison], name: str) -> Table:
+    first = next(iter(results.values()))
     problem = first.problem
-    name = "balancedness" if problem.goal.even_dispatch else "activated"
     table = plain_table(
-        f"{name} of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
+        f"{name.replace('_', ' ')} of the domain left out: {problem.gpus} GPUs, {problem.replicas} "
         f"replicas, slots {problem.slots}, objective {problem.objective}, "
         f"dispatch {first.dispatch}"
     )
@@ -67,8 +82,6 @@ def domains_table(results: Mapping[str, Comparison]) -> Table:
         if len(scores) == len(rows):
             cells = [f"{score:.4f}" for score in (*scores, sum(scores) / len(scores))]
             table.add_row(rows[0].method, *cells)
-    table.caption = "\n".join(f"{row.method}: {row.note}" for row in first.rows if row.note)
-    table.caption_justify = "left"
     return table
 
 
@@ -84,6 +97,12 @@ def loads_table(loads: Loads, name: str) -> Table:
         "Gini": f"{np.median(spread):.3f} median, {spread.max():.3f} most",
         "digest": loads.digest[:16],
     }
+    if loads.windows > 1:
+        rows["foreseen"] = f"{foreseen(loads)[1]:.0%} of a window's skew, by the other windows"
+        rows["enough windows"] = f"about {windows_enough(loads)}"
+    made_up = looks_made_up(loads)
+    if made_up:
+        rows["looks made up"] = made_up
     error = share_error(loads)
     if error is None:
         rows["unit"] = "not whole numbers, so no counts: nothing is said on sampling"

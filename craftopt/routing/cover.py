@@ -12,6 +12,8 @@ chosen nodes an expert's copies serve evenly.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -22,6 +24,17 @@ from craftopt.routing.hosts import Int32Array, layer_hosts
 from craftopt.routing.visits import Tokens, Visits, shares_of
 
 _MOST_NODES = 62  # a set of nodes is one 64-bit number
+
+
+class Served(NamedTuple):
+    """What tokens take to the hosts, GPUs and nodes that serve them, added up."""
+
+    share: FloatArray  # [hosts]: token assignments
+    loads: FloatArray  # [windows, gpus]: token assignments
+    by_gpu: FloatArray  # [windows, gpus]: tokens
+    by_node: FloatArray  # [windows, nodes]: tokens
+    by_home: FloatArray  # [homes, nodes]: tokens; if homes are equally likely, all for each
+    at_home: FloatArray  # [windows]: tokens that visit their home
 
 
 def cover_layer(plan: Plan, layer: int, tokens: Tokens) -> tuple[Visits, FloatArray, FloatArray]:
@@ -37,17 +50,19 @@ def cover_layer(plan: Plan, layer: int, tokens: Tokens) -> tuple[Visits, FloatAr
     """
     if plan.nodes > _MOST_NODES:
         raise InputError(f"the plan has {plan.nodes} nodes; cover handles at most {_MOST_NODES}")
-    first, gpu, copies = layer_hosts(plan, layer)
+    hosts = layer_hosts(plan, layer)
     home = np.where(tokens.home < 0, -1, tokens.home // (plan.gpus // plan.nodes))
-    share = np.zeros(gpu.size)
-    loads, by_gpu = np.zeros((2, tokens.windows, plan.gpus))
-    by_node, by_home = np.zeros((tokens.windows, plan.nodes)), np.zeros((plan.nodes, plan.nodes))
-    at_home = np.zeros(tokens.windows)
-    serve_by_cover(
-        tokens.ids, tokens.window, home, plan.nodes, first, gpu, copies,
-        share, loads, by_node, by_gpu, by_home, at_home,
-    )  # fmt: skip
-    return shares_of(plan, tokens, by_node, by_gpu, by_home, at_home), loads, share
+    served = Served(
+        share=np.zeros(hosts[1].size),
+        loads=np.zeros((tokens.windows, plan.gpus)),
+        by_gpu=np.zeros((tokens.windows, plan.gpus)),
+        by_node=np.zeros((tokens.windows, plan.nodes)),
+        by_home=np.zeros((plan.nodes, plan.nodes)),
+        at_home=np.zeros(tokens.windows),
+    )
+    serve_by_cover(tokens.ids, tokens.window, home, hosts, served)
+    visits = shares_of(plan, tokens, served.by_node, served.by_gpu, served.by_home, served.at_home)
+    return visits, served.loads, served.share
 
 
 @njit(cache=True, nogil=True)
@@ -55,29 +70,22 @@ def serve_by_cover(
     ids: Int32Array,
     window: IntArray,
     home: IntArray,
-    nodes: int,
-    first: Int32Array,
-    gpu: Int32Array,
-    copies: Int32Array,
-    share: FloatArray,
-    loads: FloatArray,
-    node_visits: FloatArray,
-    gpu_visits: FloatArray,
-    by_home: FloatArray,
-    at_home: FloatArray,
+    hosts: tuple[Int32Array, Int32Array, Int32Array],
+    sums: Served,
 ) -> None:
-    """Serve every token of a layer by the fewest nodes; parameters as in `visits.count_visits`.
+    """Serve every token of a layer by the fewest nodes, and add up what that is.
 
     Parameters
     ----------
-    first : int32 [experts + 1]
-        The hosts of an expert are places first[expert]..first[expert + 1] of ``gpu``, ``copies``
-        and ``share``, which gets their tokens.
-    loads, gpu_visits : float64 [windows, gpus]
-        Get token assignments and tokens.
-    node_visits : float64 [windows, nodes]
-        Gets tokens.
+    ids, window, home
+        As in `visits.count_visits`.
+    hosts
+        As `layer_hosts` returns them.
+    sums : Served
     """
+    first, gpu, copies = hosts
+    share, loads, gpu_visits, node_visits, by_home, at_home = sums
+    nodes = node_visits.shape[1]
     experts = first.size - 1
     gpus_per_node = loads.shape[1] // nodes
     hosting = np.zeros(experts, dtype=np.int64)

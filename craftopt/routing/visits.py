@@ -110,6 +110,28 @@ def node_visits(plan: Plan, layer: int, tokens: Tokens, rule: str = "even") -> F
     return by_node / np.maximum(count_of(tokens.window, tokens.windows), 1)[:, np.newaxis]
 
 
+def choice_costs(plan: Plan, layer: int, link_cost: FloatArray, rule: str = "even") -> FloatArray:
+    """Compute what a token pays on average for choosing an expert, float64 [gpus, experts].
+
+    Parameters
+    ----------
+    plan : Plan
+    layer : int
+        Position.
+    link_cost : float64 [gpus, gpus]
+        Of sending a token's choice from the GPU that holds it (row) to one that serves it.
+    rule : {"even", "nearest", "nearest-even"}
+    """
+    draws = draws_of(plan, layer, 1, rule)
+    first = draws.first[:-1]
+    if first.size == plan.experts:  # copies are drawn alike, whoever holds the token
+        paid = draws.probability * link_cost[:, draws.target]
+        return np.add.reduceat(paid, first, axis=1)
+    source = np.repeat(np.arange(first.size) // plan.experts, np.diff(draws.first))
+    paid = draws.probability * link_cost[source, draws.target]
+    return np.add.reduceat(paid, first).reshape(plan.gpus, plan.experts)
+
+
 def draws_of(plan: Plan, layer: int, gpus_per_target: int, rule: str) -> Draws:
     """List the draws of one layer, the layer by its position; see `list_draws`."""
     return list_draws(

@@ -143,7 +143,7 @@ def _trace_front(
             continue
         if step.drop >= 0 and experts.copies[step.add] >= rules.copies_limit:
             continue
-        more = _count_moves(step, previous)
+        more = count_moves(step, previous)
         if moves + more > most:
             continue
         if step.drop >= 0:
@@ -185,7 +185,7 @@ def _keep(
 
 
 @njit(cache=True, nogil=True)
-def _count_moves(step: Step, previous: BoolArray) -> int:
+def count_moves(step: Step, previous: BoolArray) -> int:
     """Count the moves that a step adds, or takes back (negative)."""
     a, b, _, _, given, taken, drop, add = step
     gone, come = (given, given) if drop < 0 else (drop, add)

@@ -2,22 +2,21 @@
 
 Like `anneal`, with two additions. What a copy serves of its expert may depend on where the other
 copies are (``nearest-even`` dispatch), so that an exchange can change more GPUs than two. And nodes
-may have a price: visits of a node are estimated as linear in its assignments and in the pairs of
-them that one token chose, the slopes being those of random placement and of a placement by pairs.
+may have a price, by the surrogate of `craftopt.search.visits`.
 """
 
 from __future__ import annotations
 
-from math import comb
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from craftopt.loads import BoolArray, FloatArray, IntArray
+from craftopt.loads import BoolArray, FloatArray
 from craftopt.plan import Copies
 from craftopt.search.annealing import REFRESH, draw_batch, draw_exchange, write_copies
-from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, seeded, uniform
+from craftopt.search.fronts import count_moves
+from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, root, seeded, uniform
 from craftopt.search.surrogate import (
     Experts,
     Gpus,
@@ -34,67 +33,26 @@ from craftopt.search.surrogate import (
     sum_powers,
     take,
 )
+from craftopt.search.visits import (
+    Change,
+    Visits,
+    list_moved_nodes,
+    new_nodes,
+    sum_node,
+    sum_visits,
+    take_visits,
+    visits_of,
+)
 
-# Companions of a token's expert in its node, in units of those of random placement, at which the
-# surrogate has the slope of the true number of nodes: measured on plans for two models.
-_GATHERED = 1.45
 
-
-class Visits(NamedTuple):
-    """What visits of nodes cost, for the surrogate; see `visits_surrogate`.
-
-    Parameters
-    ----------
-    price : float
-        Of a node that a token visits, in mean GPU loads; 0: traffic does not count.
-    nodes : int
-        Nodes between which tokens are sent; divides the GPUs.
-    pairs : float64 [experts, experts]
-        Share of the tokens that chose both; 0 on the diagonal.
-    chosen : float64 [experts]
-        Share of the tokens that chose the expert.
-    per_assignment, per_pair : float
-        Visits of a node for every assignment there, less those for every pair of them.
-    pooled : bool
-        Whether all windows count as one.
-    """
+class Moves(NamedTuple):
+    """What moved copies cost, in mean GPU loads each, and where a copy is none."""
 
     price: float
-    nodes: int
-    pairs: FloatArray
-    chosen: FloatArray
-    per_assignment: float
-    per_pair: float
-    pooled: bool
+    previous: BoolArray  # [experts, gpus]
 
 
-# Traffic does not count; set the nodes.
-NO_VISITS = Visits(0.0, 1, np.zeros((1, 1)), np.zeros(1), 0.0, 0.0, False)
-
-
-def visits_surrogate(
-    price: float, nodes: int, pairs: FloatArray, chosen: FloatArray, *, pooled: bool
-) -> Visits:
-    """Make the surrogate for visits of nodes.
-
-    An assignment with m others of its token in the node costs 1 / (1 + m) visits. The slope in
-    pairs is that at m = 1.45 times the others' number under random placement, and the line is
-    exact for random placement.
-
-    Parameters
-    ----------
-    price, nodes, pairs, chosen, pooled
-        As in `Visits`.
-    """
-    experts = chosen.size
-    choices = max(float(chosen.sum()), 1e-9)
-    k = max(round(choices), 1)
-    hosted = max(experts // nodes, 1)
-    visited = nodes * (1.0 - comb(experts - hosted, k) / comb(experts, k))
-    together = choices * (choices - 1.0) / 2.0 * (hosted - 1) / max(experts - 1, 1)
-    per_pair = 2.0 / (1.0 + _GATHERED * (choices - 1.0) / nodes) ** 2
-    per_assignment = (visited + per_pair * together) / choices
-    return Visits(price, nodes, pairs, chosen, per_assignment, per_pair, pooled)
+NO_MOVES = Moves(0.0, np.zeros((1, 1), dtype=np.bool_))
 
 
 @njit(cache=True, nogil=True)
@@ -129,30 +87,6 @@ def copy_shares(hosted: BoolArray, nodes: int, nearest: bool, shares: FloatArray
             shares[gpu] = share if hosted[gpu] else 0.0
 
 
-class _Nodes(NamedTuple):
-    """What nodes serve under a placement, and the surrogate for their visits."""
-
-    partners: FloatArray  # [nodes, experts]: share of tokens with the expert and one of the node's
-    assigned: FloatArray  # [nodes]: assignments per token
-    expected: FloatArray  # [nodes]: visits per token by the line
-    load: FloatArray  # [nodes, windows]: assignments per token
-    visited: WindowLoads  # visits per token and their powers, in every window or pooled
-
-
-class _Change(NamedTuple):
-    """Experts whose copies change in a step, and what follows for GPUs and nodes."""
-
-    expert: IntArray  # [3]
-    leaves: IntArray  # [3]: the GPU that loses a copy, or NONE
-    enters: IntArray  # [3]: the GPU that gets one, or NONE
-    shares: FloatArray  # [3, gpus]: what GPUs serve of the expert then
-    shift: FloatArray  # [3, nodes]: how much more nodes serve of it
-    assigned: FloatArray  # [nodes]
-    expected: FloatArray  # [nodes]
-    load: FloatArray  # [nodes, windows], by row
-    rows: Rows  # visits of the nodes that change
-
-
 @njit(cache=True, nogil=True)
 def anneal_joint(
     tokens: FloatArray,
@@ -161,6 +95,7 @@ def anneal_joint(
     rules: Rules,
     visits: Visits,
     nearest: bool,
+    moves: Moves,
     schedule: Schedule,
     seed: int,
 ) -> tuple[Copies, float]:
@@ -178,6 +113,7 @@ def anneal_joint(
     visits : Visits
     nearest : bool
         Whether copies are served ``nearest-even``; see `copy_shares`.
+    moves : Moves
     schedule : Schedule
         Temperatures in mean GPU loads. Where there are more windows than in a mini-batch,
         another one is drawn at each refresh.
@@ -188,7 +124,7 @@ def anneal_joint(
     copies : uint8 [experts, gpus]
         The best of the second half; with more windows than in play, the last.
     cost : float
-        Its surrogate: p-norms of GPU loads, and the price of the p-norms of visits.
+        Its surrogate: p-norms of GPU loads, and the price of the p-norms of visits and of moves.
     """
     steps, hot, cold, in_play = schedule
     all_windows, gpu_count = tokens.shape[1], start.shape[1]
@@ -203,8 +139,8 @@ def anneal_joint(
     for expert in range(count.size):
         copy_shares(hosted[expert], nodes, nearest, shares[expert])
     windows = loads.weight.size
-    nodes_held = _new_nodes(count.size, nodes, windows, visits.pooled)
-    change = _Change(
+    nodes_held = new_nodes(count.size, nodes, windows, visits.pooled)
+    change = Change(
         np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64),
         np.empty((3, gpu_count)), np.empty((3, nodes)), np.empty(nodes), np.empty(nodes),
         np.empty((nodes, windows)),
@@ -218,13 +154,19 @@ def anneal_joint(
     fresh_assigned, fresh_expected = change.assigned, change.expected
     fresh_load, visit_rows = change.load, change.rows.load
     partners, assigned, expected = nodes_held.partners, nodes_held.assigned, nodes_held.expected
-    node_load = nodes_held.load
+    node_load, share = nodes_held.load, loads.share
+    _, _, visit_power, visit_norm, visit_weight, scratch = nodes_held.visited
+    parts = scratch[0]
+    size = parts.size
     pairs, chosen, pooled = visits.pairs, visits.chosen, visits.pooled
     per_assignment, per_pair = visits.per_assignment, visits.per_pair
     per_load = choices / gpu_count
     batch = np.arange(all_windows)
     random = seeded(seed)
     cost = load_cost = np.inf  # known from the first step on
+    limited, dearer, moved_cost = moves.price > 0.0, 0.0, 0.0
+    if limited:
+        moved_cost = moves.price * np.sum(hosted & ~moves.previous)
     best_cost, best = np.inf, start.copy()
     cooling = (cold / hot) ** (1.0 / max(steps, 1))
     temperature = hot
@@ -236,7 +178,7 @@ def anneal_joint(
             _sum_shared_loads(gpus, experts, shares, loads)
             load_cost = cost = norm_cost(loads)
             if priced:
-                _sum_visits(visits, shares, loads, nodes_held)
+                sum_visits(visits, shares, loads, nodes_held)
                 cost += norm_cost(nodes_held.visited)
         first = draw(random, rules.nodes) * reach if rules.nodes > 1 else 0
         if experts.several[0] == 0 or draw(random, 10) < 7:
@@ -246,6 +188,9 @@ def anneal_joint(
         if not is_possible(step, hosted):
             continue
         bound = cost - temperature * np.log(uniform(random))
+        if limited:
+            dearer = moves.price * count_moves(step, moves.previous)
+            bound -= dearer
         many = _list_changes(step, change)
         # Whether copies serve elsewhere what they did, so that only two GPUs change.
         simple = step.drop < 0
@@ -263,15 +208,14 @@ def anneal_joint(
         fresh, moved = fresh_load_cost, 0
         if priced:
             if not simple:
-                moved = _list_moved_nodes(many, change, width, shares)
+                moved = list_moved_nodes(many, change, width, shares)
             elif step.a // width != step.b // width:
                 moved = 2
-                node1, node2 = step.a // width, step.b // width
-                touched[0], touched[1], touched[2] = node1, node2, NONE
+                touched[0], touched[1], touched[2] = step.a // width, step.b // width, NONE
                 for c in range(many):
                     part = shares[changed[c], change.leaves[c]]
-                    shift[c, node1] = part if c else -part
-                    shift[c, node2] = -part if c else part
+                    shift[c, touched[c]] = -part
+                    shift[c, touched[1 - c]] = part
             # This runs in most steps, and calls take time to hand arrays over: so it is here.
             for k in range(moved):
                 node = touched[k]
@@ -284,27 +228,39 @@ def anneal_joint(
                     held += chosen[expert] * more
                     visited += (per_assignment * chosen[expert] - per_pair * together) * more
                 fresh_assigned[k], fresh_expected[k] = held, visited
+                rate = visits_of(held, visited, choices) / max(held, 1e-300)
                 if pooled:
-                    visit_rows[k, 0] = _visits(held, visited, choices)
-                    continue
-                for w in range(windows):
-                    fresh_load[k, w] = node_load[node, w]
-                if simple:
+                    fresh_load[k, 0] = held
+                elif simple:
                     sign = per_load if k == 0 else -per_load
+                    up, down = step.taken, step.given
                     for w in range(windows):
-                        up_less_down = loads.share[step.taken, w] - loads.share[step.given, w]
-                        fresh_load[k, w] += up_less_down * sign
-            if moved and not pooled:
-                if not simple:
-                    _add_rows(touched, width, per_load, loads.load, rows, fresh_load)
-                for k in range(moved):
-                    rate = _visits(fresh_assigned[k], fresh_expected[k], choices)
-                    rate /= max(fresh_assigned[k], 1e-300)
-                    for w in range(windows):
-                        visit_rows[k, w] = rate * fresh_load[k, w]
-            fresh += (
-                norm_cost_of_rows(nodes_held.visited, change.rows) if moved else cost - load_cost
-            )
+                        fresh_load[k, w] = node_load[node, w] + sign * (
+                            share[up, w] - share[down, w]
+                        )
+                else:
+                    sum_node(node, width, per_load, node_load, loads.load, rows, fresh_load[k])
+                for w in range(size):
+                    visit_rows[k, w] = rate * fresh_load[k, w]
+            if moved == 2:
+                node1, node2 = touched[0], touched[1]
+                for w in range(size):
+                    q1, q2 = visit_rows[0, w], visit_rows[1, w]
+                    q1 *= q1
+                    q2 *= q2
+                    q1 *= q1
+                    q2 *= q2
+                    q1 *= q1
+                    q2 *= q2
+                    both = q1 + q2
+                    kept = visit_norm[w] - visit_power[node1, w] - visit_power[node2, w]
+                    parts[w] = visit_weight[w] * root(max(kept + both, both))
+                for w in range(size):
+                    fresh += parts[w]
+            elif moved:
+                fresh += norm_cost_of_rows(nodes_held.visited, change.rows)
+            else:
+                fresh += cost - load_cost
             if fresh > bound:
                 continue
         for c in range(many):
@@ -316,7 +272,7 @@ def anneal_joint(
                 for gpu in range(gpu_count):
                     shares[expert, gpu] = change.shares[c, gpu]
         if moved:
-            _take_visits(many, moved, change, visits, nodes_held)
+            take_visits(many, moved, change, visits, nodes_held)
         take(step, state)
         if step.drop < 0 and not simple:  # the exchange was taken as if shares went with copies
             for k in range(gpu_count):
@@ -324,16 +280,14 @@ def anneal_joint(
                     break
                 set_load(rows.touched[k], rows.load[k], loads)
         cost, load_cost = fresh, fresh_load_cost
-        if not sampled and cost < best_cost and 2 * turn >= steps:
-            best_cost = cost
+        moved_cost += dearer
+        if not sampled and cost + moved_cost < best_cost and 2 * turn >= steps:
+            best_cost = cost + moved_cost
             write_copies(gpus, best)
     if best_cost == np.inf:
-        best_cost = cost
+        best_cost = cost + moved_cost
         write_copies(gpus, best)
     return best, best_cost
-
-
-# --- GPUs -----------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
@@ -351,7 +305,7 @@ def _sum_shared_loads(gpus: Gpus, experts: Experts, shares: FloatArray, loads: W
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _list_changes(step: Step, change: _Change) -> int:
+def _list_changes(step: Step, change: Change) -> int:
     """List the experts whose copies a step changes; return how many."""
     expert, leaves, enters = change.expert, change.leaves, change.enters
     many = 1
@@ -370,7 +324,7 @@ def _list_changes(step: Step, change: _Change) -> int:
 @njit(cache=True, nogil=True, forceinline=True)
 def _set_shared_rows(
     many: int,
-    change: _Change,
+    change: Change,
     hosted: BoolArray,
     nodes: int,
     nearest: bool,
@@ -410,121 +364,3 @@ def _set_shared_rows(
                 row[w] += experts.tokens[expert, w] * more
         touched += differs
     rows.touched[touched] = NONE
-
-
-# --- nodes ----------------------------------------------------------------------------------
-
-
-@njit(cache=True, nogil=True)
-def _new_nodes(experts: int, nodes: int, windows: int, pooled: bool) -> _Nodes:
-    """Make room; `_sum_visits` fills it."""
-    size = 1 if pooled else windows
-    return _Nodes(
-        np.empty((nodes, experts)),
-        np.empty(nodes),
-        np.empty(nodes),
-        np.empty((nodes, windows)),
-        WindowLoads(
-            np.empty((1, size)), np.empty((nodes, size)), np.empty((nodes, size)),
-            np.empty(size), np.empty(size), np.empty((2, size)),
-        ),
-    )  # fmt: skip
-
-
-@njit(cache=True, nogil=True)
-def _sum_visits(visits: Visits, shares: FloatArray, loads: WindowLoads, held: _Nodes) -> None:
-    """Compute what nodes serve, and the visits that it costs, from what copies serve."""
-    experts, gpus = shares.shape
-    nodes = held.assigned.size
-    width = gpus // nodes
-    per_load = visits.chosen.sum() / gpus
-    held.partners[:], held.load[:] = 0.0, 0.0
-    held.assigned[:], held.expected[:] = 0.0, 0.0
-    for gpu in range(gpus):
-        node = gpu // width
-        for w in range(held.load.shape[1]):
-            held.load[node, w] += loads.load[gpu, w] * per_load
-        for expert in range(experts):
-            share = shares[expert, gpu]
-            if share > 0.0:
-                held.assigned[node] += visits.chosen[expert] * share
-                for other in range(experts):
-                    held.partners[node, other] += visits.pairs[expert, other] * share
-    for node in range(nodes):
-        inside = 0.0  # every pair twice, from each of its experts
-        for gpu in range(node * width, (node + 1) * width):
-            for expert in range(experts):
-                inside += shares[expert, gpu] * held.partners[node, expert]
-        held.expected[node] = (
-            visits.per_assignment * held.assigned[node] - visits.per_pair * inside / 2.0
-        )
-        visited = _visits(held.assigned[node], held.expected[node], per_load * gpus)
-        if visits.pooled:
-            held.visited.load[node, 0] = visited
-            continue
-        rate = visited / max(held.assigned[node], 1e-300)
-        for w in range(held.load.shape[1]):
-            held.visited.load[node, w] = rate * held.load[node, w]
-    sum_powers(held.visited)
-    # The norm over nodes is that of a mean: equal visits give their sum.
-    price = visits.price * nodes ** (1.0 - 1.0 / 8.0)
-    for w in range(held.visited.weight.size):
-        held.visited.weight[w] = price * (1.0 if visits.pooled else loads.weight[w])
-
-
-@njit(cache=True, nogil=True)
-def _visits(assigned: float, expected: float, choices: float) -> float:
-    """Bound the line from below: a visit is for at most all choices of a token."""
-    return max(expected, assigned / max(choices, 1e-300))
-
-
-@njit(cache=True, nogil=True, forceinline=True)
-def _list_moved_nodes(many: int, change: _Change, width: int, shares: FloatArray) -> int:
-    """List the nodes that serve more or less of some expert; return how many."""
-    moved = 0
-    for node in range(change.assigned.size):
-        differs = False
-        for c in range(many):
-            more = 0.0
-            for gpu in range(node * width, (node + 1) * width):
-                more += change.shares[c, gpu] - shares[change.expert[c], gpu]
-            change.shift[c, node] = more
-            differs = differs or abs(more) > 1e-12
-        if differs:
-            change.rows.touched[moved] = node
-            moved += 1
-    change.rows.touched[moved] = NONE
-    return moved
-
-
-@njit(cache=True, nogil=True, forceinline=True)
-def _add_rows(
-    moved: IntArray, width: int, per_load: float, load: FloatArray, rows: Rows, fresh: FloatArray
-) -> None:
-    """Add what the changed GPUs of a node serve more to its fresh load, [nodes, windows] by row."""
-    for t in range(rows.touched.size):
-        gpu = rows.touched[t]
-        if gpu < 0:
-            break
-        k = 0
-        while moved[k] >= 0 and moved[k] != gpu // width:
-            k += 1
-        if moved[k] >= 0:
-            for w in range(load.shape[1]):
-                fresh[k, w] += (rows.load[t, w] - load[gpu, w]) * per_load
-
-
-@njit(cache=True, nogil=True)
-def _take_visits(many: int, moved: int, change: _Change, visits: Visits, held: _Nodes) -> None:
-    """Correct what nodes serve."""
-    for k in range(moved):
-        node = change.rows.touched[k]
-        held.assigned[node], held.expected[node] = change.assigned[k], change.expected[k]
-        if not visits.pooled:
-            for w in range(held.load.shape[1]):
-                held.load[node, w] = change.load[k, w]
-        set_load(node, change.rows.load[k], held.visited)
-        for c in range(many):
-            more = change.shift[c, node]
-            for other in range(held.partners.shape[1]):
-                held.partners[node, other] += visits.pairs[change.expert[c], other] * more

@@ -37,6 +37,7 @@ from craftopt.serving.sweep import Budget, Sweep, finalists, label, none_of
 from craftopt.solving import solve
 from craftopt.traces import Trace
 from craftopt.windows import holdout as split_windows
+from craftopt.windows import planned_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +272,7 @@ def advise(
         nodes=nodes,
         slots="even",
         expert_groups=expert_groups,
-        coactivation=_planned_part(coactivation, planned, served),
+        coactivation=planned_tokens(coactivation, planned),
     )
     sweep = Sweep(deployment, workload, problem)
     say("measuring the layers' benefit")
@@ -328,23 +329,6 @@ def advise(
         sensitivity=sensitivities(deployment, workload, candidates, best),
         price=price,
     )
-
-
-def _planned_part(
-    given: Coactivation | Trace | None, planned: Loads, served: Loads
-) -> Coactivation | Trace | None:
-    """Keep the tokens of the planned windows, so that plans are scored on tokens they never saw."""
-    if not isinstance(given, Trace):
-        return given
-    window = given.windows_of(planned)
-    if window is None or given.windows_of(served) is None:
-        raise InputError(
-            "the loads are not windows of the trace, so that its tokens cannot be held out; pass "
-            "loads such as trace.batches(1024), or coactivation=trace.coactivation()"
-        )
-    order = np.argsort(window, kind="stable")
-    tokens = given.topk_ids[order[np.count_nonzero(window < 0) :]]
-    return Trace(tokens, given.experts, given.layer_ids)
 
 
 @dataclass(frozen=True)

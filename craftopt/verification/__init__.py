@@ -67,18 +67,45 @@ Both may branch, to any depth:
 ``{"kind": "solver", "cost": "p/q", "solver": name, "version": text}`` is no witness but a
 solver's word that the layer's cost is at least that; it counts for `Certificate.solver_gap` alone.
 It is refused if the plan itself shows that it is false.
+
+*Visit witnesses* prove a lower bound on the nodes that a layer's tokens visit under even dispatch,
+summed over the tokens, for nodes that hold at most s copies (by the slot rule); their numbers are
+whole, in units of 1/``scale`` visits:
+
+``{"kind": "capacity"}``
+    A token with k experts visits at least k / s nodes, rounded up.
+``{"kind": "columns", "scale", "prices": [E], "least", "visits"}``
+    Without replicas. ``scale touched(A) - prices(A) >= least`` for every set A that a node may
+    hold, where ``touched(A)`` tokens have an expert in A; and no partition into sets, one a node,
+    has fewer visits than stated.
+``{"kind": "companions", "scale", "grain", "prices": [[pairs] of every token], "experts": [n],
+"rows": [n], "total", "cells": [[n - 1], ..., [1]], "shift"}``
+    Prices, in units of ``grain``, are for pairs of a token's experts that one node serves; tokens
+    are the distinct sets of experts, sorted. A token visits at least the least of all partitions
+    of its experts into blocks that a node can hold, blocks and prices counted, minus its prices.
+    What the prices of all tokens sum to is bounded by dual values of a semidefinite program over
+    all pairs. With replicas the same dual values prove a bound for every number of them.
 """
 
 from craftopt.verification.checks import Witness
 from craftopt.verification.claims import verify
 from craftopt.verification.costs import ExactProblem
-from craftopt.verification.document import Certificate, LayerCertificate, plan_digest
+from craftopt.verification.document import (
+    Certificate,
+    LayerCertificate,
+    TrafficCertificate,
+    plan_digest,
+)
+from craftopt.verification.traffic import ExactTraffic, visits_proof
 
 __all__ = [
     "Certificate",
     "ExactProblem",
+    "ExactTraffic",
     "LayerCertificate",
+    "TrafficCertificate",
     "Witness",
     "plan_digest",
     "verify",
+    "visits_proof",
 ]

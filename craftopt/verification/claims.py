@@ -13,13 +13,15 @@ from craftopt.verification.checks import fraction, require, whole
 from craftopt.verification.costs import Cell, ExactProblem, Line
 from craftopt.verification.document import Certificate, plan_digest
 from craftopt.verification.rules import check_rules
+from craftopt.verification.traffic import ExactTraffic, Proof, visits_proof
 
 
 def verify(certificate: Certificate | str | os.PathLike[str]) -> None:
     """Check every claim of a certificate in exact arithmetic.
 
     The plan keeps every rule; its objective, all witnesses, every layer's and the whole plan's
-    bound and gap are as stated; loads and plan are those that the digests name.
+    bound and gap are as stated, in time and in nodes that tokens visit; loads and plan are those
+    that the digests name.
 
     Parameters
     ----------
@@ -70,7 +72,8 @@ def _verify(certificate: Certificate) -> None:
     check_rules(certificate.problem, certificate.plan)
     exact = ExactProblem(certificate.problem)
     costs = [exact.plan_cost(layer, certificate.plan) for layer in range(loads.layers)]
-    _check_number("the plan's objective", document["value"], exact.objective(costs))
+    nodes, fewest = _verify_traffic(certificate, exact)
+    _check_number("the plan's objective", document["value"], exact.objective(costs) + nodes)
     proven = _verify_layers(certificate, exact, costs)
     layer_of = {int(layer_id): layer for layer, layer_id in enumerate(loads.layer_ids)}
     lines: dict[int, list[Line]] = defaultdict(list)
@@ -81,7 +84,8 @@ def _verify(certificate: Certificate) -> None:
         else:
             cell = layer, whole(entry["replicas"])
             _keep_best(proven, cell, exact.proven_cost(*cell, entry["witness"]))
-    _check_bound("the whole plan", document, exact, exact.least_objective(proven, lines))
+    least = exact.least_objective(proven, lines) + fewest
+    _check_bound("the whole plan", document, least, maximised=not exact.time)
     if not document["claims"]:
         require(
             document["solver_bound"] is None and document["solver_gap"] is None,
@@ -91,8 +95,9 @@ def _verify(certificate: Certificate) -> None:
     for entry in document["claims"]:
         cell = layer_of[whole(entry["layer_id"])], whole(entry["replicas"])
         _keep_best(proven, cell, exact.claimed_cost(*cell, entry["witness"]))
-    believed = exact.least_objective(proven, lines)
-    _check_bound("the whole plan, solvers believed", document, exact, believed, "solver_")
+    least = exact.least_objective(proven, lines) + fewest
+    name = "the whole plan, solvers believed"
+    _check_bound(name, document, least, maximised=not exact.time, prefix="solver_")
 
 
 def _verify_layers(
@@ -117,8 +122,45 @@ def _verify_layers(
         _check_number(f"the objective of {name}", entry["value"], value)
         proven[layer, replicas] = cost = exact.proven_cost(layer, replicas, entry["witness"])
         bound = exact.layer_objective(layer, cost)
-        _check_bound(f"{name} with {replicas} replicas", entry, exact, bound)
+        name = f"{name} with {replicas} replicas"
+        _check_bound(name, entry, bound, maximised=not exact.time)
     return proven
+
+
+def _verify_traffic(certificate: Certificate, exact: ExactProblem) -> tuple[Fraction, Fraction]:
+    """Check what is stated of node visits; return what they add to objective and bound."""
+    document, plan = certificate.document, certificate.plan
+    if document.get("traffic") is None:
+        return Fraction(0), Fraction(0)
+    stated, entries = document["traffic"], document["traffic_layers"]
+    price = fraction(stated["price"])
+    require(price == 0 or (price > 0 and exact.time), "traffic has a price in time alone")
+    traffic = ExactTraffic(certificate.problem, document["tokens"], document["token_windows"])
+    if stated["windows_of_loads"] is not False:
+        require(traffic.has_loads(), "the loads are not those of the tokens in their windows")
+    layer_ids = plan.layer_ids.tolist()
+    require([whole(entry["layer_id"]) for entry in entries] == layer_ids, "other layers are stated")
+    proofs: list[list[Proof]] = [[] for _ in layer_ids]
+    for entry in document["traffic_allocation"]:
+        layer = layer_ids.index(whole(entry["layer_id"]))
+        case = traffic.case(layer, whole(entry["replicas"]))
+        proofs[layer].append(visits_proof(case, entry["witness"]))
+    visits = busiest = Fraction(0)
+    for layer, entry in enumerate(entries):
+        name = f"nodes per token in layer {layer_ids[layer]}"
+        of_layer, of_busiest = traffic.plan_visits(layer, plan)
+        _check_number(name, entry["value"], traffic.per_token(layer, of_layer))
+        case = traffic.case(layer, int(plan.layer_replicas[layer]))
+        require(whole(entry["replicas"]) == case.replicas, f"{name}: other replicas are stated")
+        proof = visits_proof(case, entry["witness"])
+        proven = traffic.per_token(layer, proof(case.replicas, case.sizes[1]))
+        _check_bound(name, entry, proven)
+        proofs[layer].insert(0, proof)
+        visits, busiest = visits + of_layer, busiest + of_busiest
+    _check_number("nodes per token", stated["value"], visits / traffic.tokens)
+    _check_number("critical nodes", stated["critical_nodes"], busiest / traffic.tokens)
+    _check_bound("nodes per token", stated, traffic.least_per_token(exact, proofs))
+    return price * busiest / traffic.tokens, price * fraction(stated["bound"])
 
 
 def _keep_best(proven: dict[Cell, Fraction], cell: Cell, cost: Fraction) -> None:
@@ -131,15 +173,20 @@ def _check_number(name: str, stated: Any, true: Fraction) -> None:
 
 
 def _check_bound(
-    name: str, entry: Mapping[str, Any], exact: ExactProblem, proven: Fraction, prefix: str = ""
+    name: str,
+    entry: Mapping[str, Any],
+    proven: Fraction,
+    *,
+    maximised: bool = False,
+    prefix: str = "",
 ) -> None:
     value, bound = fraction(entry["value"]), fraction(entry[f"{prefix}bound"])
     require(
-        bound <= proven if exact.time else bound >= proven,
+        bound >= proven if maximised else bound <= proven,
         f"{name}: the bound is stated as {float(bound):.12g}, and {float(proven):.12g} is proven",
     )
     require(bound > 0 and value > 0, f"{name}: a bound or an objective of 0 is none")
-    gap = exact.gap(value, bound)
+    gap = (bound - value) / value if maximised else (value - bound) / bound
     require(  # solvers can be wrong
         gap >= 0,
         f"{name}: the plan, at {float(value):.12g}, is better than its bound, {float(bound):.12g}",

@@ -182,13 +182,22 @@ class ExactProblem:
         for (layer, replicas), cost in proven.items():
             known = _at(curves[layer], replicas)
             sharper[layer][replicas] = max(known, math.floor(cost * scale))
-        if problem.slots == "uniform":
-            total = self._least_uniform(curves, sharper)
-        else:
-            total = self._least_within_budget(curves, sharper)
+        total = self._least(curves, sharper)
         if self.time:
             return max(Fraction(1), Fraction(total, units))
         return min(Fraction(1), Fraction(-total, units * windows * layers))
+
+    def least_sum(self, curves: Sequence[Mapping[int, Fraction]], most: int) -> Fraction:
+        """Bound a sum over the layers, at most ``most``, given its bounds by their replicas."""
+        units = 1 << (61 - most.bit_length())
+        rounded = [{r: math.floor(of * units) for r, of in curve.items()} for curve in curves]
+        return Fraction(self._least([[0]] * len(rounded), rounded), units)
+
+    def _least(self, curves: list[list[int]], sharper: list[dict[int, int]]) -> int:
+        """Minimise a sum over the layers under the budget: curves, or what is known to be more."""
+        if self.problem.slots == "uniform":
+            return self._least_uniform(curves, sharper)
+        return self._least_within_budget(curves, sharper)
 
     def _curve(self, layer: int, scale: Fraction, lines: Sequence[Line]) -> list[int]:
         """List a layer's cost by mean, heaviest copy and lines, with 0, 1, ... replicas.

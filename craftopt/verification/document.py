@@ -60,6 +60,32 @@ class LayerCertificate:
     witness: Witness
 
 
+@dataclass(frozen=True)
+class TrafficCertificate:
+    """Say how far the node visits of a plan are from the fewest, under even dispatch.
+
+    Parameters
+    ----------
+    price : float
+        Of a node that a token visits, in mean GPU loads; 0: it does not count in the objective.
+    nodes_per_token, critical_nodes : float
+        Of the plan, as in `Traffic`.
+    bound : float
+        No plan under the rules has fewer nodes per token, nor fewer critical nodes.
+    gap : float
+        Distance of nodes per token and bound, relative.
+    layers : tuple of LayerCertificate
+        The same of every layer, in nodes per token.
+    """
+
+    price: float
+    nodes_per_token: float
+    critical_nodes: float
+    bound: float
+    gap: float
+    layers: tuple[LayerCertificate, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Certificate(Displayed):
     """Hold a plan, its loads, a bound on all plans, and the proof; made by `certify`.
@@ -84,6 +110,7 @@ class Certificate(Displayed):
         layers: Sequence[Mapping[str, Any]],
         allocation: Sequence[Mapping[str, Any]],
         claims: Sequence[Mapping[str, Any]],
+        traffic: Mapping[str, Any] | None = None,
     ) -> Certificate:
         """Put a certificate together.
 
@@ -98,6 +125,9 @@ class Certificate(Displayed):
         allocation, claims : sequence of mapping
             Witnesses for other numbers of replicas, and solvers' claims: ``layer_id``,
             ``replicas`` (None for all numbers) and ``witness``.
+        traffic : mapping, optional
+            The fields of node visits: ``traffic``, its ``traffic_layers`` and
+            ``traffic_allocation``, ``token_windows`` and ``tokens``.
         """
         return cls(
             {
@@ -111,6 +141,7 @@ class Certificate(Displayed):
                 "plan_digest": plan_digest(plan),
                 "plan": plan.to_dict(),
                 "loads": _loads_to_dict(problem.loads),
+                **(traffic or {}),
             }
         )
 
@@ -150,17 +181,19 @@ class Certificate(Displayed):
     @cached_property
     def layers(self) -> tuple[LayerCertificate, ...]:
         """What is certified of every layer."""
-        return tuple(
-            LayerCertificate(
-                layer_id=entry["layer_id"],
-                replicas=entry["replicas"],
-                value=_float(entry["value"]),
-                bound=_float(entry["bound"]),
-                gap=_float(entry["gap"]),
-                kind=entry["witness"]["kind"],
-                witness=entry["witness"],
-            )
-            for entry in self.document["layers"]
+        return _layers(self.document["layers"])
+
+    @cached_property
+    def traffic(self) -> TrafficCertificate | None:
+        """What is certified of node visits; None without tokens."""
+        stated = self.document.get("traffic")
+        return stated and TrafficCertificate(
+            price=_float(stated["price"]),
+            nodes_per_token=_float(stated["value"]),
+            critical_nodes=_float(stated["critical_nodes"]),
+            bound=_float(stated["bound"]),
+            gap=_float(stated["gap"]),
+            layers=_layers(self.document["traffic_layers"]),
         )
 
     @cached_property
@@ -209,16 +242,26 @@ class Certificate(Displayed):
             "layers_within_0.1%": sum(gap <= _CLOSE for gap in gaps),
             "worst_layer_gap": max(gaps),
             "proofs": dict(Counter(layer.kind for layer in self.layers)),
+            "traffic": self.traffic
+            and {
+                "price": self.traffic.price,
+                "nodes_per_token": self.traffic.nodes_per_token,
+                "critical_nodes": self.traffic.critical_nodes,
+                "bound": self.traffic.bound,
+                "gap": self.traffic.gap,
+                "proofs": dict(Counter(layer.kind for layer in self.traffic.layers)),
+            },
         }
 
     def summary(self) -> dict[str, str]:
         """Return the figures in words, for a table."""
         figures = self.to_dict()
         rules = self.document["problem"]
-        proofs = sorted(figures["proofs"].items(), key=lambda item: (-item[1], item[0]))
+        traffic = self.traffic
+        priced = traffic is not None and traffic.price > 0
         rows = {
             "among plans with": f"{rules['replicas']} replicas, slots {rules['slots']}",
-            self.problem.goal.label: f"{self.value:.6f}",
+            "time and traffic" if priced else self.problem.goal.label: f"{self.value:.6f}",
             "no plan is better than": f"{self.bound:.6f}",
             "certified gap": f"{self.gap:.4%}",
         }
@@ -228,12 +271,26 @@ class Certificate(Displayed):
             f"{figures['layers_within_0.1%']} of {figures['layers']}"
         )
         rows["worst layer"] = f"{figures['worst_layer_gap']:.4%}"
-        rows["layers proven by"] = ", ".join(f"{kind} {count}" for kind, count in proofs)
+        rows["layers proven by"] = _counts(figures["proofs"])
+        if traffic is not None:
+            rows["nodes per token"] = (
+                f"{traffic.nodes_per_token:.4f} (critical {traffic.critical_nodes:.4f}), "
+                f"no plan below {traffic.bound:.4f}: gap {traffic.gap:.2%}"
+            )
+            rows["visits proven by"] = _counts(figures["traffic"]["proofs"])
         return rows
 
     def to_json(self) -> str:
         """Write the certificate as versioned JSON, long lists one entry a line."""
-        return write_json(self.document, {"layers": 1, "allocation": 1, "claims": 1})
+        tables = (
+            "layers",
+            "allocation",
+            "claims",
+            "traffic_layers",
+            "traffic_allocation",
+            "tokens",
+        )
+        return write_json(self.document, dict.fromkeys(tables, 1))
 
     @classmethod
     def from_json(cls, text: str) -> Certificate:
@@ -274,6 +331,26 @@ class Certificate(Displayed):
 
     def __str__(self) -> str:
         return str(Table("", (), tuple(self.summary().items())))
+
+
+def _layers(entries: Sequence[Mapping[str, Any]]) -> tuple[LayerCertificate, ...]:
+    return tuple(
+        LayerCertificate(
+            layer_id=entry["layer_id"],
+            replicas=entry["replicas"],
+            value=_float(entry["value"]),
+            bound=_float(entry["bound"]),
+            gap=_float(entry["gap"]),
+            kind=entry["witness"]["kind"],
+            witness=entry["witness"],
+        )
+        for entry in entries
+    )
+
+
+def _counts(proofs: Mapping[str, int]) -> str:
+    ordered = sorted(proofs.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{kind} {count}" for kind, count in ordered)
 
 
 def plan_digest(plan: Plan) -> str:

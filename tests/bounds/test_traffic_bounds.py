@@ -1,27 +1,20 @@
-"""Bounds on node visits never exceed the optimum, and no false certificate passes."""
+"""Bounds on node visits never exceed the optimum, and no false witness proves more."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import math
-from fractions import Fraction
+import dataclasses
 from itertools import combinations, product
 
 import numpy as np
 import pytest
-from reference.visits import fewest_visits, fewest_with_replicas, partitions, tiny_layer
+from reference.visits import fewest_visits, fewest_with_replicas, tiny_layer
 
-import craftopt.verification_traffic as checker
-from craftopt.bounds.traffic import (
-    certify_visits,
-    column_bound,
-    companion_bound,
-    count_visits,
-    node_sizes,
-    token_sets,
-)
+from craftopt.bounds.traffic import column_bound, companion_bound, count_visits, token_sets
 from craftopt.errors import InputError, VerificationError
-from craftopt.verification_traffic import check_visits, placement_visits, proven_visits
+from craftopt.verification.traffic import node_sizes, proven_visits, visits_proof
+from craftopt.verification.witnesses import columns, companions
 
 # --- tiny layers, and the fewest visits by enumeration --------------------------------------
 
@@ -40,14 +33,14 @@ def check_single_copies(instances, seed):
         case = sets.case(nodes, sizes)
         state = f"seed {seed}, instance {len(gaps)}: {case}"
         assert proven_visits(case, {"kind": "capacity"}) <= best, state
-        companions = companion_bound(sets, nodes, sizes[1], rounds=60)
-        assert proven_visits(case, companions.witness) == companions.visits <= best, state
-        gaps.append(best / companions.visits - 1)
+        bound = companion_bound(sets, nodes, sizes[1], rounds=60)
+        assert proven_visits(case, bound.witness) == bound.visits <= best, state
+        gaps.append(best / bound.visits - 1)
         if sizes[0] > 0:
-            columns = column_bound(sets, nodes, sizes)
-            assert columns.visits == columns.found == best, state
-            assert count_visits(sets, columns.node_of) == best, state
-            assert proven_visits(case, columns.witness) == best, state
+            closed = column_bound(sets, nodes, sizes)
+            assert closed.visits == closed.found == best, state
+            assert count_visits(sets, closed.node_of) == best, state
+            assert proven_visits(case, closed.witness) == best, state
     return float(np.mean(gaps)), gaps.count(0)
 
 
@@ -133,48 +126,41 @@ def test_bounds_are_the_same_twice():
     assert first.witness == second.witness
 
 
-def test_the_column_bound_closes_layers_that_cannot_be_enumerated():
-    rng = np.random.default_rng(6)
+@pytest.mark.parametrize("seed", [6, 7, 8])  # on 7 and 8 smoothed prices find nothing new for once
+def test_the_column_bound_closes_layers_that_cannot_be_enumerated(seed):
+    rng = np.random.default_rng(seed)
     factors = rng.normal(size=(24, 3))
     tokens = rng.normal(size=(2000, 3)) @ factors.T + rng.gumbel(size=(2000, 24))
     sets = token_sets(np.argsort(tokens)[:, -4:], experts=24)
     bound = column_bound(sets, nodes=4, sizes=(6, 6))
     assert bound.optimal
     assert count_visits(sets, bound.node_of) == bound.found
-    companions = companion_bound(sets, nodes=4, size=6, rounds=500)
-    assert 0.95 * bound.visits < companions.visits < bound.visits
+    # A start that cannot be improved leaves pricing as much to do.
+    assert column_bound(sets, nodes=4, sizes=(6, 6), start=bound.node_of).visits == bound.visits
+    pairs = companion_bound(sets, nodes=4, size=6, rounds=500)
+    assert 0.9 * bound.visits < pairs.visits < bound.visits
 
 
-# --- certificates ---------------------------------------------------------------------------
+# --- witnesses ------------------------------------------------------------------------------
 
 
-def some_certificates():
-    """Make a true certificate of every kind, with the fewest visits that its case allows."""
+def some_witnesses():
+    """Make a true witness of every kind: its case, the witness, and the fewest visits."""
     rng = np.random.default_rng(7)
     sets = tiny_layer(rng, 8, 4)
-    nodes_of = np.arange(8) % 2
-    single = np.eye(2, dtype=int)[nodes_of]
-    yield certify_visits(sets, single, (4, 4)), fewest_visits(sets, 2, (4, 4))
-    companions = companion_bound(sets, 2, 4)
-    certificate = certify_visits(sets, single, (4, 4))
-    bound = companions.visits
-    gap = Fraction(certificate["visits"]) / bound - 1
-    yield (
-        certificate | {"witness": companions.witness, "bound": str(bound), "gap": str(gap)},
-        fewest_visits(sets, 2, (4, 4)),
-    )
+    best = fewest_visits(sets, 2, (4, 4))
+    case = sets.case(2, (4, 4))
+    yield case, column_bound(sets, 2, (4, 4)).witness, best
+    yield case, companion_bound(sets, 2, 4).witness, best
     sets = tiny_layer(rng, 4, 3)
-    copies = [[1, 1], [1, 1], [1, 0], [0, 1]]
     for dispatch, best in zip(("even", "any"), fewest_with_replicas(sets, 2, 3, 2), strict=True):
-        certificate = certify_visits(sets, copies, (3, 3), dispatch=dispatch)
-        assert certificate["witness"]["kind"] == "companions"
-        yield certificate, best
+        witness = companion_bound(sets, 2, 3, replicas=2, dispatch=dispatch).witness
+        yield sets.case(2, (3, 3), 2, dispatch), witness, best
 
 
-def spoil(rng, certificate):
+def spoil(rng, case, true):
     """Change a number of the witness so that it seems to prove more."""
-    spoilt = copy.deepcopy(certificate)
-    witness = spoilt["witness"]
+    witness = copy.deepcopy(true)
     amount = int(rng.integers(1, 1 << 23))
     if witness["kind"] == "columns":
         kind = rng.choice(["visits", "least", "prices", "scale"])
@@ -186,10 +172,11 @@ def spoil(rng, certificate):
             witness["prices"][int(rng.integers(8))] += amount
         else:
             witness["scale"] = max(1, witness["scale"] // 2)
-        stated = sum(witness["prices"]) + spoilt["case"]["nodes"] * witness["least"]
+        stated = sum(witness["prices"]) + case.nodes * witness["least"]
         witness["visits"] = max(witness["visits"], -(-stated // witness["scale"]))
-        return spoilt
-    kind = rng.choice(["experts", "rows", "total", "cells", "prices", "shift", "scale"])
+        return witness
+    kinds = ["experts", "rows", "total", "cells", "prices", "shift", "scale", "grain"]
+    kind = rng.choice(kinds)
     if kind in ("experts", "rows"):
         witness[kind][int(rng.integers(len(witness[kind])))] -= amount
     elif kind == "total":
@@ -204,106 +191,63 @@ def spoil(rng, certificate):
     elif kind == "prices":
         row = witness["prices"][int(rng.integers(len(witness["prices"])))]
         if row:
-            row[int(rng.integers(len(row)))] += int(rng.choice([-1, 1])) * amount
+            row[int(rng.integers(len(row)))] += int(rng.choice([-1, 1])) * (amount // 1024)
+    elif kind == "grain":
+        witness["grain"] += int(rng.choice([-1, 1])) * int(rng.integers(1, 1024))
     else:
         witness["scale"] -= min(amount, witness["scale"] // 2)
-    return spoilt
+    return witness
 
 
-def test_a_thousand_false_certificates_are_rejected(monkeypatch):
-    rng = np.random.default_rng(8)
-    rejected = convincing = 0
-    makers = list(some_certificates())
-    while rejected < 1000:
-        certificate, best = makers[int(rng.integers(len(makers)))]
-        false = spoil(rng, certificate)
+def try_false_witnesses(wanted, seed, monkeypatch):
+    """Spoil witnesses; none may prove more than the optimum. Count those convincing but for it."""
+    rng = np.random.default_rng(seed)
+    makers, convincing = list(some_witnesses()), 0
+    for _ in range(wanted):
+        case, witness, best = makers[int(rng.integers(len(makers)))]
+        false = spoil(rng, case, witness)
         with monkeypatch.context() as patch:  # what it would prove if nothing were checked
-            patch.setattr(checker, "_is_semidefinite", lambda matrix: True)
-            patch.setattr(checker, "_has_partition", lambda *arguments: False)
-            try:
-                claimed = proven_visits(false["case"], false["witness"])
-            except VerificationError:
-                claimed = Fraction(0)
-        convincing += claimed > best + 1e-9
-        bound = max(claimed, Fraction(math.floor(best + 1e-9) + 1))
-        false["bound"] = str(bound)
-        visits = Fraction(false["visits"])
-        false["gap"] = str(visits / bound - 1)
-        with pytest.raises(VerificationError):
-            check_visits(false)
-        rejected += 1
+            patch.setattr(companions, "_is_semidefinite", lambda matrix: True)
+            patch.setattr(columns, "_has_partition", lambda *arguments: False)
+            with contextlib.suppress(VerificationError):
+                convincing += proven_visits(case, false) > best + 1e-9
+        with contextlib.suppress(VerificationError):
+            assert proven_visits(case, false) <= best + 1e-9, false
+    return convincing
+
+
+def test_no_false_witness_proves_more_than_the_optimum(monkeypatch):
     # Many of them only fail at the last check.
-    assert convincing > 200
+    assert try_false_witnesses(200, 8, monkeypatch) > 40
 
 
-def test_true_certificates_pass_and_spoilt_claims_do_not():
-    for certificate, best in some_certificates():
-        check_visits(certificate)
-        assert Fraction(certificate["bound"]) <= best + 1e-9
-        visits = Fraction(certificate["visits"])
-        for key, false in (
-            ("visits", str(visits - 1)),
-            ("gap", "0" if certificate["gap"] != "0" else "1"),
-            ("copies", certificate["copies"][1:]),
-            ("copies", [[0, 0], *certificate["copies"][1:]]),
-            ("bound", str(visits + 1)),
-            ("bound", "1e999999999"),
-            ("witness", {"kind": "mean"}),
-            ("witness", {}),
-            ("witness", certificate["witness"] | {"prices": 3}),
-            ("case", certificate["case"] | {"sizes": [1, 1]}),
-            ("case", certificate["case"] | {"counts": [1]}),
-            ("case", certificate["case"] | {"dispatch": "nearest"}),
-        ):
+@pytest.mark.slow
+def test_none_of_a_thousand_false_witnesses_proves_more_than_the_optimum(monkeypatch):
+    assert try_false_witnesses(1_000, 9, monkeypatch) > 200
+
+
+def test_what_is_no_witness_or_no_case_is_refused():
+    for case, witness, best in some_witnesses():
+        assert proven_visits(case, witness) <= best + 1e-9
+        with pytest.raises(VerificationError, match="proves nothing"):
+            proven_visits(case, {"kind": "mean"})
+        for changes in ({"sizes": (1, 1)}, {"nodes": 1}, {"replicas": -1}):
             with pytest.raises(VerificationError):
-                check_visits(certificate | {key: false})
+                dataclasses.replace(case, **changes)
+        with pytest.raises(VerificationError, match="ascending"):
+            dataclasses.replace(case, tokens=[(1, 0), *case.tokens[1:]])
 
 
-def test_the_visits_of_a_placement_are_those_of_all_draws():
-    rng = np.random.default_rng(9)
-    for _ in range(20):
-        sets = tiny_layer(rng, 4, 3)
-        copies = rng.integers(0, 3, (4, 3))
-        copies[copies.sum(axis=1) == 0, 0] = 1
-        held = [np.repeat(np.arange(3), row) for row in copies]
-        total = Fraction(0)
-        for token, count in zip(sets.as_tuples(), sets.counts.tolist(), strict=True):
-            draws = list(product(*(held[e].tolist() for e in token)))
-            total += count * Fraction(sum(len(set(draw)) for draw in draws), len(draws))
-        sizes = (int(copies.sum(axis=0).min()), int(copies.sum(axis=0).max()))
-        if sizes[1] > 4:
-            continue
-        case = sets.case(3, sizes, int(copies.sum()) - 4)
-        assert placement_visits(case, copies.tolist()) == total
-
-
-def test_the_joint_bound_holds_for_every_placement():
-    """Relative time plus traffic x critical nodes, windows weighted by their tokens."""
+def test_dual_values_of_one_number_of_replicas_bound_all_others():
+    """Whole plans rest on it: the layers of a better plan may have other numbers."""
     rng = np.random.default_rng(10)
-    for _ in range(30):
-        ids = rng.permuted(np.tile(np.arange(6), (24, 1)), axis=1)[:, :2]
-        windows = np.repeat([0, 1, 2], [4, 8, 12])
-        sets = token_sets(ids, experts=6)
-        traffic = Fraction(int(rng.integers(0, 8)), 4)
-        best_time = best_joint = math.inf
-        for nodes_of in partitions(list(range(6)), 2, (3, 3)):
-            node_of = np.array([nodes_of[e] for e in range(6)])
-            time = nodes = 0.0
-            for w in range(3):
-                chosen = node_of[ids[windows == w]]
-                time += np.bincount(chosen.ravel(), minlength=2).max() / 24
-                nodes += 2 * max((chosen == n).any(axis=1).sum() for n in range(2)) / 24
-            best_time = min(best_time, time)
-            best_joint = min(best_joint, time + float(traffic) * nodes)
-        certificate = certify_visits(
-            sets,
-            np.eye(2, dtype=int)[np.arange(6) % 2],
-            (3, 3),
-            time_bound=Fraction(best_time).limit_denominator(24),
-            traffic=traffic,
-        )
-        check_visits(certificate)
-        assert float(Fraction(certificate["joint"]["bound"])) <= best_joint + 1e-9
-        joint = certificate["joint"] | {"bound": "100"}
-        with pytest.raises(VerificationError, match="joint"):
-            check_visits(certificate | {"joint": joint})
+    for _ in range(10):
+        sets = tiny_layer(rng, 4, int(rng.integers(2, 4)))
+        for own in (1, 2, 3):
+            size = -(-(4 + own) // 2)
+            witness = companion_bound(sets, 2, size, replicas=own, rounds=60).witness
+            proof = visits_proof(sets.case(2, (0, size), own), witness)
+            for replicas in range(4):
+                most = -(-(4 + replicas) // 2)
+                best, _ = fewest_with_replicas(sets, 2, most, replicas)
+                assert proof(replicas, most) <= best + 1e-9

@@ -163,6 +163,7 @@ def test_info_says_what_the_file_holds(run, loads_file, tokens):
     assert f"{tokens.sum():,.0f}" in run("info", loads_file).out
 
 
+@pytest.mark.filterwarnings("ignore::craftopt.errors.CraftoptWarning")
 def test_examples_go_by_name_in_any_case(run):
     printed = json.loads(run("info", "DeepSeek-R1", "--json").out)
     assert (printed["layers"], printed["experts"]) == (58, 256)
@@ -371,6 +372,74 @@ def test_compare_says_what_gpus_send(run, tokens_file):
     assert row["planned"]["nodes_per_token"] != row["served"]["nodes_per_token"]
     assert "critical" in run(*given).out
     assert "not measured; pass a trace or pair counts" in run(*arguments).out
+
+
+@pytest.mark.parametrize("source", ["trace", "coactivation"])
+def test_plan_and_rebalance_weigh_traffic_as_the_library_does(run, tokens_file, source):
+    given = (f"--{source}", tokens_file("trace" if source == "trace" else "pairs"))
+    given += ("--traffic", 0.7, "--workers", 1)
+    arguments = ("plan", tokens_file("loads"), "--gpus", 4, "--nodes", 2, *given)
+    said = json.loads(run(*arguments, "--json").out)
+    assert said["traffic_price"] == 0.7
+    total = said["relative_time"] + 0.7 * said["traffic"]["critical_nodes"]
+    assert said["objective"] == pytest.approx(total)
+    printed = run(*arguments).out
+    for text in ("0.7 mean GPU loads per node visited", "critical nodes", "GPUs per token"):
+        assert text in printed
+    moved = run("rebalance", tokens_file("plan"), tokens_file("loads"), *given)
+    assert moved.code == 0, moved.err
+    assert "critical nodes" in moved.out
+
+
+def test_a_price_that_the_facts_make_nothing_says_why(run, tokens_file):
+    arguments = ("plan", tokens_file("loads"), "--gpus", 8, "--coactivation", tokens_file("pairs"))
+    auto = ("--traffic", "auto", "--model", "deepseek-r1", "--gpu")
+    slow = ("--set", "exchange=low-latency")
+    for more, reason in (
+        ((*auto, "h100"), "all GPUs are in one node"),
+        (("--nodes", 2, *auto, "nvl72"), "fast links join all 8 GPUs"),
+        (("--nodes", 2, *auto, "h100", *slow), "sends a token once per expert"),
+    ):
+        assert reason in " ".join(run(*arguments, *more).out.split())
+    assert "of the visits are remote" in run(*arguments, "--nodes", 2, *auto, "h100").out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--traffic", 0.7), "pass --coactivation"),
+        (("--max-slowdown", 0.1), "pass --coactivation"),
+        (("--traffic", 0.7, "--max-slowdown", 0.1, "--trace", "trace"), "pass one of them"),
+        (("--traffic", 0.7, "--trace", "trace", "--coactivation", "pairs"), "pass one of them"),
+        (("--traffic", "auto", "--trace", "trace"), "--model and --gpu"),
+        (("--traffic", "auto", "--trace", "trace", "--model", "deepseek-r1"), "pass both"),
+        (("--traffic", 0.7, "--trace", "trace", "--gpu", "h100"), "--gpu is for --traffic auto"),
+        (("--traffic", "much", "--trace", "trace"), "such as 0.7, or auto"),
+        (("--traffic", "-1", "--trace", "trace"), "such as 0.7, or auto"),
+        (("--max-slowdown", "-1", "--trace", "trace"), "max_slowdown"),
+        (("--dispatch", "metro"), "nearest-even"),
+    ],
+)
+def test_options_of_traffic_that_do_not_go_together_end_with_one_line(
+    run, tokens_file, options, says
+):
+    given = [tokens_file(text) if text in ("trace", "pairs") else text for text in options]
+    done = run("plan", tokens_file("loads"), "--gpus", 8, "--nodes", 4, *given)
+    assert done.code == 2
+    assert says in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_compare_holds_the_tokens_of_served_windows_out_of_planning(tokens_file):
+    trace = co.read_trace(tokens_file("trace"))
+    planned, served = co.holdout(trace.batches(500), "odd-even")
+    problem = co.Problem(planned, 8, nodes=4, coactivation=trace, traffic=0.7)
+    found = co.compare(problem, served, ["trivial"], trace=trace)
+    assert found.problem.coactivation.tokens == 1500
+    assert "served" in str(found.traffic_table())
+    pairs = trace.coactivation()
+    found = co.compare(problem.replace(coactivation=pairs), served, ["trivial"], coactivation=pairs)
+    assert "cannot be held out" in str(found)
 
 
 def test_what_is_not_measured_is_said(run, tokens_file):

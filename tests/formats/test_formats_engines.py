@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from strategies import copies_arrays, quiet
 
 import craftopt as co
+from craftopt.cli import main
 
 UNIFORM = co.Plan.from_phy2log(PHY2LOG[1:], gpus=2, layer_ids=[1, 2])
 RAGGED = co.Plan([[[1, 0], [0, 1], [1, 1]], [[1, 0], [0, 1], [1, 0]]], [3, 4])
@@ -695,3 +697,114 @@ def test_sample_traces_are_read():
 def test_sample_folders_may_lie_anywhere(tmp_path):
     shutil.copytree(SAMPLES / "trtllm/expert_statistic", tmp_path / "elsewhere")
     assert co.read_loads(tmp_path / "elsewhere").windows == 2
+
+
+def test_a_load_balancer_inside_moe_config_is_read():
+    text = """
+max_batch_size: 8
+moe_config:
+  backend: WIDEEP
+  load_balancer:
+    num_slots: 6
+    initial_global_assignments:
+      3: [0, 1, 2, 3, 0, 1]
+
+      4:
+      - 3
+      - 2
+      - 1
+      - 0
+      - 3
+      - 2
+    layer_updates_per_iter: 0
+  max_num_tokens: 4096
+enable_attention_dp: true
+"""
+    plan = co.read_plan(io.BytesIO(text.encode()), 3)
+    assert plan.layer_ids.tolist() == [3, 4]
+    assert plan.phy2log().tolist() == [[0, 1, 2, 3, 0, 1], [2, 3, 0, 1, 2, 3]]
+
+
+def response(*arrays: np.ndarray | None) -> io.BytesIO:
+    """A response of vLLM's API, with an aborted choice for None."""
+    choices = []
+    for array in arrays:
+        stream = io.BytesIO()
+        if array is not None:
+            np.save(stream, array)
+        text = base64.b64encode(stream.getvalue()).decode()
+        choices.append({"text": "", "routed_experts": text if array is not None else None})
+    return io.BytesIO(json.dumps({"object": "text_completion", "choices": choices}).encode())
+
+
+def test_a_response_of_vllms_api_is_a_trace():
+    rng = np.random.default_rng(2)
+    first, second = (
+        np.array([[rng.permutation(8)[:2] for _ in range(3)] for _ in range(n)], dtype=np.uint8)
+        for n in (5, 4)
+    )
+    first[:, 0] = second[:, 0] = 0  # a dense layer
+    held = quiet(lambda: co.read_trace(response(first, None, second), experts=8))
+    assert held.layer_ids.tolist() == [1, 2]
+    assert np.array_equal(held.topk_ids, np.concatenate([first, second])[:, 1:])
+    assert held.sequence.tolist() == [0] * 5 + [1] * 4
+    with pytest.raises(co.FormatError, match="holds a token trace, not loads"):
+        co.read_loads(response(first))
+
+
+@pytest.mark.parametrize("text", ["%%%", "AAAA", "é", ""])
+def test_a_damaged_response_is_one_clear_error(text):
+    document = json.dumps({"choices": [{"routed_experts": text}]}).encode()
+    with pytest.raises(co.FormatError, match="choice 0: damaged routed_experts"):
+        co.read_trace(io.BytesIO(document))
+
+
+def test_choices_that_differ_in_layers_are_refused():
+    with pytest.raises(co.FormatError, match=r"choices hold \(2, 3, 2\), \(2, 1, 2\)"):
+        co.read_trace(response(np.ones((2, 3, 2), int), np.ones((2, 1, 2), int)))
+
+
+# --- what engines make of a map ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["tensorrt-llm", "sglang", "vllm", "vllm-ascend"])
+def test_layers_outside_the_recording_are_filled_by_rule(engine, tmp_path):
+    plan = co.Plan.from_phy2log([[3, 1, 0, 2, 0, 3]], gpus=3, layer_ids=[1])
+    file = tmp_path / ("m.yaml" if engine == "tensorrt-llm" else "m.json")
+    exported = co.export(plan, engine, file, fill=[2, 0, 1])
+    assert exported.padding == 0
+    assert "not planned: layers 0, 2, the experts in order" in exported.notes
+    back = co.read_plan(file, 3)
+    assert back.layer_ids.tolist() == [0, 1, 2]
+    assert back.with_layers([1], [1]).copies.tolist() == plan.copies.tolist()
+    start = co.Plan.from_phy2log([[0, 1, 2, 3, 0, 1]], gpus=3)
+    assert [back.copies[layer].tolist() for layer in (0, 2)] == [start.copies[0].tolist()] * 2
+
+
+def test_the_command_fills_layers_and_plans_for_the_nearest_copies(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "l.npz", counts=np.random.default_rng(3).integers(1, 99, (2, 2, 8)))
+    words = f"plan {tmp_path}/l.npz --gpus 4 --nodes 2 --replicas-per-layer 4 --slots uniform"
+
+    def run(text: str) -> str:
+        monkeypatch.setattr("sys.argv", ["craftopt", *text.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None)
+        return capsys.readouterr().out
+
+    run(f"{words} --dispatch nearest-even -o {tmp_path}/p.json")
+    loads = co.read_loads(tmp_path / "l.npz")
+    problem = co.Problem(
+        loads, 4, nodes=2, replicas_per_layer=4, slots="uniform", dispatch="nearest-even"
+    )
+    assert co.read_plan(tmp_path / "p.json") == co.solve(problem).plan
+    figures = [
+        co.evaluate(co.solve(problem).plan, loads, d).relative_time
+        for d in ("nearest-even", "even")
+    ]
+    said = run(
+        f"export {tmp_path}/p.json --engine sglang -o {tmp_path}/m.json --loads {tmp_path}/l.npz"
+    )
+    assert "relative time {:.3f} by the nearest copies, {:.3f} evenly".format(*figures) in said
+    said = run(f"export {tmp_path}/p.json --engine tensorrt-llm -o {tmp_path}/m.yaml --fill 3-4")
+    assert "not planned: layers 3-4" in said

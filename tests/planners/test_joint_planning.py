@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import craftopt as co
+from craftopt.engines.sglang import rebalance_experts
 from craftopt.errors import InputError
 from craftopt.evaluation import objective_value, violations
 from craftopt.serving import Deployment, find_gpu, find_model
@@ -217,7 +218,107 @@ def test_what_is_for_balance_under_even_dispatch_alone_says_so(what):
     named = next(iter(what), "dispatch")
     with pytest.raises(InputError, match=named):
         co.certify(problem, plan)
-    with pytest.raises(InputError, match=named):
-        co.rebalance(problem, plan)
+    if named == "max_slowdown":
+        with pytest.raises(InputError, match=named):
+            co.rebalance(problem, plan)
     assert named in co.solve(problem, "exact").message
     assert not co.solve(problem, "exact").has_plan
+
+
+# --- rebalancing, online, engines -----------------------------------------------------------
+
+
+def an_old_plan(**arguments):
+    other = a_trace(seed=7).batches(200)
+    return solved(a_problem(slots="uniform", **arguments).replace(loads=other)).plan
+
+
+@pytest.mark.parametrize("most", [0, 8, 20, None])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"coactivation": PAIRS, "traffic": 0.7},
+        {"coactivation": TRACE, "traffic": 0.7},
+        {"dispatch": "nearest-even"},
+        {"dispatch": "nearest-even", "objective": "balancedness"},
+    ],
+    ids=["pairs", "trace", "nearest", "nearest balancedness"],
+)
+def test_rebalancing_in_the_whole_objective_keeps_its_moves_and_is_no_worse(asked, most):
+    problem, old = a_problem(slots="uniform", **asked), an_old_plan()
+    found = co.rebalance(problem, old, most, work_limit=4000, workers=1)
+    assert found.violations == ()
+    assert most is None or found.moves <= most
+    assert found.objective == pytest.approx(objective_value(found.plan, problem))
+    order = problem.goal.order
+    assert order(found.objective) <= order(found.previous_objective)
+    if most == 20:
+        assert order(found.objective) < order(found.previous_objective)
+
+
+def test_rebalancing_for_traffic_beats_rebalancing_for_balance_in_the_whole_objective():
+    problem, old = a_problem(slots="uniform", coactivation=PAIRS, traffic=0.7), an_old_plan()
+    both = co.rebalance(problem, old, 16, work_limit=20_000, workers=1)
+    alone = co.rebalance(problem.replace(traffic=None), old, 16, work_limit=20_000, workers=1)
+    assert both.objective < objective_value(alone.plan, problem)
+
+
+@pytest.mark.parametrize("most", [8, None])
+def test_rebalancing_with_traffic_of_no_price_gives_the_plan_of_balance_alone(most):
+    problem, old = a_problem(slots="uniform"), an_old_plan()
+    alone = co.rebalance(problem, old, most, work_limit=2000, workers=1)
+    priced = problem.replace(coactivation=PAIRS, traffic=0)
+    free = co.rebalance(priced, old, most, work_limit=2000, workers=1)
+    assert free.plan.copies.tobytes() == alone.plan.copies.tobytes()
+
+
+def test_survivors_of_unequal_nodes_are_planned_as_one_node_and_that_is_said():
+    problem, old = a_problem(coactivation=PAIRS, traffic=0.7), an_old_plan()
+    active = np.arange(8) != 3
+    found = co.rebalance(problem, old, active=active, work_limit=100, workers=1)
+    assert "one node" in found.message
+    active = np.arange(8) % 2 == 0
+    found = co.rebalance(problem, old, active=active, work_limit=100, workers=1)
+    assert found.problem.traffic_price == 0.7
+
+
+def test_the_online_loop_weighs_traffic_and_takes_the_windows_own_pairs():
+    past = a_trace(seed=7)
+    problem = co.Problem(
+        past.batches(200), 8, nodes=4, slots="uniform", coactivation=past, traffic=0.7
+    )
+    plan = solved(problem).plan
+    decisions = []
+    for pairs in (None, PAIRS):
+        online = co.OnlinePlanner(problem, plan, work_limit=4000, workers=1)
+        decisions.append(online.observe(LOADS.total().tokens[0], coactivation=pairs))
+    judged = problem.replace(loads=LOADS.total(), coactivation=PAIRS)
+    blind, seeing = (objective_value(decision.plan, judged) for decision in decisions)
+    assert seeing < blind
+    assert seeing < objective_value(plan, judged)
+    with pytest.raises(InputError, match="1 layers"):
+        online.observe(LOADS.total().tokens[0], coactivation=PAIRS.select([0]))
+
+
+def test_an_engine_plans_for_traffic_from_a_file_of_pair_counts(monkeypatch, tmp_path):
+    PAIRS.save(tmp_path / "pairs.npz")
+    table, _, _ = rebalance_experts(LOADS.tokens, 24, 3, None, 4)
+    monkeypatch.setenv("CRAFTOPT_COACTIVATION", str(tmp_path / "pairs.npz"))
+    with pytest.raises(InputError, match="together"):
+        rebalance_experts(LOADS.tokens, 24, 3, None, 4)
+    monkeypatch.setenv("CRAFTOPT_TRAFFIC", "much")
+    with pytest.raises(InputError, match="mean GPU loads"):
+        rebalance_experts(LOADS.tokens, 24, 3, None, 4)
+    monkeypatch.setenv("CRAFTOPT_TRAFFIC", "0.7")
+    priced, _, _ = rebalance_experts(LOADS.tokens, 24, 3, None, 4)
+    assert (priced >= 0).all()
+    problem = a_problem(coactivation=PAIRS, traffic=0.7, slots="uniform")
+    before, after = (
+        objective_value(co.Plan.from_phy2log(slots, 8, 16, nodes=4), problem)
+        for slots in (table, priced)
+    )
+    assert after < before
+    alone, _, _ = rebalance_experts(LOADS.tokens, 24, 3, None, 1)
+    monkeypatch.delenv("CRAFTOPT_COACTIVATION")
+    monkeypatch.delenv("CRAFTOPT_TRAFFIC")
+    assert np.array_equal(alone, rebalance_experts(LOADS.tokens, 24, 3, None, 1)[0])

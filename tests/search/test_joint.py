@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import craftopt as co
 from craftopt.routing import route
-from craftopt.search.joint import NO_VISITS, anneal_joint, copy_shares, visits_surrogate
+from craftopt.search.joint import NO_MOVES, Moves, anneal_joint, copy_shares
 from craftopt.search.kernels import Rules, Schedule
+from craftopt.search.visits import NO_VISITS, visits_surrogate
 
 EXPERTS, GPUS, NODES, WINDOWS = 24, 8, 4, 5
 
@@ -87,6 +88,7 @@ def test_running_sums_equal_those_computed_from_the_copies_after_ten_thousand_st
         Rules(1, slots, slots, GPUS),
         visits,
         nearest,
+        NO_MOVES,
         Schedule(10_000, 3e-1, 1e-1),
         1,
     )
@@ -104,7 +106,7 @@ def test_a_free_slot_is_moved_with_its_traffic():
     visits = visits_surrogate(0.7, NODES, pairs, chosen, pooled=False)
     found, cost = anneal_joint(
         tokens, weight, a_start(generator, 3), Rules(1, 1, 5, GPUS), visits, False,
-        Schedule(5_000, 3e-1, 1e-1), 1,
+        NO_MOVES, Schedule(5_000, 3e-1, 1e-1), 1,
     )  # fmt: skip
     assert len(set(found.sum(axis=0).tolist())) > 1
     assert cost == pytest.approx(surrogate(found, tokens, weight, visits, False), rel=1e-9)
@@ -132,3 +134,23 @@ def test_copies_serve_what_routing_sends_them(hosted, nodes):
     for dispatch in ("even", "nearest-even"):
         copy_shares(np.array(hosted), nodes, dispatch != "even", shares)
         assert shares == pytest.approx(route(plan, [[1.0]], dispatch).tokens[0, 0])
+
+
+def test_a_price_of_moves_keeps_copies_where_they_were():
+    generator = np.random.default_rng(0)
+    pairs, chosen, _ = pairs_of(generator)
+    tokens = generator.gamma(0.5, size=(EXPERTS, WINDOWS))
+    tokens *= GPUS / tokens.sum(axis=0)
+    weight = np.full(WINDOWS, 1 / WINDOWS)
+    visits = visits_surrogate(0.7, NODES, pairs, chosen, pooled=False)
+    start = a_start(generator, 3)
+    moved = []
+    for price in (0.0, 0.1, 10.0):
+        found, cost = anneal_joint(
+            tokens, weight, start, Rules(1, 3, 3, GPUS), visits, False,
+            Moves(price, start > 0), Schedule(5_000, 1e-2, 1e-3), 1,
+        )  # fmt: skip
+        moved.append(int(((found > 0) & (start == 0)).sum()))
+        own = surrogate(found, tokens, weight, visits, False)
+        assert cost == pytest.approx(own + price * moved[-1], rel=1e-9)
+    assert moved[0] > moved[1] > moved[2] == 0

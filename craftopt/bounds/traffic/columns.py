@@ -27,7 +27,12 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from craftopt.bounds.traffic.tokens import TokenSets, count_visits
 from craftopt.errors import InputError
 from craftopt.loads import BoolArray, FloatArray, IntArray
-from craftopt.verification_traffic import MOST_COLUMNS, MOST_SETS, count_touched, sets_at
+from craftopt.verification.witnesses.columns import (
+    MOST_COLUMNS,
+    MOST_SETS,
+    count_touched,
+    sets_at,
+)
 
 # Prices are whole multiples of that part of a token.
 _SCALE = 1000
@@ -71,7 +76,7 @@ class ColumnBound:
 
     @property
     def witness(self) -> dict[str, object]:
-        """The proof, as `craftopt.verification_traffic` reads it."""
+        """The proof, as `craftopt.verification` reads it."""
         return {
             "kind": "columns",
             "scale": self.scale,
@@ -163,14 +168,19 @@ class _Program:
         smooth: FloatArray | None = None
         for _ in range(_ROUNDS):
             value, duals = self._relax()
+            own = smooth is None
             smooth = duals if smooth is None else _NEW * duals + (1 - _NEW) * smooth
             prices = np.rint(smooth * _SCALE).astype(np.int64)
             cost, cheapest = self._cheapest(prices)
             if (bound := int(prices.sum()) + self.nodes * cost) > proven:
                 best, least, proven = prices, cost, bound
             pool = np.unique(np.concatenate((self.pool, cheapest)), axis=0)
-            if len(pool) == len(self.pool) or -(-proven // _SCALE) >= value - 1e-6:
+            if -(-proven // _SCALE) >= value - 1e-6:
                 break
+            if len(pool) == len(self.pool):
+                if own:
+                    break
+                smooth = None  # smoothed prices find nothing more: go on from the duals
             self.pool = pool
         return best, least
 

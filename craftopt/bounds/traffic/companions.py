@@ -10,7 +10,7 @@ Z is positive semidefinite; its diagonal, its rows and its total are bound by th
 The bound is the best over all prices: a saddle point, to which Chambolle's and Pock's primal-dual
 algorithm leads, alternating between tokens (a linear program over the blocks of each, whose duals
 are the prices) and Z. What it ends with is rounded to whole numbers, and proven by
-`craftopt.verification_traffic`.
+`craftopt.verification`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import numpy as np
 from craftopt.bounds.traffic.tokens import TokenSets
 from craftopt.errors import InputError
 from craftopt.loads import FloatArray
-from craftopt.verification_traffic import MOST_CHOICES, proven_visits
+from craftopt.verification.traffic import proven_visits
+from craftopt.verification.witnesses.companions import MOST_CHOICES
 
 # Witnesses are whole multiples of that part of a visit; prices of tokens coarser ones.
 _SCALE, _COARSE = 1 << 20, 1 << 10
@@ -40,7 +41,7 @@ class CompanionBound:
     visits : Fraction
         In no placement do the tokens visit fewer nodes, all together.
     witness : dict
-        The proof, as `craftopt.verification_traffic` reads it.
+        The proof, as `craftopt.verification` reads it.
     """
 
     visits: Fraction
@@ -222,8 +223,9 @@ class _Saddle:
         return {
             "kind": "companions",
             "scale": _SCALE,
+            "grain": _COARSE,
             "prices": [
-                row[chosen].astype(np.int64).tolist()
+                (row[chosen] / _COARSE).astype(np.int64).tolist()
                 for row, chosen in zip(coarse, self.chosen, strict=True)
             ],
             "experts": dual.experts.astype(np.int64).tolist(),

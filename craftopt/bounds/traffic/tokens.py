@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import InputError
 from craftopt.loads import BoolArray, IntArray
+from craftopt.verification.witnesses import VisitsCase
 
 
 class TokenSets(NamedTuple):
@@ -44,18 +45,15 @@ class TokenSets(NamedTuple):
         return [tuple(e for e in row if e >= 0) for row in self.members.tolist()]
 
     def case(
-        self, nodes: int, sizes: tuple[int, int], replicas: int = 0, dispatch: str = "even"
-    ) -> dict[str, Any]:
-        """State what is to be bounded, as `craftopt.verification_traffic` reads it."""
-        return {
-            "experts": self.experts,
-            "nodes": nodes,
-            "sizes": list(sizes),
-            "replicas": replicas,
-            "dispatch": dispatch,
-            "tokens": [list(token) for token in self.as_tuples()],
-            "counts": self.counts.tolist(),
-        }
+        self,
+        nodes: int,
+        sizes: tuple[int, int],
+        replicas: int = 0,
+        dispatch: Literal["even", "any"] = "even",
+    ) -> VisitsCase:
+        """State what is to be bounded, for the check."""
+        tokens, counts = self.as_tuples(), self.counts.tolist()
+        return VisitsCase(self.experts, nodes, sizes, replicas, tokens, counts, dispatch)
 
 
 def token_sets(topk_ids: npt.ArrayLike, experts: int) -> TokenSets:
@@ -84,20 +82,6 @@ def token_sets(topk_ids: npt.ArrayLike, experts: int) -> TokenSets:
     members, counts = np.unique(np.sort(ids, axis=1), axis=0, return_counts=True)
     members, counts = members[members[:, -1] >= 0], counts[members[:, -1] >= 0]
     return TokenSets(members[:, (members >= 0).any(axis=0)], counts.astype(np.int64), experts)
-
-
-def node_sizes(experts: int, gpus: int, nodes: int) -> tuple[int, int]:
-    """Return the fewest and the most experts on a node: one copy each, even slots.
-
-    Examples
-    --------
-    >>> from craftopt.bounds.traffic import node_sizes
-    >>> node_sizes(64, gpus=16, nodes=4), node_sizes(60, gpus=16, nodes=4)
-    ((16, 16), (12, 16))
-    """
-    slots, fuller = divmod(experts, gpus)
-    of_node = gpus // nodes
-    return slots * of_node + max(0, fuller - gpus + of_node), slots * of_node + min(fuller, of_node)
 
 
 def count_visits(sets: TokenSets, node_of: npt.ArrayLike) -> int:
