@@ -57,8 +57,12 @@ def plan_exact(problem: Problem, options: Options) -> Outcome:
     under the next stricter slot rule could close in part, that is planned too, with as much work
     again, and the better plan is taken; the message says so.
     """
+    return _plan_with_stricter(problem, options, logged=True)
+
+
+def _plan_with_stricter(problem: Problem, options: Options, logged: bool) -> Outcome:
     deadline = options.deadline()
-    outcome = _plan(problem, options)
+    outcome = _plan(problem, options, logged)
     stricter = _stricter(problem)
     left = deadline - time.monotonic()
     if outcome.plan is None or outcome.limit is None or stricter is None or left <= 0:
@@ -68,7 +72,9 @@ def plan_exact(problem: Problem, options: Options) -> Outcome:
         return outcome
     start = time.perf_counter()
     limit = None if math.isinf(left) else left
-    other = plan_exact(stricter, replace(options, time_limit=limit, progress=None))
+    other = _plan_with_stricter(
+        stricter, replace(options, time_limit=limit, progress=None), logged=False
+    )
     seconds = time.perf_counter() - start
     better = other.plan is not None and order(objective_value(other.plan, problem)) < order(value)
     taken = "its plan is better and taken" if better else "its plan is no better"
@@ -85,8 +91,8 @@ def _stricter(problem: Problem) -> Problem | None:
     return problem.variant(slots="uniform") if problem.uniform_choices.size else None
 
 
-def _plan(problem: Problem, options: Options) -> Outcome:
-    exact = _Exact(problem, options)
+def _plan(problem: Problem, options: Options, logged: bool) -> Outcome:
+    exact = _Exact(problem, options, logged)
     steps = (exact.start, exact.search_layers, exact.prove_layers, exact.prove_whole)
     for number, step in enumerate(steps, start=1):
         if number > 1 and (exact.infeasible or exact.closed or exact.layers.expired):
@@ -101,8 +107,8 @@ def _plan(problem: Problem, options: Options) -> Outcome:
 class _Exact:
     """The best plan so far, the bound so far, and what is known of the layers."""
 
-    def __init__(self, problem: Problem, options: Options) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, options: Options, logged: bool) -> None:
+        self.problem, self.logged = problem, logged
         self.layers = KnownLayers(problem, replace(options, progress=None))
         self.left = float(WORK if options.work_limit is None else options.work_limit)
         self.pinned = problem.max_moves is not None
@@ -224,6 +230,8 @@ class _Exact:
 
     def log(self, step: str) -> None:
         """Log how far plan and bound are apart."""
+        if not self.logged:
+            return
         against = self.cost if self.problem.goal.maximised else self.bound
         gap = (self.cost - self.bound) / max(abs(against), 1e-300)
         _log.info("%s: gap %.6f %%, work left %.1f", step, 100 * gap, self.left)
