@@ -16,6 +16,7 @@ from craftopt.bounds import (
     cost_table,
     least_cost,
     max_copy_load,
+    mean_loads,
     shared_cost_table,
     shared_costs,
 )
@@ -203,6 +204,7 @@ class _Prover:
         # What holds for any number of replicas: by layer, a witness and what it proves.
         self.credits: dict[int, Witness] = {}
         self.lines: dict[int, list[tuple[Fraction, Fraction]]] = {}
+        self._means = mean_loads(problem)
         self._table = cost_table(problem)
         if problem.loads.windows > 1:
             self._share_copies()
@@ -311,8 +313,9 @@ class _Prover:
         layer, replicas = cell
         limit = problem.copies_limit
         bounds = []
-        for tokens in problem.loads.tokens[:, layer]:
-            mean = float(tokens.sum()) / problem.gpus
+        for tokens, mean in zip(
+            problem.loads.tokens[:, layer], self._means[:, layer].tolist(), strict=True
+        ):
             heaviest = float(max_copy_load(tokens, replicas, limit, mean)[-1])
             load, price = max(mean, heaviest), 0.0
             if sharp:

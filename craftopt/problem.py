@@ -376,9 +376,14 @@ class Problem(Displayed):
     def replica_choices(self) -> IntArray:
         """Numbers of replicas that one layer can have, ascending, int64 [choices]."""
         if self.slots == "uniform":
-            slots = np.arange(-(-self.loads.experts // self.gpus), self.uniform_slots + 1)
-            return slots * self.gpus - self.loads.experts
+            return self.uniform_choices
         return np.arange(0, self.layer_replicas_limit + 1, self.replica_step)
+
+    @property
+    def uniform_choices(self) -> IntArray:
+        """Numbers of replicas, ascending, that could fill uniform slots in every layer at once."""
+        slots = np.arange(-(-self.loads.experts // self.gpus), self.uniform_slots + 1)
+        return slots * self.gpus - self.loads.experts
 
     @property
     def previous_copies(self) -> Copies:

@@ -13,6 +13,7 @@ from craftopt.bounds.cardinality import cardinality_bound
 from craftopt.bounds.common_copies import common_copies_curve
 from craftopt.bounds.copies import max_copy_load
 from craftopt.bounds.costs import window_cost
+from craftopt.bounds.groups import mean_loads
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem
@@ -155,16 +156,17 @@ def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatA
         In the unit of `layer_costs`.
     """
     tokens = np.array(problem.loads.tokens[:, layers].transpose(1, 0, 2), order="C")
+    floors = mean_loads(problem).T[layers].copy()
     return _even_costs(
-        tokens, replicas, problem.gpus, problem.copies_limit, not problem.goal.maximised
+        tokens, floors, replicas, problem.gpus, problem.copies_limit, not problem.goal.maximised
     )
 
 
 def layer_costs(problem: Problem) -> FloatArray:
     """Bound every layer's part of the objective for every number of replicas, as a cost.
 
-    By mean load and heaviest copy, which take microseconds and hold for *at most* that number
-    of replicas, under every slot rule.
+    By mean load (of a node, under groups) and heaviest copy, which take microseconds and hold for
+    *at most* that number of replicas, under every slot rule.
 
     Returns
     -------
@@ -187,40 +189,51 @@ def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
     problem.goal.require_even_dispatch("a bound by loads")
     # Copied even where it is in order, so that kernels are compiled for one kind of array.
     tokens = np.array(problem.loads.tokens.transpose(1, 0, 2), order="C")
+    floors = mean_loads(problem).T.copy()
     return _cost_curves(
-        tokens, problem.gpus, problem.copies_limit, choices, not problem.goal.maximised
+        tokens, floors, problem.gpus, problem.copies_limit, choices, not problem.goal.maximised
     )
 
 
 @njit(cache=True)
 def _cost_curves(
-    tokens: FloatArray, gpus: int, copies_limit: int, choices: IntArray, time: bool
+    tokens: FloatArray,
+    floors: FloatArray,
+    gpus: int,
+    copies_limit: int,
+    choices: IntArray,
+    time: bool,
 ) -> FloatArray:
     layers, windows, _ = tokens.shape
     curves = np.zeros((layers, choices.size))
     for layer in range(layers):
         for window in range(windows):
-            mean = tokens[layer, window].sum() / gpus
-            least = max_copy_load(tokens[layer, window], choices[-1], copies_limit, mean)
+            mean, floor = tokens[layer, window].sum() / gpus, floors[layer, window]
+            least = max_copy_load(tokens[layer, window], choices[-1], copies_limit, floor)
             for k in range(choices.size):
-                load = max(mean, least[choices[k]])
+                load = max(floor, least[choices[k]])
                 curves[layer, k] += window_cost(load, mean, time)
     return curves
 
 
 @njit(cache=True)
 def _even_costs(
-    tokens: FloatArray, replicas: IntArray, gpus: int, copies_limit: int, time: bool
+    tokens: FloatArray,
+    floors: FloatArray,
+    replicas: IntArray,
+    gpus: int,
+    copies_limit: int,
+    time: bool,
 ) -> FloatArray:
     layers, windows, _ = tokens.shape
     costs = np.zeros(layers)
     for layer in range(layers):
         for window in range(windows):
             weight = tokens[layer, window]
-            mean = weight.sum() / gpus
-            least = max_copy_load(weight, replicas[layer], copies_limit, mean)
+            mean, floor = weight.sum() / gpus, floors[layer, window]
+            least = max_copy_load(weight, replicas[layer], copies_limit, floor)
             load, _ = cardinality_bound(
-                weight, replicas[layer], gpus, copies_limit, max(mean, least[-1])
+                weight, replicas[layer], gpus, copies_limit, max(floor, least[-1])
             )
             costs[layer] += window_cost(load, mean, time)
     return costs

@@ -15,17 +15,28 @@ Measure = Callable[[IntArray, IntArray], FloatArray]
 
 # Choices of replicas beyond the last one where any bound still gains.
 BEYOND = 8
+# Sums that differ by less, relative, are equal.
+ROUNDING = 1e-13
 
 
 def allocation_bounds(problem: Problem) -> FloatArray:
     """Bound the cost of ``replica_step * k`` replicas in every layer, float64 [layers, choices].
 
     For a problem of one window; with some choices beyond those where a bound still gains, since
-    placement may fall short of the bounds.
+    placement may fall short of the bounds, and with those that fill all slots of the rule
+    ``uniform``; choices between are ``inf``.
     """
     bounds = layer_costs(problem)
-    beyond = problem.layer_replicas_limit // problem.replica_step + 1 - bounds.shape[1]
-    return np.pad(bounds, ((0, 0), (0, min(beyond, BEYOND))), mode="edge")
+    step, count = problem.replica_step, bounds.shape[1]
+    beyond = problem.layer_replicas_limit // step + 1 - count
+    table = np.pad(bounds, ((0, 0), (0, min(beyond, BEYOND))), mode="edge")
+    filled = problem.uniform_choices // step
+    filled = filled[filled >= table.shape[1]]
+    if filled.size:
+        width = int(filled[-1]) + 1 - table.shape[1]
+        table = np.pad(table, ((0, 0), (0, width)), constant_values=np.inf)
+        table[:, filled] = bounds[:, -1:]
+    return table
 
 
 class MeasuredAllocation:
@@ -92,8 +103,8 @@ class MeasuredAllocation:
                 return replicas, floor, False
             known = np.where(self._measured, self._table, np.inf)
             best, cost = allocate(known, budget, self._step)
-            close = cost - floor <= self._tolerance * abs(floor)
-            if close and self.spent >= self._least:
+            tolerance = self._tolerance if self.spent >= self._least else ROUNDING
+            if cost - floor <= tolerance * abs(floor) and self.spent >= self._least / 10:
                 return best, cost, False
             if cost < np.inf and self.spent + unknown.size > self._work:
                 return best, cost, True

@@ -11,6 +11,7 @@ import numpy as np
 
 from craftopt.bounds import layer_costs
 from craftopt.evaluation import layer_gpu_loads, objective_value
+from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
@@ -19,8 +20,9 @@ from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome
 from craftopt.search.descent import improve_layer
 
-# A layer this close to its bound, relative, is done.
-TOLERANCE = 1e-4
+# A layer this close to its bound, relative, is done; FINE where it is to be no worse than with
+# fewer replicas.
+TOLERANCE, FINE = 1e-4, 1e-5
 # An allocation is done this close, relative, to what any other could reach ...
 ALLOCATION_TOLERANCE = 3e-4
 # ... but only after this many placements, and at the latest after this many more per layer.
@@ -41,21 +43,45 @@ def plan_nominal(problem: Problem, options: Options) -> Outcome:
     improved, where a new placement is no better. For the objective activated it plans for time.
     """
     copies, limit = nominal_copies(problem, options)
-    return Outcome(problem.plan(copies, "nominal"), limit=limit)
+    used = int(copies.sum(dtype=np.int64)) - problem.loads.layers * problem.loads.experts
+    left = problem.replicas - problem.unused_replicas - used
+    message = (
+        f"{left} replicas are left: no use for them was found on the summed load"
+        if left > 0
+        else ""
+    )
+    return Outcome(problem.plan(copies, "nominal"), "" if limit else message, limit)
 
 
 def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | None]:
-    """Return the copies of `plan_nominal`, and what stopped it before its end."""
+    """Return the copies of `plan_nominal`, and what stopped it before its end.
+
+    No plan is worse than under a stricter slot rule: ``free`` starts with the plan of ``even``,
+    and that with what ``uniform`` would fill.
+    """
     # The sum of batches activates everything.
     objective = problem.objective if problem.goal.even_dispatch else "time"
     total = problem.variant(loads=problem.loads.total(), objective=objective)
     work = options.work_limit
     if work is None:
         work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers
-    layers = _Placements(total, Options(workers=options.workers))
-    fill = _fill_uniform if problem.slots == "uniform" else _allocate
-    copies, stopped = fill(layers, work)
-    return copies, "work" if stopped else None
+    alone = Options(workers=options.workers)
+    if problem.slots == "uniform":
+        filled = _Placements(total, alone)
+        replicas, stopped = _fill_uniform(filled, work)
+        return filled.copies(replicas)[0], "work" if stopped else None
+    best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
+    least = allocate(layer_costs(total), total.replicas, total.replica_step)[1]
+    for of_rule in (total,) if total.even_slots else (total.variant(slots="even"), total):
+        layers = _Placements(of_rule, alone)
+        copies, ran_out = _allocate(layers, work)
+        cost = layers.cost(copies)
+        if cost < best_cost:
+            best, best_cost = copies, cost
+        stopped |= ran_out
+        if best_cost - least <= ALLOCATION_TOLERANCE * abs(least):
+            break
+    return best, "work" if stopped else None
 
 
 def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
@@ -75,11 +101,19 @@ def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
         work=work,
     )
     allocation.measure_known(layers.previous)
+    uniform = _uniform_bound(layers)
+    least = allocate(layer_costs(problem), problem.replicas, step)[1]
+    if uniform <= least + NOISE * abs(least):
+        allocation.measure_known(_fill_uniform(layers, work)[0])
+        uniform = np.inf
     best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
-    repaired = False
     budget = problem.replicas
     while budget >= 0:
         replicas, cost, ran_out = allocation.solve(budget)
+        if uniform < cost:
+            allocation.measure_known(_fill_uniform(layers, work)[0])
+            uniform = np.inf
+            continue
         stopped |= ran_out
         if cost >= best_cost:
             break
@@ -93,15 +127,17 @@ def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
     previous = layers.improved_previous()
     if previous is not None and layers.cost(previous) < best_cost:
         return previous, stopped
-    if repaired and layers.slack:
-        # Where equal totals cost something, the layout that needs no repairs may be better.
-        level, ran_out = _allocate(_Placements(problem.variant(slots="even"), layers.options), work)
-        stopped |= ran_out
-        if layers.cost(level) < best_cost:
-            return level, stopped
     if LEAST_PLACEMENTS <= allocation.spent < work:
         best = _spend(layers, best, best_cost)
     return best, stopped
+
+
+def _uniform_bound(layers: _Placements) -> float:
+    """Bound the cost of uniform slots, infinite where they are no choice."""
+    problem = layers.problem
+    if layers.slack or not problem.uniform_choices.size:
+        return np.inf
+    return float(layer_costs(problem.variant(slots="uniform")).sum())
 
 
 def _spend(layers: _Placements, copies: Copies, cost: float) -> Copies:
@@ -139,27 +175,34 @@ def _level(replicas: IntArray, left: int, limit: int) -> IntArray:
     return np.maximum(replicas, level)
 
 
-def _fill_uniform(layers: _Placements, work: int) -> tuple[Copies, bool]:
-    """Fill the slots that the budget buys, or fewer where that is better."""
+def _fill_uniform(layers: _Placements, work: int) -> tuple[IntArray, bool]:
+    """Fill the slots that the budget buys, or fewer where that is better: replicas [layers]."""
     problem = layers.problem
-    count, experts = problem.loads.layers, problem.loads.experts
-    every = np.arange(count)
-    best, best_cost = np.zeros(0, dtype=np.int64), np.inf
-    stopped = False
-    for slots in range(problem.uniform_slots, -(-experts // problem.gpus) - 1, -1):
-        replicas = np.full(count, slots * problem.gpus - experts)
-        if best.size:
-            fewer = problem.variant(replicas=int(replicas.sum()))
-            if layer_costs(fewer).sum() >= best_cost - NOISE * abs(best_cost):
-                break  # no plan with so few slots is better, nor with fewer
-            if work < count:
-                stopped = True
-                break
-        cost = float(layers.measure(every, replicas // problem.replica_step).sum())
-        work -= count
-        if not best.size or cost < best_cost - NOISE * abs(best_cost):
-            best, best_cost = replicas, cost
-    return layers.copies(best)[0], stopped
+    every = np.arange(problem.loads.layers)
+
+    def cost(replicas: int, tolerance: float = TOLERANCE) -> float:
+        choices = np.full(every.size, replicas // problem.replica_step)
+        return float(layers.measure(every, choices, tolerance).sum())
+
+    top, *others = problem.uniform_choices[::-1].tolist()
+    costs, stopped = {top: cost(top)}, False
+    for replicas in others:
+        least = min(costs.values())
+        fewer = problem.variant(slots="uniform", replicas=replicas * every.size)
+        if layer_costs(fewer).sum() >= least - NOISE * abs(least):
+            break  # no plan with so few slots is better, nor with fewer
+        if work < (len(costs) + 1) * every.size:
+            stopped = True
+            break
+        costs[replicas] = cost(replicas)
+    # From few to many: more slots are no worse, if need be after a finer search.
+    best = min(costs)
+    for replicas in sorted(costs):
+        if costs[replicas] > costs[best]:
+            costs[replicas] = cost(replicas, FINE)
+        if costs[replicas] <= costs[best]:
+            best = replicas
+    return np.full(every.size, best), stopped
 
 
 class _Placements(Layers):
@@ -180,16 +223,19 @@ class _Placements(Layers):
         value = objective_value(problem.plan(copies, "nominal"), problem)
         return problem.goal.cost(value, problem.loads, problem.gpus)
 
-    def measure(self, layers: IntArray, choices: IntArray) -> FloatArray:
+    def measure(
+        self, layers: IntArray, choices: IntArray, tolerance: float = TOLERANCE
+    ) -> FloatArray:
         """Place layers with ``choices * replica_step`` replicas; return their costs."""
         keys = layer_keys(layers, choices * self.problem.replica_step)
-        placed = self.each(lambda index: self._place(*keys[index]), len(keys))
-        mean = self.total[layers].sum(axis=1) / self.problem.gpus
-        largest = np.array([value for _, value in placed])
-        cost = self.problem.goal.costs(largest, mean)
-        self._placed.update(zip(keys, (copies for copies, _ in placed), strict=True))
-        self._costs.update(zip(keys, cost.tolist(), strict=True))
-        return cost
+        fresh = [key for key in keys if key not in self._costs or tolerance < TOLERANCE]
+        placed = self.each(lambda index: self._place(*fresh[index], tolerance), len(fresh))
+        for key, (copies, largest) in zip(fresh, placed, strict=True):
+            mean = self.total[key[0] : key[0] + 1].sum(axis=1) / self.problem.gpus
+            cost = float(self.problem.goal.costs(np.array([largest]), mean)[0])
+            if cost < self._costs.get(key, np.inf):
+                self._placed[key], self._costs[key] = copies, cost
+        return np.array([self._costs[key] for key in keys])
 
     def costs(self, layers: IntArray, replicas: IntArray) -> FloatArray:
         """Look up what `measure` returned."""
@@ -205,9 +251,9 @@ class _Placements(Layers):
         layers = range(self.problem.loads.layers)
         return np.stack([self._improve_previous(layer)[0] for layer in layers])
 
-    def _place(self, layer: int, replicas: int) -> tuple[Copies, float]:
+    def _place(self, layer: int, replicas: int, tolerance: float) -> tuple[Copies, float]:
         """Place a layer, or improve the previous plan's where that is no worse."""
-        placed, largest = self.place(self.total[layer], replicas, TOLERANCE)
+        placed, largest = self.place(self.total[layer], replicas, tolerance)
         if self.previous[layer] == replicas:
             kept, reached = self._improve_previous(layer)
             mean = float(self.total[layer].sum()) / self.problem.gpus

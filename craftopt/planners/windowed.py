@@ -37,6 +37,10 @@ CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
 CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
+# An allocation that gains less than this on uniform slots, relative and after short annealing, is
+# not worth it; one that gains less than that may be behind them in the end.
+NO_GAIN, LITTLE_GAIN = 0.005, 0.015
+
 # Anneals copies on windows: tokens [experts, windows], their weights, copies, schedule, seed.
 Kernel = Callable[[FloatArray, FloatArray, Copies, Schedule, int], Copies]
 
@@ -50,7 +54,9 @@ def plan_windowed(problem: Problem, options: Options) -> Outcome:
     previous one and the nominal one: the result is no worse on the planned windows.
     """
     search = WindowedSearch(problem, options)
-    candidates = [search.plan(search.allocate())]
+    allocations = search.allocations()
+    search.plans = len(allocations)
+    candidates = [search.plan(replicas) for replicas in allocations]
     if problem.previous is not None:
         candidates.append(problem.previous_copies)
     candidates.append(nominal_copies(problem, Options(workers=options.workers))[0])
@@ -72,11 +78,32 @@ class WindowedSearch(Layers):
     def __init__(self, problem: Problem, options: Options) -> None:
         problem.goal.require_even_dispatch("the search on loads")
         super().__init__(problem, options)
+        self.plans, self._planned = 1, 0  # that will be made and were, for the progress
         self.scaled, mean = in_mean_loads(problem.loads.tokens, problem.gpus)
         self.mean = mean.T  # [layers, windows]
         self.counts = problem.goal.window_weights(mean).T
         # [layers, experts, windows]
         self.shrunk = np.ascontiguousarray(shrink(self.scaled).transpose(1, 2, 0))
+
+    def allocations(self) -> list[IntArray]:
+        """Choose the replicas of every layer, as `allocate`, or two choices to plan with.
+
+        Where the budget fills uniform slots in every layer, they are chosen instead if the
+        allocation gains next to nothing on them, and beside it if it gains little: so no plan is
+        worse than under the slot rule ``uniform``.
+        """
+        problem, chosen = self.problem, self.allocate()
+        filled = problem.uniform_choices
+        if problem.slots == "uniform" or not filled.size:
+            return [chosen]
+        uniform = np.full(chosen.size, filled[-1])
+        changed = np.flatnonzero(chosen != uniform)
+        # The curves flatter what was chosen by them, so it is measured once more.
+        before, after = (self._short_cost(changed, of) for of in (uniform, chosen))
+        gain = (before - after) / max(abs(after), 1e-300)
+        if gain <= NO_GAIN:
+            return [uniform]
+        return [chosen, uniform] if gain <= LITTLE_GAIN else [chosen]
 
     def allocate(self) -> IntArray:
         """Choose the replicas of every layer by curves that short annealing measures."""
@@ -125,15 +152,29 @@ class WindowedSearch(Layers):
             for index, replicas in enumerate(grid.tolist())
         ]
 
+    def _short_cost(self, layers: IntArray, replicas: IntArray) -> float:
+        """Sum what short annealing reaches in some layers."""
+        found = self.each(
+            lambda index: self._anneal(
+                int(layers[index]), int(replicas[layers[index]]), CURVE_SHARE
+            )[1],
+            layers.size,
+            done=1 / 3,
+            part=0.0,
+        )
+        return sum(found)
+
     def plan(self, replicas: IntArray) -> Copies:
         """Anneal all layers, with ``replicas`` [layers] each; return the copies of the plan."""
-        done = 0.0 if self.problem.slots == "uniform" else 1 / 3
+        curves = 0.0 if self.problem.slots == "uniform" else 1 / 3
+        part = (1.0 - curves) / self.plans
         found = self.each(
             lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],
             replicas.size,
-            done=done,
-            part=1.0 - done,
+            done=curves + self._planned * part,
+            part=part,
         )
+        self._planned += 1
         return self.join(found)[0]
 
     def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:

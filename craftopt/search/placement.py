@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from craftopt.bounds import cardinality_bound
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.descent import (
@@ -32,9 +33,10 @@ from craftopt.search.replication import replicate
 _BAD = 1e-3
 # Limit on copy exchanges tried in one climb.
 _TRIALS = 40
-# How many replicas at most are tried as copies of light experts, and the most experts of a layer
-# where that is done: in larger layers it never helped.
-_HELD, _SMALL = 4, 64
+# Where it stays this far above, some replicas are tried as copies of light experts: from that many
+# of the best starts, copies are exchanged again. In layers of few experts sooner, and from starts
+# that are no better by themselves, too.
+_FAR, _STARTS, _SMALL = 5e-3, 4, 64
 
 
 class Layout(NamedTuple):
@@ -141,21 +143,42 @@ class _Node:
             Its largest load.
         """
         best, fullest = self._climb(count, kicks=True)
+        if self.slack or not self._is_bad(fullest):
+            return best, fullest
+        replicas = int(count.sum()) - count.size
+        floor = max(float(self.weight.sum()) / self.gpus, float((self.weight / count).max()))
+        least = cardinality_bound(self.weight, replicas, self.gpus, self.copies_limit, floor)[0]
+        small = count.size <= _SMALL
+        if fullest <= max(self.bound, least) * (1.0 + (_BAD if small else _FAR)):
+            return best, fullest
         # Copies of the heaviest are not always the best use of slots that have to be filled:
-        # start with some of them as copies of the lightest instead.
-        experts, limit = self.weight.size, self.copies_limit
-        replicas = int(count.sum()) - experts if experts <= _SMALL else 0
-        for held in range(1, min(replicas, _HELD, experts) + 1):
-            if not self._is_bad(fullest):
-                break
-            other = replicate(self.weight, replicas - held, limit)
-            lightest = np.argsort(np.where(other < limit, self.weight, np.inf), kind="stable")
-            other[lightest[:held]] += 1
-            if other.max() <= limit:
-                packing, value = self._climb(other, kicks=False)
-                if value < fullest * (1.0 - PROGRESS):
-                    best, fullest = packing, value
+        # hold some of them back for the lightest, and go on from the best of these.
+        starts: list[tuple[float, int, IntArray]] = []
+        for other in self._with_fillers(count, fullest):
+            value = self._attempt(other, kicks=False)[1]
+            if small or value < fullest:
+                starts.append((value, len(starts), other))
+        for _, _, other in sorted(starts)[:_STARTS]:
+            packing, value = self._climb(other, kicks=False)
+            if value < fullest * (1.0 - PROGRESS):
+                best, fullest = packing, value
         return best, fullest
+
+    def _with_fillers(self, count: IntArray, fullest: float) -> Iterator[IntArray]:
+        """List copies with some of the replicas as fillers: copies of the lightest experts.
+
+        Of 1, 2, ... 8, 10, ... of them, as long as the heaviest copy leaves room to do better.
+        """
+        replicas, limit = int(count.sum()) - count.size, self.copies_limit
+        lightest = np.argsort(self.weight, kind="stable")
+        held = 0
+        while (held := held + max(1, held // 4)) <= replicas:
+            other = replicate(self.weight, replicas - held, limit)
+            if (self.weight / other).max() >= fullest * (1.0 - PROGRESS):
+                break
+            room = np.cumsum(limit - other[lightest])
+            other[lightest] += np.diff(np.minimum(room, held), prepend=0)
+            yield other
 
     def _is_bad(self, fullest: float) -> bool:
         return fullest > self.bound * (1.0 + _BAD)

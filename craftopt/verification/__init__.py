@@ -15,7 +15,9 @@ proven in ``formulations/README.md``.
 a number T, so that the largest GPU load is at least T:
 
 ``{"kind": "mean"}``
-    T is the mean GPU load.
+    T is the mean GPU load; under expert groups that of the node that carries most, at least: with
+    k groups on each of N nodes, the largest for j = 0..k-1 of the j + 1 lightest of the j N + 1
+    heaviest groups and the k - j - 1 lightest of all, over the GPUs of a node.
 ``{"kind": "copies"}``
     T is the least possible heaviest copy, ``min max_e t_e/c_e`` over all c in the box with
     ``sum c <= n``.

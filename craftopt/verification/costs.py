@@ -206,14 +206,16 @@ class ExactProblem:
         """
         limit = self.problem.copies_limit
         curve = [0]
-        for window, mean in enumerate(self._means(layer)):
+        for window, (mean, floor) in enumerate(
+            zip(self._means(layer), self._floors(layer), strict=True)
+        ):
             weights = self._weights[window, layer]
             heavy = weights[weights * self.problem.gpus > self._sums[layer][window]].tolist()
             listed = []
             copies = heaviest_copies(heavy, [1] * len(heavy), [limit] * len(heavy))
-            for load in chain(copies, () if heavy else (mean,)):
-                listed.append(math.floor(window_cost(max(load, mean), mean, self.time) * scale))
-                if load <= mean:
+            for load in chain(copies, () if heavy else (floor,)):
+                listed.append(math.floor(window_cost(max(load, floor), mean, self.time) * scale))
+                if load <= floor:
                     break
             while len(curve) < len(listed):
                 curve.append(curve[-1])
@@ -268,11 +270,33 @@ class ExactProblem:
         """Compute the mean GPU load of every window."""
         return tuple(Fraction(tokens, self.problem.gpus) for tokens in self._sums[layer])
 
+    def _floors(self, layer: int) -> tuple[Fraction, ...]:
+        """Bound the largest load of every window by means: of all GPUs, or of a node's groups."""
+        problem, means = self.problem, self._means(layer)
+        nodes, each = problem.group_nodes, problem.groups // problem.group_nodes
+        if nodes == 1:
+            return means
+        floors = []
+        for weights, mean in zip(self._weights[:, layer].tolist(), means, strict=True):
+            sums = [0] * problem.groups
+            for group, weight in zip(problem.group_of.tolist(), weights, strict=True):
+                sums[group] += weight
+            sums.sort()
+            # Of the j N + 1 heaviest groups, j + 1 share a node, with the lightest others at least.
+            node = max(
+                sum(sums[: each - 1 - j])
+                + sum(sums[problem.groups - j * nodes - 1 : problem.groups - j * nodes + j])
+                for j in range(each)
+            )
+            floors.append(max(mean, Fraction(node, problem.gpus_per_node)))
+        return tuple(floors)
+
     def _box(self, layer: int, replicas: int) -> Box:
         experts = self.problem.loads.experts
         return Box(
             weights=self._weights[:, layer],
             means=self._means(layer),
+            floors=self._floors(layer),
             gpus=self.problem.gpus,
             copies=experts + replicas,
             unit=self.unit,

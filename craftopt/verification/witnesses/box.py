@@ -27,6 +27,9 @@ class Box:
         Tokens, in whole units.
     means : tuple of Fraction, [windows]
         Mean GPU loads.
+    floors : tuple of Fraction, [windows]
+        What the fullest GPU carries at least, by mean loads: of all GPUs or, under expert groups,
+        of the node that carries most.
     gpus, copies : int
     unit : int
         One token in units of the weights.
@@ -39,6 +42,7 @@ class Box:
 
     weights: Integers
     means: tuple[Fraction, ...]
+    floors: tuple[Fraction, ...]
     gpus: int
     copies: int
     unit: int
@@ -63,13 +67,13 @@ class Box:
         return window_cost(load, self.means[window], self.time)
 
     def heaviest_copy(self, window: int) -> Bound:
-        """Compute the least possible heaviest copy, at least the mean; math.inf if empty."""
+        """Compute the least possible heaviest copy, at least the floor; math.inf if empty."""
         if self.empty:
             return math.inf
         spare = self.copies - sum(self.lower)
         weights = self.weights[window].tolist()
         *_, load = islice(heaviest_copies(weights, self.lower, self.upper), spare + 1)
-        return max(load, self.means[window])
+        return max(load, self.floors[window])
 
     def below(self, window: int, load: Fraction) -> Box | None:
         """Shrink the box to what leaves all copies lighter than a load; None if nothing does."""

@@ -51,7 +51,7 @@ def _window_load(witness: Witness, box: Box, window: int) -> Bound:
     if kind in ("branch", "empty"):
         return _split(witness, box, lambda part, side: _window_load(part, side, window))
     if kind == "mean":
-        return box.means[window]
+        return box.floors[window]
     if kind == "copies":
         return box.heaviest_copy(window)
     require(kind in _CHECKS, f"a witness of kind {kind!r} proves nothing of a window")
@@ -61,7 +61,7 @@ def _window_load(witness: Witness, box: Box, window: int) -> Bound:
     lighter = box.below(window, load)
     if lighter is not None:
         _CHECKS[kind](witness, lighter, window, load)
-    return max(load, box.means[window])
+    return max(load, box.floors[window])
 
 
 def _split(witness: Witness, box: Box, prove: Callable[[Witness, Box], Bound]) -> Bound:
