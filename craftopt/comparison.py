@@ -155,7 +155,7 @@ class Comparison(Displayed):
             title += f"\nplanned on {problem.loads.windows} windows, "
             title += f"served {self.served.windows} that no plan has seen"
         if self.foreign is not None:
-            title += f", foreign: {self.foreign.windows} of a domain that no plan has seen"
+            title += f"\nforeign: {self.foreign.windows} windows of a domain that no plan has seen"
         columns = {
             "balanced": "balancedness",
             "worst layer": "worst_layer",

@@ -476,9 +476,9 @@ def test_compare_prints_foreign_and_traffic_of_a_measured_example():
         "compare", "gpt-oss-20b", "--batch", 2048, "--trace", "gpt-oss-20b", "--gpus", 8, "--nodes",
         2, "--methods", "trivial", "--holdout", "odd-even", "--foreign", "sorry_bench_base",
     )  # fmt: skip
-    assert "foreign: 2 of a domain that no plan has seen" in table
-    assert table.count(" foreign ") == 3
-    assert "Critical: nodes per token of the busiest node" in table
+    assert "foreign: 2 windows of a domain that no plan has seen" in table
+    assert table.count(" foreign") == 4  # balanced, time, nodes per token, critical
+    assert "critical: received by the busiest node" in table
 
 
 @pytest.mark.filterwarnings("ignore::craftopt.errors.CraftoptWarning")

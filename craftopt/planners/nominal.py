@@ -30,6 +30,8 @@ LEAST_PLACEMENTS = 300
 PLACEMENTS = 8
 # Rounds in which budget that the sum has no use for is offered to the layers.
 SPEND_ROUNDS = 3
+# What their sum may lose by it, relative, where there are several windows.
+SPEND_LOSS = 1e-3
 # Costs this close, relative, are equal.
 NOISE = 1e-9
 
@@ -74,7 +76,7 @@ def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | 
     least = allocate(layer_costs(total), total.replicas, total.replica_step)[1]
     for of_rule in (total,) if total.even_slots else (total.variant(slots="even"), total):
         layers = _Placements(of_rule, alone)
-        copies, ran_out = _allocate(layers, work)
+        copies, ran_out = _allocate(layers, work, problem.loads.windows > 1)
         cost = layers.cost(copies)
         if cost < best_cost:
             best, best_cost = copies, cost
@@ -84,9 +86,10 @@ def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | 
     return best, "work" if stopped else None
 
 
-def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
+def _allocate(layers: _Placements, work: int, several: bool) -> tuple[Copies, bool]:
     """Allocate the budget over the layers, place them, and equalise the GPUs' totals.
 
+    Budget without use is spent, for ``several`` windows even at a little cost to their sum.
     Where equal totals need repairs that cost something, smaller budgets are tried as well, as
     long as they could do better: so more budget is never worse.
     """
@@ -127,8 +130,9 @@ def _allocate(layers: _Placements, work: int) -> tuple[Copies, bool]:
     previous = layers.improved_previous()
     if previous is not None and layers.cost(previous) < best_cost:
         return previous, stopped
-    if LEAST_PLACEMENTS <= allocation.spent < work:
-        best = _spend(layers, best, best_cost)
+    # One window that is solved to its end has no use for what is left.
+    if allocation.spent < work and (several or allocation.spent >= LEAST_PLACEMENTS):
+        best = _spend(layers, best, best_cost, SPEND_LOSS if several else TOLERANCE)
     return best, stopped
 
 
@@ -140,11 +144,11 @@ def _uniform_bound(layers: _Placements) -> float:
     return float(layer_costs(problem.variant(slots="uniform")).sum())
 
 
-def _spend(layers: _Placements, copies: Copies, cost: float) -> Copies:
+def _spend(layers: _Placements, copies: Copies, cost: float, loss: float) -> Copies:
     """Offer budget that the sum has no use for to the layers with the fewest replicas.
 
-    Copies that cost the sum nothing, within the tolerance, still help its windows, which differ
-    more than their sum says.
+    Copies that cost the sum nothing, within a relative ``loss``, still help its windows, which
+    differ more than their sum says.
     """
     problem = layers.problem
     step = problem.replica_step
@@ -157,11 +161,11 @@ def _spend(layers: _Placements, copies: Copies, cost: float) -> Copies:
         if not fewer.size:
             break
         before = layers.costs(fewer, replicas[fewer])
-        after = layers.measure(fewer, level[fewer] // step)
-        kept = fewer[after <= before + TOLERANCE * np.abs(before)]
+        after = layers.measure(fewer, level[fewer] // step, loss)
+        kept = fewer[after <= before + loss * np.abs(before)]
         replicas[kept] = level[kept]
         spent, repaired = layers.copies(replicas)
-        if repaired and layers.cost(spent) > cost + TOLERANCE * abs(cost):
+        if repaired and layers.cost(spent) > cost + loss * abs(cost):
             break
         chosen = spent
     return chosen

@@ -106,7 +106,7 @@ def test_deepseek_r1(totals, rule, replicas, gap):
 
 
 @pytest.mark.parametrize(("gpus", "nodes"), [(64, 8), (32, 4)])
-@pytest.mark.parametrize("name", filter(is_synthetic, co.example_names()))
+@pytest.mark.parametrize("name", list(filter(is_synthetic, co.example_names())))
 def test_every_layer_is_at_least_as_balanced_as_hierarchical_eplb(totals, name, gpus, nodes):
     problem = co.Problem(
         totals[name],

@@ -58,7 +58,7 @@ def test_budget_that_costs_nothing_is_spent_under_uniform():
 
 
 def test_budget_that_is_left_is_named():
-    problem = co.Problem(co.Loads([[4, 3, 2, 1]]), 2, replicas=1)
+    problem = co.Problem(co.Loads([[4, 4]]), 2, replicas=1)
     result = co.solve(problem, "nominal")
     assert result.plan.replicas == 0
     assert "1 replicas are left" in result.message
