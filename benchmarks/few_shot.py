@@ -17,10 +17,12 @@ import argparse
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
 import craftopt as co
+from craftopt.windows import NEAR, hellinger, root_shares
 
 LEAST = 8
 SHOTS = (0, 1, 2, 4)
@@ -60,6 +62,20 @@ def alike(tokens: Tokens) -> Tokens:
     return tokens / tokens.sum(axis=2, keepdims=True).clip(1) * 1e4
 
 
+def near(old: list[Tokens], new: Tokens) -> Tokens:
+    """Select the old windows within 1.6 usual distances of the new ones; see `near_latest`."""
+    roots = [[root_shares(window) for window in windows] for windows in old]
+    steps = [hellinger(a, b) for kind in roots for a, b in pairwise(kind)]
+    mean = np.mean([root_shares(window) for window in new], axis=0)
+    found = [
+        window
+        for windows, kind in zip(old, roots, strict=True)
+        for window, root in zip(windows, kind, strict=True)
+        if hellinger(root, mean) <= NEAR * np.median(steps)
+    ]
+    return np.array(found).reshape(-1, *new.shape[1:])
+
+
 def problem(tokens: Tokens, gpus: int, replicas: int) -> co.Problem:
     """State the problem for windows."""
     slots = "even" if (tokens.shape[2] + replicas) % gpus else "uniform"
@@ -97,7 +113,8 @@ def main() -> None:
         for name, windows in parts.items():
             half = min(4, len(windows) // 2)
             served = co.Loads(windows[-half:])
-            old = alike(np.concatenate([w for other, w in parts.items() if other != name]))
+            others = [alike(part) for other, part in parts.items() if other != name]
+            old = np.concatenate(others)
 
             def score(made: co.Plan, served: co.Loads = served) -> float:
                 return co.evaluate(made, served).mean_balancedness
@@ -122,6 +139,12 @@ def main() -> None:
                 made = plan(new, "fast")
                 add("`fast`, new windows only (k = 0: old ones)", k, made)
                 add("`fast`, old and new alike", k, plan(np.concatenate([old, new]), "fast"))
+                alike_old = near(others, new)
+                add(
+                    "`fast`, new and near old ones",
+                    k,
+                    plan(np.concatenate([alike_old, new]), "fast"),
+                )
                 whole = score(made) - score(before)
                 copies = before.layers * (windows.shape[2] + replicas)
                 for part in PARTS if k in (1, 4) and whole > 0 else ():

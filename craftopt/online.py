@@ -24,12 +24,10 @@ from craftopt.problem import Problem
 from craftopt.rebalancing import count_moves, rebalance, relabel
 from craftopt.result import Options
 from craftopt.traces import Trace
-from craftopt.windows import hellinger, root_shares
+from craftopt.windows import NEAR, hellinger, root_shares
 
 Action = Literal["keep", "rebalance", "recall"]
 
-# Largest distance of a window to its domain, in usual distances within the domain.
-DRIFT = 1.6
 # Windows and domains remembered.
 MOST_WINDOWS, MOST_DOMAINS = 12, 16
 # Windows of less weight are left out.
@@ -292,7 +290,7 @@ class OnlinePlanner:
             relative = hellinger(root, domain.direction) / max(usual, 1e-12)
             if nearest is None or relative < drift:
                 drift, nearest = relative, domain
-        if nearest is None or drift > DRIFT:
+        if nearest is None or drift > NEAR:
             if len(self._domains) == MOST_DOMAINS:
                 self._domains.remove(min(self._domains, key=lambda domain: domain.last_seen))
             nearest = _Domain(self._known, np.zeros_like(root))

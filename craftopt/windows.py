@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, number, whole
-from craftopt.loads import FloatArray, Loads
+from craftopt.loads import BoolArray, FloatArray, Loads
 from craftopt.traces import Trace
 
 # Domain of the windows that a trace was cut into across its domains.
 MIXED = "mixed"
+# Windows are of one kind of traffic within this many usual distances: see `near_latest`.
+NEAR = 1.6
 # Beyond this range a Gamma variable underflows, or all blends are the average.
 LEAST_ALPHA, MOST_ALPHA = 0.01, 1000.0
 # Correlation of a window's share from one blend to the next.
@@ -260,6 +263,27 @@ def hellinger(root: FloatArray, mean_root: FloatArray) -> float:
     if length == 0.0:
         return 0.0
     return float(np.sqrt(max(0.0, 1.0 - np.einsum("c,c->", root, mean_root) / length)))
+
+
+def near_latest(tokens: FloatArray) -> BoolArray:
+    """Tell which windows are of the same kind of traffic as the last one.
+
+    Those no farther from it, by the Hellinger distance, than 1.6 times the median distance of
+    consecutive windows. Where kinds take turns from window to window, that is all of them.
+
+    Parameters
+    ----------
+    tokens : float64 [windows, layers, experts]
+        In the order of time.
+
+    Returns
+    -------
+    bool [windows]
+    """
+    roots = [root_shares(window) for window in tokens]
+    steps = [hellinger(before, after) for before, after in pairwise(roots)]
+    usual = float(np.median(steps)) if steps else 0.0
+    return np.array([hellinger(root, roots[-1]) <= NEAR * usual for root in roots[:-1]] + [True])
 
 
 def _hold_out_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:

@@ -26,6 +26,7 @@ from craftopt.rebalancing.fronts import trace_fronts
 from craftopt.rebalancing.relabelling import relabel_copies
 from craftopt.rebalancing.start import valid_start
 from craftopt.result import Options
+from craftopt.windows import near_latest
 
 # Consecutive windows are added up until no more than these are left; work grows with them.
 WINDOWS = 32
@@ -56,7 +57,8 @@ def plan_slots(
     Parameters
     ----------
     tokens : float64 [windows, layers, experts]
-        Windows without tokens do not count. One window is planned by placement and exchanges;
+        In the order of time; windows without tokens do not count, nor those of another kind of
+        traffic than the last (`near_latest`). One window is planned by placement and exchanges;
         several are planned for each of them, added up to `WINDOWS` at most.
     slots : int
         Physical slots of a layer.
@@ -233,7 +235,7 @@ def like(array: IntArray, tensor: Any) -> Any:
 
 
 def _windows(tokens: FloatArray) -> FloatArray:
-    """Leave out windows without tokens, and add up neighbours to `WINDOWS` at most."""
+    """Add up neighbours to `WINDOWS`; leave out idle windows and those of another kind."""
     values = np.asarray(tokens)
     if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "iuf":
         raise InputError(
@@ -246,12 +248,14 @@ def _windows(tokens: FloatArray) -> FloatArray:
     count = min(used.size, WINDOWS)
     ends = np.arange(1, count + 1) * used.size // count
     starts = np.concatenate([[0], ends[:-1]])
-    return np.stack(
+    windows = np.stack(
         [
             values[used[start:end]].sum(axis=0, dtype=np.float64)
             for start, end in zip(starts, ends, strict=True)
         ]
     )
+    kept: FloatArray = windows[near_latest(windows)]
+    return kept
 
 
 def _check(experts: int, slots: int, gpus: int, nodes: int, groups: int) -> None:
