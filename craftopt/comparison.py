@@ -197,10 +197,8 @@ class Comparison(Displayed):
             for row in self.rows
             if row.planned is not None
         ]
-        notes = [
-            f"Traffic from {self.traffic}. Remote: without a token's own node; critical: received "
-            "by the busiest node of each window."
-        ]
+        remote = "Remote: without a token's own node; c" if "remote" in columns else "C"
+        notes = [f"Traffic from {self.traffic}. {remote}ritical: received by the busiest node."]
         if price > 0:
             notes.append(f"Sum: time and critical nodes at {problem.traffic_text}.")
         if problem.wants_traffic and self.served and isinstance(problem.coactivation, Coactivation):
