@@ -49,7 +49,7 @@ def test_make_demo_gives_what_is_shown():
 
 def alike(shown: list[str], printed: list[str]) -> bool:
     """Compare to the digit; annealing may end elsewhere on another kind of processor."""
-    if not shown or shown[0] != "fast" or printed[:1] != ["fast"]:
+    if shown[:1] != ["fast"] or printed[:1] != ["fast"] or len(shown) != len(printed):
         return shown == printed
     pairs = zip(shown[1:], printed[1:], strict=True)
     numbers = [(float(a.strip("%")), float(b.strip("%"))) for a, b in pairs if "-" not in a]
