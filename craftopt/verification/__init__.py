@@ -78,9 +78,9 @@ whole, in units of 1/``scale`` visits:
     Without replicas. ``scale touched(A) - prices(A) >= least`` for every set A that a node may
     hold, where ``touched(A)`` tokens have an expert in A; and no partition into sets, one a node,
     has fewer visits than stated.
-``{"kind": "companions", "scale", "grain", "prices": [[pairs] of every token], "experts": [n],
-"rows": [n], "total", "cells": [[n - 1], ..., [1]], "shift"}``
-    Prices, in units of ``grain``, are for pairs of a token's experts that one node serves; tokens
+``{"kind": "companions", "scale", "grain", "prices", "experts", "rows", "total", "cells", "shift"}``
+    ``prices`` has a list of pairs for every token, ``experts`` and ``rows`` are of length n, and
+    ``cells`` is a triangle of n - 1, ..., 1 numbers. Prices, in units of ``grain``, are for pairs of a token's experts that one node serves; tokens
     are the distinct sets of experts, sorted. A token visits at least the least of all partitions
     of its experts into blocks that a node can hold, blocks and prices counted, minus its prices.
     What the prices of all tokens sum to is bounded by dual values of a semidefinite program over
