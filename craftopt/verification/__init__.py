@@ -80,7 +80,8 @@ whole, in units of 1/``scale`` visits:
     has fewer visits than stated.
 ``{"kind": "companions", "scale", "grain", "prices", "experts", "rows", "total", "cells", "shift"}``
     ``prices`` has a list of pairs for every token, ``experts`` and ``rows`` are of length n, and
-    ``cells`` is a triangle of n - 1, ..., 1 numbers. Prices, in units of ``grain``, are for pairs of a token's experts that one node serves; tokens
+    ``cells`` is a triangle of n - 1, ..., 1 numbers.
+    Prices, in units of ``grain``, are for pairs of a token's experts that one node serves; tokens
     are the distinct sets of experts, sorted. A token visits at least the least of all partitions
     of its experts into blocks that a node can hold, blocks and prices counted, minus its prices.
     What the prices of all tokens sum to is bounded by dual values of a semidefinite program over
