@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from craftopt.coactivation import Coactivation, standard_error
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
@@ -24,6 +26,11 @@ from craftopt.windows import domains, holdout, planned_tokens
 
 # Columns of tables that show foreign windows, too: there is room for fewer.
 _WITH_FOREIGN = ("balanced", "time", "activated", "nodes per token", "critical")
+# Windows that differ by more than this factor in tokens: the objective balancedness counts each
+# once, the sum that EPLB plans for does not.
+UNEVEN = 2.0
+_ALIKE = "planned on windows scaled to equal tokens, which count alike in the balancedness"
+_OVER = "over the budget: what engines spend by default"
 # What a bound rules out, by objective.
 _BOUNDS: dict[ObjectiveName, str] = {
     "time": "a planned relative time below",
@@ -265,7 +272,9 @@ def compare(
     """Plan with several methods, and score them on the planned and on held-out windows.
 
     Where the budget is below what engines spend today (one extra slot on every GPU in every
-    layer), EPLB with that many replicas comes last, as a reference over the budget.
+    layer), EPLB with that many replicas comes last, as a reference over the budget. Where windows
+    differ in tokens by more than 2 times, under the objective balancedness, EPLB is also planned
+    on windows scaled to equal tokens: that objective counts every window once.
 
     Parameters
     ----------
@@ -310,13 +319,14 @@ def compare(
         held = planned_tokens(problem.coactivation, problem.loads)
         problem = problem.variant(coactivation=held)
     rows, bound = [], float("nan")
-    for label, variant, name in _runs(problem, chosen):
+    windows = (problem.loads, served, foreign)
+    for label, variant, name, note in _runs(problem, chosen):
         if progress is not None:
             progress(label)
         result = solve(variant, name, seed=seed, workers=workers)
         if variant is problem:
             bound = result.bound
-        rows.append(_row(label, result, (served, foreign), score, variant is not problem))
+        rows.append(_row(label, result, windows, score, note))
     return Comparison(problem, served, bound, tuple(rows), dispatch, source, foreign)
 
 
@@ -373,29 +383,41 @@ def compare_domains(
 
 def _runs(
     problem: Problem, names: Sequence[MethodName]
-) -> Iterator[tuple[str, Problem, MethodName]]:
+) -> Iterator[tuple[str, Problem, MethodName, str]]:
+    """List what to plan, each with its label and what sets it apart from the problem."""
     for name in names:
-        yield name, problem, name
-    experts = problem.loads.experts
+        yield name, problem, name, ""
+    loads, experts = problem.loads, problem.loads.experts
+    size = loads.tokens.sum(axis=(1, 2))
+    uneven = 0 < UNEVEN * size.min() < size.max()
+    for name in names if uneven and problem.objective == "balancedness" else ():
+        if name.startswith("eplb"):
+            alike = Loads(
+                loads.tokens * (size.mean() / size)[:, np.newaxis, np.newaxis],
+                loads.layer_ids,
+                loads.window_names,
+            )
+            yield f"{name} (equal windows)", problem.variant(loads=alike), name, _ALIKE
     engine = (experts // problem.gpus + 1) * problem.gpus - experts
     reference: MethodName = "eplb" if problem.expert_groups is None else "eplb-hierarchical"
-    if reference not in names or problem.replicas >= engine * problem.loads.layers:
+    if reference not in names or problem.replicas >= engine * loads.layers:
         return
     try:
         variant = problem.replace(slots="uniform", replicas_per_layer=engine, max_copies=None)
     except InfeasibleError:
         return
-    yield f"{reference} (+{engine} per layer)", variant, reference
+    yield f"{reference} (+{engine} per layer)", variant, reference, _OVER
 
 
 def _row(
     label: str,
     result: Result,
-    unseen: Sequence[Loads | None],
+    windows: Sequence[Loads | None],
     score: Callable[[Plan, Loads], Evaluation],
-    over_budget: bool,
+    note: str,
 ) -> Row:
-    note = "over the budget: what engines spend by default" if over_budget else result.message
+    """Score a result on planned, served and foreign windows."""
+    over_budget, note = note == _OVER, note or result.message
     if not result.has_plan:
         return Row(
             label, result.status.value, None, None, None, None, None, None, None,
@@ -405,8 +427,7 @@ def _row(
     totals = plan.slots.sum(axis=0)
     decode = not result.problem.goal.even_dispatch
     planned, served, foreign = (
-        None if windows is None else _scores(plan, windows, score, decode)
-        for windows in (result.problem.loads, *unseen)
+        None if loads is None else _scores(plan, loads, score, decode) for loads in windows
     )
     return Row(
         method=label,

@@ -489,3 +489,20 @@ def test_info_says_what_is_synthetic_and_how_many_windows_are_enough():
     assert "looks made up" not in printed("info", "gpt-oss-20b")
     with pytest.warns(co.CraftoptWarning, match="synthetic example, not measured"):
         printed("info", "qwen3-235b")
+
+
+def test_eplb_is_planned_on_equal_windows_too_where_each_counts_once():
+    small, large = [[10, 1, 1, 10]], [[100, 900, 100, 100]]
+    loads = co.Loads([small, small, small, large])
+    problem = co.Problem(loads, gpus=2, slots="uniform", objective="balancedness")
+    labels = [row.method for row in co.compare(problem, names=["eplb", "placement"]).rows]
+    assert labels[:3] == ["eplb", "placement", "eplb (equal windows)"]
+    rows = {row.method: row for row in co.compare(problem, names=["eplb"]).rows}
+    equal = rows["eplb (equal windows)"]
+    assert equal.planned.balancedness > rows["eplb"].planned.balancedness
+    assert "equal tokens" in equal.note
+    assert equal.gap is not None
+    scaled = problem.replace(loads=co.Loads([small, small, small, large]), objective="time")
+    assert "eplb (equal windows)" not in str(co.compare(scaled, names=["eplb"]))
+    alike = problem.replace(loads=co.Loads([small, small]))
+    assert "eplb (equal windows)" not in str(co.compare(alike, names=["eplb"]))
