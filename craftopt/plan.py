@@ -265,11 +265,15 @@ class Plan(Displayed):
                 f"{held.layers} of {held.experts}; both must describe the same model"
             )
         if not np.array_equal(self.layer_ids, held.layer_ids):
+            low, high = (int(max(of.layer_ids[end] for of in (self, held))) for end in (0, -1))
+            if not self.layers == held.layers == high - low + 1:
+                low, high = 3, 60  # else the one that counts from 0 has no numbers of its own
             raise InputError(
                 f"the plan has the layers {layer_text(self.layer_ids)} ({self.layers}), the {name} "
                 f"{layer_text(held.layer_ids)} ({held.layers}), and layers are matched by number; "
-                "where a file does not number its layers, pass the model's own numbers, such as "
-                "--layers 3-60 (layers=range(3, 61) where it is read)"
+                "where a file does not number its layers, or has more, pass the model's own "
+                f"numbers, such as --layers {low}-{high} "
+                f"(layers=range({low}, {high + 1}) where it is read)"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -219,10 +219,13 @@ def _old_plan(reader: Reader, plan: str, loads: str, gpus: int | None) -> tuple[
 
 
 def _replicas(old: co.Plan, gpus: int) -> int:
-    """Budget of as many copies per GPU as the old plan has, and of one copy of every expert."""
+    """Budget of as many copies per GPU as the old plan has, and of one copy of every expert.
+
+    It is that of all GPUs, as if none were dead: `rebalance` takes off what the dead ones held.
+    """
     alive = old.gpus - len(old.dead)
     copies = int(old.slots.sum())
-    if gpus != old.gpus:
+    if gpus != alive:
         copies = copies * gpus // alive
         least = -(-old.experts // gpus) * gpus if slots_of(old) == "uniform" else old.experts
         copies = max(copies, least * old.layers)

@@ -20,11 +20,9 @@ _KEY = "routed_experts"
 
 
 def describes(document: dict[str, Any]) -> bool:
-    """Tell whether a JSON document is a response with the experts of its tokens."""
+    """Tell whether a JSON document is a response, with the experts of its tokens or without."""
     choices = document.get("choices")
-    return isinstance(choices, list) and any(
-        isinstance(choice, dict) and isinstance(choice.get(_KEY), str) for choice in choices
-    )
+    return isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
 
 
 class Response(Contents):
@@ -38,7 +36,7 @@ class Response(Contents):
         """Read the choices that were served, one after the other."""
         parts = []
         for number, choice in enumerate(self._choices):
-            text = choice.get(_KEY) if isinstance(choice, dict) else None
+            text = choice.get(_KEY)
             if not isinstance(text, str):
                 self.notes.append(f"choice {number} has no {_KEY}, as where it was aborted")
                 continue
@@ -46,6 +44,11 @@ class Response(Contents):
                 parts.append(parse_npy(base64.b64decode(text, validate=True)))
             except (ValueError, binascii.Error) as error:
                 raise FormatError(f"choice {number}: damaged {_KEY}: {error}") from error
+        if not parts:
+            raise FormatError(
+                f"no choice of this response has a text {_KEY}; start vLLM with "
+                "--enable-return-routed-experts"
+            )
         if any(part.ndim != 3 or part.shape[1:] != parts[0].shape[1:] for part in parts):
             shapes = ", ".join(str(part.shape) for part in parts[:4])
             raise FormatError(f"choices hold {shapes}; they must be [tokens, layers, k] alike")

@@ -759,6 +759,11 @@ def test_a_damaged_response_is_one_clear_error(text):
         co.read_trace(io.BytesIO(document))
 
 
+def test_a_response_without_experts_names_the_option_that_records_them():
+    with pytest.raises(co.FormatError, match="start vLLM with --enable-return-routed-experts"):
+        co.read_trace(response(None, None))
+
+
 def test_choices_that_differ_in_layers_are_refused():
     with pytest.raises(co.FormatError, match=r"choices hold \(2, 3, 2\), \(2, 1, 2\)"):
         co.read_trace(response(np.ones((2, 3, 2), int), np.ones((2, 1, 2), int)))

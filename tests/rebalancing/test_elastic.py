@@ -145,6 +145,17 @@ def test_every_command_is_about_the_gpus_that_are_alive(dead, tmp_path):
     assert co.read_plan(tmp_path / "again.json").dead == (3,)
 
 
+def test_survivors_whose_slots_would_not_fill_all_gpus_are_planned_again(dead, tmp_path):
+    _, run = dead
+    rng = np.random.default_rng(1)
+    np.savez(tmp_path / "l.npz", counts=rng.integers(1, 99, (4, 2, 18)))
+    slots = np.arange(20) % 18  # 5 slots on 4 GPUs; 3 need 6 for the 18 experts, and 4 need 20
+    co.Plan.from_phy2log([slots, slots], gpus=4).save(tmp_path / "p.json")
+    run("rebalance", tmp_path / "p.json", tmp_path / "l.npz", "--dead", 1, "-o", tmp_path / "s")
+    run("rebalance", tmp_path / "s", tmp_path / "l.npz", "-o", tmp_path / "again")
+    assert co.read_plan(tmp_path / "again").slots.tolist() == [[6, 0, 6, 6]] * 2
+
+
 @pytest.mark.parametrize("gpus", [2, 3, 4, 5])
 def test_a_plan_is_rebalanced_to_fewer_or_more_gpus(dead, tmp_path, gpus):
     plan, run = dead
