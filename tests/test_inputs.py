@@ -559,6 +559,25 @@ def test_options_of_engines_are_answered_with_ours(option, ours, run):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("rebalance PLAN LOADS --gpus 0", "gpus=0 is below 1"),
+        ("evaluate PLAN LOADS --gpus 8", "is for 4 GPUs, not gpus=8; pass gpus=4"),
+        ("evaluate PLAN LOADS --layers 5-3", "--layers '5-3'; pass numbers of layers"),
+        ("certify PLAN LOADS --traffic .5", "--traffic needs the tokens"),
+        ("diagnose TRACE --gpus 4 --batch 0", "batch=0 is below 1"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_with_its_name(run, tmp_path, words, message):
+    folder = CASES / "dead_gpu"
+    np.save(tmp_path / "t.npy", routed(9, 3, 16, 2))
+    files = {"PLAN": folder / "p.json", "LOADS": folder / "l.npz", "TRACE": tmp_path / "t.npy"}
+    code, _, err = run(*(files.get(word, word) for word in words.split()))
+    assert code == 2
+    assert message in err
+
+
 def test_all_gpus_dead_is_said_so(run):
     folder = CASES / "idle_layer_in_rebalance"
     code, _, err = run("rebalance", folder / "p.json", folder / "new.npz", "--dead", "0,1,2,3")
@@ -589,7 +608,7 @@ def test_every_command_that_takes_loads_cuts_traces_into_windows(run, tmp_path):
         assert code == 0, err
     assert "pass --batch N" in run("plan", file, "--gpus", 2, "--order", "random")[2]
     assert "is an example" in run("plan", "deepseek-r1", "--gpus", 8, "--layers", 5)[2]
-    assert "size=0" in run("plan", file, "--gpus", 2, "--batch", 0)[2]
+    assert "batch=0" in run("plan", file, "--gpus", 2, "--batch", 0)[2]
 
 
 @pytest.mark.parametrize("given", ["3-", "a", "3,,4", "5-3", "0-100000", "1-2-3", ""])

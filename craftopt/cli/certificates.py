@@ -30,6 +30,7 @@ from craftopt.cli.shared import (
     slots_of,
     writable,
 )
+from craftopt.errors import InputError
 
 
 @reading
@@ -64,6 +65,10 @@ def certify(
     """Prove how far a plan is from the best one; the budget is the plan's, if none is given."""
     from craftopt.reporting.tables import certificate_table  # noqa: PLC0415
 
+    if traffic_price and trace is None:
+        raise InputError(
+            "--traffic needs the tokens that the loads were counted from: pass --trace"
+        )
     held, traffic = reader.both(plan, loads, gpus, nodes)
     if replicas is None and replicas_per_layer is None:
         replicas = held.replicas

@@ -222,6 +222,7 @@ def diagnose(
         today, traffic = None, reader.loads(loads)
     else:
         today, traffic = reader.both(served, loads, gpus, nodes)
+        gpus, nodes = today.gpus, today.nodes  # without those that are dead
     tokens, _ = reader.tokens(trace, None, traffic.layer_ids, traffic.experts)
     with progress("diagnosing") as report:
         found = co.diagnose(

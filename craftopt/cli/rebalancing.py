@@ -33,7 +33,7 @@ from craftopt.cli.shared import (
 )
 from craftopt.cli.traffic import Pricing, pricing
 from craftopt.documents import write_atomically
-from craftopt.errors import CraftoptWarning, FormatError, InputError
+from craftopt.errors import CraftoptWarning, FormatError, InputError, whole
 from craftopt.loads import layer_text
 from craftopt.objective import ObjectiveName
 from craftopt.problem import SlotRule
@@ -103,7 +103,7 @@ def rebalance(
     old, held = _all_layers(*_old_plan(reader, plan, loads, gpus))
     if gpus is not None:
         old = old.survivors()  # a GPU that comes back is a new one
-    gpus = gpus or old.gpus
+    gpus = old.gpus if gpus is None else whole("gpus", gpus, 1)
     active = _active(dead, old, gpus)
     if to is not None:
         if dead is not None:
@@ -240,7 +240,7 @@ def _active(
     active = ~np.isin(np.arange(gpus), old.dead)
     for text in filter(None, dead.split(",")):
         if not text.strip().isdecimal() or int(text) >= gpus:
-            raise InputError(f"--dead names {text.strip()!r}; the plan's GPUs are 0..{gpus - 1}")
+            raise InputError(f"--dead names {text.strip()!r}; the GPUs are 0..{gpus - 1}")
         active[int(text)] = False
     if not active.any():
         raise InputError(f"--dead names all {gpus} GPUs of the plan; at least one must be alive")

@@ -23,7 +23,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 import craftopt as co
 from craftopt.datasets import is_synthetic
 from craftopt.documents import check_writable
-from craftopt.errors import CraftoptWarning, InputError, choice, unknown
+from craftopt.errors import CraftoptWarning, InputError, choice, unknown, whole
 from craftopt.formats.reading import read_any
 from craftopt.loads import IntArray
 from craftopt.objective import ObjectiveName
@@ -237,7 +237,7 @@ class Reader:
 
     def _windows(self, trace: co.Trace) -> co.Loads:
         """Cut a trace into windows, without a last one that is short."""
-        size, order = self.batch or 0, cast(Order, self.order or "recorded")
+        size, order = whole("batch", self.batch, 1), cast(Order, self.order or "recorded")
         windows = trace.batches(size, order, self.seed)
         return windows.select(range(max(1, trace.tokens // size)))
 
@@ -333,9 +333,10 @@ def layer_numbers(option: str, text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
-        if found is None:
+        run = range(int(found[1]), int(found[2] or found[1]) + 1) if found else ()
+        if not run:
             raise InputError(f"{option} {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
-        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+        numbers += run
     return numbers
 
 

@@ -244,5 +244,5 @@ def with_gpus(plan: Plan, gpus: int | None) -> Plan:
         Another number.
     """
     if gpus not in (None, plan.gpus):
-        raise FormatError(f"is for {plan.gpus} GPUs, not gpus={gpus}; leave gpus out")
+        raise FormatError(f"is for {plan.gpus} GPUs, not gpus={gpus}; pass gpus={plan.gpus}")
     return plan

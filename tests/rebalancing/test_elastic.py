@@ -136,6 +136,7 @@ def test_every_command_is_about_the_gpus_that_are_alive(dead, tmp_path):
     assert "1.0248" in run("evaluate", plan, loads)
     assert "1.0248" in run("certify", plan, loads)
     assert "exact" in run("route", plan, loads)
+    assert run("diagnose", loads, "--gpus", 4, "--map", plan).startswith("leave it")
     assert "dead GPUs" in run("info", plan)
     said = run("export", plan, "--engine", "sglang", "-o", tmp_path / "m.json")
     assert "--ep-size 3" in said

@@ -603,7 +603,7 @@ def test_the_command_relabels_and_leaves_dead_gpus_out(run, files):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--dead", "40"], "the plan's GPUs are 0..31"),
+        (["--dead", "40"], "the GPUs are 0..31"),
         (["--dead", "0", "--max-moves", "0"], "the rules need"),
         (["--max-seconds", "1"], "needs expert_bytes"),
         (["--to", "old.json", "--dead", "0"], "leave out --dead"),
