@@ -9,13 +9,14 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 ENGINES ?= $(CURDIR)/build/engines
 ASCEND = vllm_ascend-0.23.0.post1
 
-.PHONY: help demo test engines studies lint bench docs clean
+.PHONY: help demo test engines studies browser lint bench docs clean
 
 help:
 	@echo "make demo   compare the methods on measured traffic of gpt-oss-20b"
 	@echo "make test   run tests, doctests, notebooks, and every benchmark once"
 	@echo "make engines  run inside the own code of vLLM, SGLang and vllm-ascend (4 GB)"
 	@echo "make studies  run the long sweeps: proofs, damaged files, mutations (hours)"
+	@echo "make browser  run the report in chromium"
 	@echo "make lint   check style and types"
 	@echo "make bench  measure the planners"
 	@echo "make docs   build the documentation into build/docs"
@@ -38,6 +39,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m browser tests/reporting
 
 # numba's cache does not notice an edit in a callee in another file: compile anew.
 bench: $(VENV)/.installed-dev

@@ -19,7 +19,8 @@ FORMULATIONS = PACKAGE.parent / "formulations" / "craftopt_formulations"
 RANKING = (
     {"__main__"},
     {"cli"},
-    {"diagnosis", "reporting"},
+    {"reporting"},
+    {"diagnosis"},
     {"online", "serving", "engines", "certificates"},
     {"formats"},
     {"comparison"},

@@ -506,6 +506,7 @@ WRITERS = {
     "certify": ("certify", "PLAN", "LOADS", "-o"),
     "export": ("export", "PLAN", "--engine", "sglang", "-o"),
     "export-model": ("export-model", "joint", "LOADS", "--gpus", 4, "-o"),
+    "report": ("report", "LOADS", "--gpus", 4, "-o"),
     "advise": ("advise", "LOADS", "--model", "deepseek-r1", "--gpu", "h200", "--gpus", 8, "-o"),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from craftopt.cli.engines import export
 from craftopt.cli.models import export_model
 from craftopt.cli.planning import compare, diagnose, evaluate, info, plan, warm_up
 from craftopt.cli.rebalancing import rebalance
+from craftopt.cli.reporting import report
 from craftopt.cli.routing import route
 from craftopt.cli.serving import advise
 from craftopt.errors import CraftoptError, CraftoptWarning
@@ -21,6 +22,7 @@ from craftopt.errors import CraftoptError, CraftoptWarning
 # In the order in which the help lists them.
 COMMANDS = (
     diagnose,
+    report,
     plan,
     compare,
     evaluate,
