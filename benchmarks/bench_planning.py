@@ -21,7 +21,7 @@ R1 = "deepseek-r1"
 NEED_GROUPS = {"eplb-hierarchical"}
 
 
-@pytest.mark.parametrize("example", filter(is_synthetic, co.example_names()))
+@pytest.mark.parametrize("example", list(filter(is_synthetic, co.example_names())))
 @pytest.mark.parametrize("method", co.methods())
 def test_whole_model(measure, problems, method, example):
     problem = problems(example, groups=8 if method in NEED_GROUPS else None)

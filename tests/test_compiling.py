@@ -18,7 +18,11 @@ from craftopt.compiling import first_use, miniature
 from craftopt.rebalancing import planning as rebalancing
 
 # Kernels that a miniature need not reach: they may be compiled inside the clock, once on a machine.
-RARE = ("craftopt.search.descent.kick", "craftopt.bounds.common_copies.")
+RARE = (
+    "craftopt.search.descent.kick",
+    "craftopt.bounds.common_copies.",
+    "craftopt.bounds.cardinality.",
+)
 
 VARIANTS = {
     "windows": {},

@@ -53,6 +53,8 @@ def report(
     if not plans:
         traffic = reader.loads(loads)
     today = next(iter(plans.values()), None)
+    if today is not None:
+        gpus, nodes = today.gpus, today.nodes  # without those that are dead
     tokens, _ = reader.tokens(trace, None, traffic.layer_ids, traffic.experts)
     with progress("reporting") as say:
         found = co.diagnose(
