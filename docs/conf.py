@@ -17,8 +17,8 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 
 html_math_renderer = "mathml"
-html_theme = "alabaster"
-html_theme_options = {"description": "Expert replication and placement for MoE serving"}
+html_theme = "furo"
+html_title = "craftopt"
 html_show_sourcelink = False
 
 
