@@ -37,9 +37,9 @@ CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
 CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
-# An allocation that gains less than this on uniform slots, relative and after short annealing, is
-# not worth it; one that gains less than that may be behind them in the end.
-NO_GAIN, LITTLE_GAIN = 0.005, 0.015
+# An allocation that gains or loses less than this on uniform slots, relative and after short
+# annealing, may end on either side of them.
+LITTLE_GAIN = 0.015
 
 # Anneals copies on windows: tokens [experts, windows], their weights, copies, schedule, seed.
 Kernel = Callable[[FloatArray, FloatArray, Copies, Schedule, int], Copies]
@@ -89,7 +89,7 @@ class WindowedSearch(Layers):
         """Choose the replicas of every layer, as `allocate`, or two choices to plan with.
 
         Where the budget fills uniform slots in every layer, they are chosen instead if the
-        allocation gains next to nothing on them, and beside it if it gains little: so no plan is
+        allocation loses on them, and beside it if it gains or loses little: so no plan is
         worse than under the slot rule ``uniform``.
         """
         problem, chosen = self.problem, self.allocate()
@@ -101,7 +101,7 @@ class WindowedSearch(Layers):
         # The curves flatter what was chosen by them, so it is measured once more.
         before, after = (self._short_cost(changed, of) for of in (uniform, chosen))
         gain = (before - after) / max(abs(after), 1e-300)
-        if gain <= NO_GAIN:
+        if gain < -LITTLE_GAIN:
             return [uniform]
         return [chosen, uniform] if gain <= LITTLE_GAIN else [chosen]
 
