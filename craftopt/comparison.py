@@ -226,13 +226,8 @@ class Comparison(Displayed):
     def _header(self, names: Iterable[str]) -> list[str]:
         """Head one column per name, or one for each kind of windows that is scored."""
         unseen = [side for side in ("served", "foreign") if getattr(self, side) is not None]
-        return [
-            head
-            for name in names
-            for head in (
-                [f"{name}\nplanned", *(f"\n{side}" for side in unseen)] if unseen else [name]
-            )
-        ]
+        first = "\nplanned" if unseen else ""
+        return [head for name in names for head in (name + first, *(f"\n{s}" for s in unseen))]
 
     @staticmethod
     def _scores(row: Row) -> list[Scores]:

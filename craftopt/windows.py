@@ -66,6 +66,20 @@ def holdout(loads: Loads, rule: str) -> tuple[Loads, Loads]:
     return _hold_out_listed(loads, rule)
 
 
+def without_idle(loads: Loads) -> Loads:
+    """Leave out windows without tokens.
+
+    Raises
+    ------
+    InputError
+        Loads without any token.
+    """
+    busy = loads.tokens.any(axis=(1, 2))
+    if not busy.any():
+        raise InputError("these loads have no tokens; nothing can be said of them")
+    return loads if busy.all() else loads.split(busy)[0]
+
+
 def without_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:
     """Take one domain out of the windows altogether.
 

@@ -193,7 +193,7 @@ class Measuring:
             foreseen=foreseen(loads)[1],
             next_window=float(np.diagonal(shared, 1).mean()),
             other_domain=float(shared[others].mean()) if several else None,
-            chance=_hot(loads) / loads.experts,
+            chance=hot_experts(loads) / loads.experts,
             near=near,
             far=far,
             new_domains=new,
@@ -261,13 +261,14 @@ def _interval(windows: int) -> list[float]:
     return [float(ndtr(-wide)), float(ndtr(wide))]
 
 
-def _hot(loads: Loads) -> int:
+def hot_experts(loads: Loads) -> int:
+    """Count the experts of a layer that are called hot: an eighth of them."""
     return max(1, loads.experts // 8)
 
 
 def _shared_hot(loads: Loads) -> FloatArray:
     """Compute the share of hot experts that two windows have in common, [windows, windows]."""
-    hot = _hot(loads)
+    hot = hot_experts(loads)
     ranks = np.argsort(-loads.tokens, axis=2, kind="stable")[:, :, :hot]
     marks = np.zeros(loads.tokens.shape, dtype=np.float32)
     np.put_along_axis(marks, ranks, 1.0, axis=2)

@@ -29,6 +29,7 @@ from craftopt.serving.deployment import GIB, Deployment
 from craftopt.serving.facts import Gpu, Model
 from craftopt.serving.memory import check_shape
 from craftopt.traces import Trace
+from craftopt.windows import without_idle
 
 # What the parts of today's layer time are.
 SHARES = {
@@ -283,11 +284,7 @@ def diagnose(
     >>> found.verdict, found.windows
     ('place', 20)
     """
-    if not loads.tokens.any():
-        raise InputError("these loads have no tokens; nothing can be said of them")
-    busy = loads.tokens.any(axis=(1, 2))
-    if not busy.all():
-        loads = loads.split(busy)[0]
+    loads = without_idle(loads)
     if (model is None) != (gpu is None):
         raise InputError("model and gpu go together; pass both, or neither")
     if plan is not None and plan.gpus != gpus:

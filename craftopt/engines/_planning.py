@@ -32,7 +32,6 @@ from craftopt.windows import near_latest
 WINDOWS = 32
 # Annealing steps over all layers, on windows and from an old map: 0.2 and 0.5 s of a processor.
 STEPS, MOVE_STEPS = 300_000, 1_000_000
-STEPS = 300_000
 # Environment variables: a file of pair counts, what a node that a token visits costs in mean GPU
 # loads, and how copies serve (nearest-even is SGLang's dynamic dispatch).
 PAIRS, TRAFFIC, DISPATCH = "CRAFTOPT_COACTIVATION", "CRAFTOPT_TRAFFIC", "CRAFTOPT_DISPATCH"

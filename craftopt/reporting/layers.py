@@ -7,7 +7,7 @@ apart in grey and by colour-blind readers; lines differ in marker and dash as we
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,9 +100,7 @@ def plot_tradeoff(
     """
     ax = new_axes(height=4) if ax is None else ax
     for index, (label, (replicas, reached)) in enumerate(curves.items()):
-        marker, dash = STYLES[index % len(STYLES)]
-        colour = COLOURS[index % len(COLOURS)]
-        ax.plot(replicas, reached, color=colour, marker=marker, linestyle=dash, label=label)
+        ax.plot(replicas, reached, label=label, **_style(index))
     if bound is not None:
         ax.plot(*bound, color="black", linewidth=2, label="proven bound: no plan passes it")
     ax.set_xlabel("replicas per layer")
@@ -208,12 +206,16 @@ def plot_migration(curve: Sequence[tuple[int, float]], ax: Axes | None = None) -
     return ax
 
 
+def _style(index: int) -> dict[str, Any]:
+    """Return colour, marker and dash of a line, each of them its own."""
+    marker, dash = STYLES[index % len(STYLES)]
+    return {"color": COLOURS[index % len(COLOURS)], "marker": marker, "linestyle": dash}
+
+
 def _by_layer(by_label: Mapping[str, npt.NDArray[np.generic]], ax: Axes | None) -> Axes:
     ax = new_axes(height=3.5) if ax is None else ax
     for index, (label, values) in enumerate(by_label.items()):
-        marker, dash = STYLES[index % len(STYLES)]
-        colour = COLOURS[index % len(COLOURS)]
-        ax.plot(values, color=colour, marker=marker, markersize=4, linestyle=dash, label=label)
+        ax.plot(values, markersize=4, label=label, **_style(index))
     ax.set_ylim(bottom=0)
     for line in ax.get_lines():
         line.set_clip_on(False)

@@ -12,6 +12,7 @@ import numpy as np
 
 from craftopt.bounds.whole_plan import layer_costs
 from craftopt.diagnosis import Diagnosis
+from craftopt.diagnosis.measuring import hot_experts
 from craftopt.errors import InputError
 from craftopt.evaluation import evaluate, gpu_loads
 from craftopt.loads import BoolArray, FloatArray, Loads
@@ -19,6 +20,7 @@ from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.solving import solve
 from craftopt.traces import Trace
+from craftopt.windows import without_idle
 
 # Light to dark, so that they are told apart in grey and by the colour-blind (ColorBrewer YlOrBr).
 COLOURS = ("#ffffe5", "#fff0b0", "#fec44f", "#ec7014", "#b03a05", "#662506")
@@ -69,7 +71,7 @@ def report_page(
     except ImportError:
         raise InputError("a report needs jinja2; pip install 'craftopt[report]'") from None
     say = progress or (lambda _: None)
-    loads = loads.split(busy)[0] if not (busy := loads.tokens.any(axis=(1, 2))).all() else loads
+    loads = without_idle(loads)
     planned = np.arange(loads.windows) % 2 == 1
     problem = Problem(
         loads.split(planned)[0] if loads.windows > 1 else loads,
@@ -276,7 +278,7 @@ def _windows(loads: Loads, before: Any, after: Any, planned: BoolArray) -> Any:
         tokens = loads.tokens[:, layer]
         hot = np.argsort(-tokens[window], kind="stable")[:3]
         # [windows]: whether the hottest expert is among the hottest eighth
-        above = (tokens > tokens[:, hot[:1]]).sum(axis=1) < max(1, loads.experts // 8)
+        above = (tokens > tokens[:, hot[:1]]).sum(axis=1) < hot_experts(loads)
         after_it = np.flatnonzero(~above[window:])
         share = tokens[window, hot] / max(tokens[window].sum(), 1e-300)
         yield (
