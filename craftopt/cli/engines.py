@@ -25,7 +25,11 @@ def export(
     reader: Reader,
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan, - for stdin.")],
     engine: Annotated[
-        str, typer.Option(help="sglang, tensorrt-llm, vllm-ascend (also MindIE), vllm or deepseek.")
+        str,
+        typer.Option(
+            help="sglang, tensorrt-llm, vllm-ascend (also MindIE), vllm-ascend-pool, vllm or "
+            "deepseek."
+        ),
     ],
     output: Annotated[
         str, typer.Option("--output", "-o", callback=writable, help="File to write.")

@@ -40,6 +40,8 @@ class Contents:
         self.name = name
         self.kind = kind
         self.notes: list[str] = []
+        # What the caller says of the layers; a reader that numbers them by it sets it to None.
+        self.layers: int | Sequence[int] | None = None
         # How the number of experts was inferred where the file does not say it and may lack some.
         self.inferred = ""
         self.repeated = False  # a plan's one layer is to be repeated for all

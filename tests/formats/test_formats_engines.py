@@ -275,7 +275,7 @@ def test_the_experimental_mapping_is_a_plan():
     [
         ([{**META, "version": 2}], "version 2; version 1 is read"),
         ([META], "holds no eplb_load_stats record"),
-        ([META, {"step": 3}], "line 2 is no record with a record_type"),
+        ([META, {"step": 3}], "record 2 has no record_type"),
         ([META, step(1, PHY2LOG, np.ones((2, 6), int))], "do not fit the map"),
         ([META, step(1, PHY2LOG, np.ones((3, 6)))], "'expert_load' is no table of whole numbers"),
         ([META, step(1, PHY2LOG - 1, np.ones((3, 6), int))], "do not fit the map"),
@@ -760,7 +760,7 @@ def test_a_damaged_response_is_one_clear_error(text):
 
 
 def test_a_response_without_experts_names_the_option_that_records_them():
-    with pytest.raises(co.FormatError, match="start vLLM with --enable-return-routed-experts"):
+    with pytest.raises(co.FormatError, match="start vLLM or SGLang with --enable-return-routed"):
         co.read_trace(response(None, None))
 
 
