@@ -12,7 +12,7 @@ from craftopt.cli.shared import (
     AsJson,
     MapGpus,
     Reader,
-    layer_numbers,
+    numbers_of,
     print_json,
     reading,
     writable,
@@ -58,7 +58,7 @@ def export(
         cast(EngineName, engine),
         output,
         pad,
-        fill=() if fill is None else layer_numbers("--fill", fill),
+        fill=() if fill is None else numbers_of("--fill", fill),
     )
     if loads is not None:
         served = reader.loads(loads, experts=held.experts)

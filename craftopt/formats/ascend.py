@@ -13,6 +13,7 @@ import numpy as np
 from craftopt.errors import FormatError, whole
 from craftopt.formats._contents import Contents, plan_of, with_gpus
 from craftopt.formats._source import check_ranks
+from craftopt.formats._text import shorten
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.slot_tables import to_logical
@@ -62,8 +63,17 @@ class ExpertMap(Contents):
             ]
             devices = {len(layer) for layer in layers}
             widths = {len(experts) for layer in layers for experts in layer}
+            for number, held in [("layer_id", self._document["layer_list"]),
+                                 *(("device_id", one["device_list"])
+                                   for one in self._document["layer_list"])]:  # fmt: skip
+                given = [one.get(number, at) for at, one in enumerate(held)]
+                if given != sorted(given):
+                    raise FormatError(
+                        f"the expert map lists {number} {shorten(given)}, and engines read it in "
+                        "order; sort it"
+                    )
             ids = {type(e) for layer in layers for experts in layer for e in experts}
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"the expert map is damaged: {_reason(error)}") from None
         if len(devices) != 1 or not ids <= {int} or min(widths, default=0) < 1:
             raise FormatError(

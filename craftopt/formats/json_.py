@@ -42,6 +42,8 @@ def recognise(stream: BinaryIO) -> Contents:
         return BareArray("a JSON list", of_lists("the list", document))
     if document.get("format") == PLAN_FORMAT:
         return _SavedPlan(decoded(data))
+    if "certificate" in str(document.get("format"))[:40]:
+        raise FormatError("is a certificate; craftopt verify (co.Certificate.load) reads it")
     if ascend.describes(document):
         return ascend.ExpertMap(document)
     return NamedArrays("a JSON document", _Lists(document))
@@ -66,7 +68,7 @@ class _Lists:
         # null is how many writers say "not given"
         self._fields = {key: value for key, value in document.items() if value is not None}
         self.keys = self._fields.keys()
-        self.tables = [key for key, value in self._fields.items() if isinstance(value, list)]
+        self.tables = [key for key, value in self._fields.items() if isinstance(value, list | dict)]
 
     def array(self, key: str) -> AnyArray:
         """Read nested lists."""

@@ -97,5 +97,11 @@ def _refusal(head: bytes) -> str:
         )
     if head.startswith(b"\x1f\x8b"):
         return "is compressed by gzip; decompress it first (gunzip)"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself; fetch it: git lfs pull"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is UTF-16 text; save it in UTF-8"
+    if text := csv_.hint(head):
+        return text
     first_line = head.splitlines()[0][:40]
     return f"is in no format that craftopt reads ({_READ}); it starts with {first_line!r}"

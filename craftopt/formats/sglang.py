@@ -8,7 +8,9 @@ Modes ``per_pass`` and ``per_token`` dump ``records`` on every rank, with counts
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -80,6 +82,11 @@ class _Steps(Contents):
         """Read the steps that were used, as windows."""
         dumps: dict[int, list[tuple[str, AnyArray]]] = {}
         for file, document in self._documents():
+            if "logical_count" not in document:
+                raise FormatError(
+                    f"{file} holds no 'logical_count', as the files before it do; pass the dumps "
+                    "of one recording"
+                )
             counts = whole_array(document, "logical_count")
             check_rank("'logical_count'", counts.shape)
             counts = counts.reshape(-1, *counts.shape[-2:])
@@ -89,8 +96,7 @@ class _Steps(Contents):
                     f"{file} has [layers, experts] = {counts.shape[1:]}, the files before it "
                     f"{first.shape[1:]}; pass the dumps of one model"
                 )
-            rank = document.get("rank")
-            dumps.setdefault(rank if type(rank) is int else 0, []).append((file, counts))
+            dumps.setdefault(_rank_of(file, document), []).append((file, counts))
         parts: list[FloatArray] = []
         names: list[str] = []
         for file, counts in self._whole(dumps):
@@ -105,7 +111,13 @@ class _Steps(Contents):
     def _whole(self, dumps: dict[int, list[tuple[str, AnyArray]]]) -> list[tuple[str, AnyArray]]:
         """Add the ranks up, dump by dump in the order of the files' names."""
         if len(dumps) == 1:
-            return next(iter(dumps.values()))
+            rank, held = next(iter(dumps.items()))
+            for (first, counts), (second, others) in itertools.combinations(held, 2):
+                if np.array_equal(counts, others):
+                    raise FormatError(f"{first} and {second} hold the same counts; pass one")
+            if rank:
+                self.notes.append(f"holds the dumps of rank {rank} alone, which may be its part")
+            return held
         check_ranks(dumps)
         ranks = [dumps[rank] for rank in sorted(dumps)]
         shapes = {tuple(counts.shape for _, counts in rank) for rank in ranks}
@@ -120,6 +132,13 @@ class _Steps(Contents):
             return ranks[0]
         self.notes.append(f"added up the dumps of {len(ranks)} ranks")
         return [(dump[0][0], sum(counts.astype(np.int64) for _, counts in dump)) for dump in each]
+
+
+def _rank_of(file: str, document: Document) -> int:
+    """Read the rank from the dump, else from the name that SGLang gives it, else take 0."""
+    found = re.fullmatch(r".*_[\d.]+_(\d{1,5})\.pt", file)
+    rank = str(document.get("rank", found and found[1]))
+    return int(rank) if rank.isdecimal() and len(rank) < 6 else 0
 
 
 class _Records(Contents):

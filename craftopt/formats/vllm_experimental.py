@@ -69,6 +69,8 @@ class _Statistics(Contents):
                 )
             windows.append(logical)
             steps.append(str(record.get("step"))[:40])
+            if steps[-1] in steps[:-1]:
+                raise FormatError(f"holds step {steps[-1]} twice; pass the file of one rank")
         if not windows:
             raise FormatError("holds no eplb_load_stats record, only others")
         return Loads(np.array(windows), window_names=steps)

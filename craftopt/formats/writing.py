@@ -60,6 +60,7 @@ class _Engine:
     duplicates: bool = True
     notes: tuple[str, ...] = ()
     suffix: str = ""  # that the engine insists on
+    by_position: bool = False  # the file does not number its layers
     by_layer: bool = False  # slots are equally many on the GPUs of a layer, not in all layers
 
 
@@ -170,6 +171,12 @@ def export(
     ):
         full = _filled(full, further)
         notes.append(f"not planned: layers {layer_text(further)}, the experts in order")
+    numbers = full.layer_ids.tolist()
+    if gaps := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
+        notes.append(
+            f"the plan lacks the layers {layer_text(gaps)}; if they have experts, add them with "
+            "fill= (--fill)" + (", since rows are read by position" if found.by_position else "")
+        )
     write_atomically(path, found.write(full.phy2log(), full))
     flags = found.flags(name, full, most)
     return Exported(engine, name, flags, int(copies.sum() - plan.slots.sum()), tuple(notes))
@@ -329,6 +336,7 @@ _ENGINES: dict[EngineName, _Engine] = {
             "vllm-ascend is to remove static maps in v0.25.1, and its model runner V2 rejects them",
         ),
         suffix=".json",
+        by_position=True,
     ),
     "vllm-ascend-pool": _Engine(
         "vllm-ascend's pool",
@@ -340,6 +348,7 @@ _ENGINES: dict[EngineName, _Engine] = {
             "(pool_mode); the pull request's own pool reads none, and no release has either",
         ),
         suffix=".json",
+        by_position=True,
         by_layer=True,
     ),
     "vllm": _Engine(
@@ -352,10 +361,12 @@ _ENGINES: dict[EngineName, _Engine] = {
             "and wants a row for every hidden and draft layer: add those with fill= (--fill)",
         ),
         suffix=".json",
+        by_position=True,
     ),
     "deepseek": _Engine(
         "DeepSeek's EPLB",
         lambda phy2log, plan: deepseek.tables(phy2log, plan.experts),
         _deepseek_flags,
+        by_position=True,
     ),
 }
