@@ -118,7 +118,7 @@ def _kinds_of(array: AnyArray) -> tuple[Kind, ...]:
         return ("loads", "trace") if few and (rows <= 0).all() else ("loads",)
     kinds = _kinds(array)
     if kinds == ("loads",) and array.ndim > 1:
-        if array.min() == -1:  # empty slots, or places without expert
+        if array.min() == -1 and (array == -1).sum() > 1:  # empty slots, places without expert
             return ("plan", "trace")
         # The greatest value in several places of a row may fill up those that are not used.
         top = array == array.max()

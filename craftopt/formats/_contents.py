@@ -186,15 +186,11 @@ def odd_loads(loads: Loads) -> list[str]:
     notes = []
     tokens, active = loads.tokens, loads.tokens.any(axis=(0, 1))
     sums = tokens.sum(axis=2)
-    same = (tokens[1:] == tokens[:-1]).all(axis=(1, 2)) & tokens[1:].any(axis=(1, 2))
-    alike = np.flatnonzero(same)
-    if alike.size and (sums % 1 == 0).all() and sums[0].max() >= _ENOUGH_TOKENS:
-        notes.append(
-            f"windows {loads.window_names[alike[0]]} and {loads.window_names[alike[0] + 1]} hold "
-            f"the same counts{f' ({alike.size} such pairs)' if alike.size > 1 else ''}: is one "
-            "recording there twice?"
-        )
+    half = loads.windows // 2
+    first, second = tokens[:half], tokens[half:]
     if loads.experts >= _FEW_EXPERTS:
+        if half > 1 and np.array_equal(first, second) and not (first == first[0]).all():
+            notes.append("its second half repeats the first: is one recording there twice?")
         used = np.flatnonzero(active)
         size = int(used[-1] - used[0]) + 1
         if size == used.size <= loads.experts // 2 and not used[0] % size:

@@ -190,7 +190,10 @@ class NamedArrays(Contents):
         """Tell whether ``tokens`` beside counts is a sum of them, not counts of its own."""
         if "tokens" not in self._arrays.tables or key == "tokens":
             return True
-        return self._arrays.array("tokens").ndim < 2
+        try:
+            return self._arrays.array("tokens").ndim < 2
+        except FormatError:
+            return False
 
     def _layer_ids(self) -> AnyArray | None:
         key = self._first(_LAYER_IDS)

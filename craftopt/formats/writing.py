@@ -172,7 +172,8 @@ def export(
         full = _filled(full, further)
         notes.append(f"not planned: layers {layer_text(further)}, the experts in order")
     numbers = full.layer_ids.tolist()
-    if gaps := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
+    span = range(numbers[0], min(numbers[-1], numbers[0] + _MOST_LAYERS))
+    if gaps := sorted(set(span) - set(numbers)):
         notes.append(
             f"the plan lacks the layers {layer_text(gaps)}; if they have experts, add them with "
             "fill= (--fill)" + (", since rows are read by position" if found.by_position else "")
