@@ -64,9 +64,9 @@ def read_loads(
         ``sys.stdin.buffer``; a stream is read to its end and left open.
     layers : int or sequence of int, optional
         How many layers the file has, which MindIE's hotspots without an expert map and SGLang's
-        responses do not say; or
-        the model's own numbers of the layers, in rising order: they number the layers of a file
-        that does not, and select layers of one that does (or that holds them by position).
+        responses do not say; or the model's own numbers of the layers, in rising order: they
+        number the layers of a file that does not, and select layers of one that does (or that
+        holds them by position).
     experts : int, optional
         Logical experts per layer, where the file does not say it (CSV).
     kind : {"loads", "trace", "plan"}, optional
