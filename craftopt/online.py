@@ -245,6 +245,7 @@ class OnlinePlanner:
             problem,
             self.plan,
             move_price=self._move_cost / worth,
+            all_windows=True,
             seed=self._options.seed,
             work_limit=self._options.work_limit,
             workers=self._options.workers,

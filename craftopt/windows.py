@@ -284,6 +284,7 @@ def near_latest(tokens: FloatArray) -> BoolArray:
 
     Those no farther from it, by the Hellinger distance, than 1.6 times the median distance of
     consecutive windows. Where kinds take turns from window to window, that is all of them.
+    Windows without tokens are of any kind.
 
     Parameters
     ----------
@@ -294,10 +295,14 @@ def near_latest(tokens: FloatArray) -> BoolArray:
     -------
     bool [windows]
     """
-    roots = [root_shares(window) for window in tokens]
+    busy = tokens.any(axis=(1, 2))
+    roots = [root_shares(window) for window in tokens[busy]]
     steps = [hellinger(before, after) for before, after in pairwise(roots)]
-    usual = float(np.median(steps)) if steps else 0.0
-    return np.array([hellinger(root, roots[-1]) <= NEAR * usual for root in roots[:-1]] + [True])
+    near = np.ones(len(tokens), dtype=bool)
+    if steps:
+        usual = float(np.median(steps))
+        near[busy] = [hellinger(root, roots[-1]) <= NEAR * usual for root in roots[:-1]] + [True]
+    return near
 
 
 def _hold_out_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:

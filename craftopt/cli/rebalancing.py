@@ -83,6 +83,13 @@ def rebalance(
     groups: Groups = None,
     max_copies: MaxCopies = None,
     dispatch: PlannedDispatchOption = "even",
+    all_windows: Annotated[
+        bool,
+        typer.Option(
+            "--all-windows",
+            help="Plan for all windows, not only for those of the last one's kind of traffic.",
+        ),
+    ] = False,
     dead: Annotated[
         str | None,
         typer.Option(metavar="GPUS", help="Dead GPUs, separated by commas, besides the plan's."),
@@ -117,6 +124,7 @@ def rebalance(
             "relative time": co.evaluate(new, held).relative_time,
         }
         curve: tuple[tuple[int, float], ...] = ()
+        planned = held.windows
     else:
         problem = co.Problem(
             held,
@@ -138,6 +146,7 @@ def rebalance(
                 max_seconds=max_seconds,
                 expert_bytes=expert_bytes,
                 link_bytes_per_second=link_bytes_per_second,
+                all_windows=all_windows,
                 active=active,
                 seed=seed,
                 workers=workers,
@@ -145,8 +154,9 @@ def rebalance(
         if not found.has_plan:
             raise InputError(found.message)
         new = found.plan
-        name = problem.goal.label
+        name, planned = problem.goal.label, found.problem.loads.windows
         facts = {
+            "windows": planned,
             "moves": found.moves,
             f"{name} before": found.previous_objective,
             name: found.objective,
@@ -164,6 +174,10 @@ def rebalance(
         facts["bytes"] = round(facts["moves"] * expert_bytes)
         if link_bytes_per_second is not None:
             facts["seconds"] = migration.seconds(expert_bytes, link_bytes_per_second)
+            before, after = facts.get("relative time before"), facts.get("relative time")
+            if before is not None and after < before:
+                # As long under the old plan would have taken before / after times the time.
+                facts["seconds until it pays"] = facts["seconds"] / (before / after - 1)
     if output is not None:
         new.save(output)
     if steps is not None:
@@ -175,6 +189,11 @@ def rebalance(
     from craftopt.reporting.tables import rebalancing_table  # noqa: PLC0415
 
     print_rich(rebalancing_table(facts, curve))
+    if planned < held.windows:
+        print_rich(
+            f"planned on {planned} of {held.windows} windows: the others are of another kind of "
+            "traffic; --all-windows uses them"
+        )
     for path in (output, steps):
         if path is not None:
             print_rich(f"wrote {path}")
