@@ -30,3 +30,12 @@ def test_all_windows_are_kept_where_kinds_take_turns_or_nothing_changes():
     assert near_latest(of_kind(1, 10)).all()
     assert near_latest(np.ones((4, 2, 8))).all()
     assert near_latest(of_kind(1, 1)).tolist() == [True]
+
+
+def test_windows_without_tokens_tell_nothing_of_a_kind():
+    tokens = np.concatenate([of_kind(1, 6), of_kind(2, 3)])
+    with_idle = np.insert(tokens, [0, 4, 9], 0.0, axis=0)
+    busy = with_idle.any(axis=(1, 2))
+    assert near_latest(with_idle)[busy].tolist() == near_latest(tokens).tolist()
+    assert near_latest(with_idle)[~busy].all()
+    assert near_latest(0.0 * tokens).all()
