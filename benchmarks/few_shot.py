@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 
 import craftopt as co
-from craftopt.windows import near_latest
+from craftopt.kinds import near_latest
 
 LEAST = 8
 SHOTS = (0, 1, 2, 4)

@@ -24,7 +24,7 @@ import numpy as np
 
 import craftopt as co
 from benchmarks.few_shot import Tokens, alike, arguments, problem, read
-from craftopt.windows import near_latest
+from craftopt.kinds import near_latest
 
 MOVED = 0.25
 

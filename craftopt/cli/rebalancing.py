@@ -124,7 +124,7 @@ def rebalance(
             "relative time": co.evaluate(new, held).relative_time,
         }
         curve: tuple[tuple[int, float], ...] = ()
-        planned = held.windows
+        note = ""
     else:
         problem = co.Problem(
             held,
@@ -154,9 +154,9 @@ def rebalance(
         if not found.has_plan:
             raise InputError(found.message)
         new = found.plan
-        name, planned = problem.goal.label, found.problem.loads.windows
+        name = problem.goal.label
+        note = "" if found.problem.loads == held else f"{found.message}; --all-windows uses them"
         facts = {
-            "windows": planned,
             "moves": found.moves,
             f"{name} before": found.previous_objective,
             name: found.objective,
@@ -184,16 +184,20 @@ def rebalance(
         write_atomically(steps, migration.to_json())
     if as_json:
         named = {key.replace(" ", "_"): value for key, value in facts.items()}
-        print_json({**named, "curve": curve, "output": None if output is None else str(output)})
+        print_json(
+            {
+                **named,
+                "note": note,
+                "curve": curve,
+                "output": None if output is None else str(output),
+            }
+        )
         return
     from craftopt.reporting.tables import rebalancing_table  # noqa: PLC0415
 
     print_rich(rebalancing_table(facts, curve))
-    if planned < held.windows:
-        print_rich(
-            f"planned on {planned} of {held.windows} windows: the others are of another kind of "
-            "traffic; --all-windows uses them"
-        )
+    if note:
+        print_rich(note)
     for path in (output, steps):
         if path is not None:
             print_rich(f"wrote {path}")

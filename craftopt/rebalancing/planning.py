@@ -16,7 +16,8 @@ from craftopt.bounds import whole_plan_bound
 from craftopt.compiling import first_use
 from craftopt.errors import InputError, number
 from craftopt.evaluation import objective_value, violations
-from craftopt.loads import BoolArray, as_array, read_only
+from craftopt.kinds import like_latest
+from craftopt.loads import BoolArray, Loads, as_array, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
@@ -32,7 +33,6 @@ from craftopt.rebalancing.survivors import (
     resized,
 )
 from craftopt.result import Options, Result, settle
-from craftopt.windows import near_latest
 
 # Share of all copies from which on a plan from scratch is tried as well.
 FROM_SCRATCH = 0.5
@@ -165,8 +165,9 @@ def rebalance(
         GPU load (and of the price of traffic, in the same unit), or onto that of the balancedness.
     all_windows : bool
         Plan for all windows. By default those of another kind of traffic than the last one are
-        left out, as they do harm, and `Result.message` says so: farther from it, by the Hellinger
-        distance of the experts' shares, than 1.6 times the median distance of consecutive windows.
+        left out, as they do harm: farther from it, by the Hellinger distance of the experts'
+        shares, than 1.6 times the median distance of consecutive windows. Where a mixture of them
+        is near the last one, blends of them are planned for as well. `Result.message` says so.
     active : array_like of bool [gpus], optional
         False where a GPU is dead; by default those that the old plan calls dead. The plan uses
         the others alone, and no more slots than they have, if these suffice.
@@ -180,8 +181,7 @@ def rebalance(
     -------
     Rebalancing
         On the windows planned for (``problem.loads``) never worse than the old plan, if that keeps
-        the rules.
-        ``NOT_FOUND`` where the rules need more moves than allowed.
+        the rules. ``NOT_FOUND`` where the rules need more moves than allowed.
 
     Raises
     ------
@@ -211,11 +211,7 @@ def rebalance(
             "problem.replace(max_slowdown=None), or traffic="
         )
     number("move_price", move_price, least=0)
-    given, note = problem.loads, ""
-    near = np.flatnonzero(near_latest(given.tokens))
-    if near.size < given.windows and not all_windows:
-        problem = problem.variant(loads=given.select(near))
-        note = f"planned on {near.size} of {given.windows} windows: the others are of another kind"
+    problem, note = (problem, "") if all_windows else _of_last_kind(problem)
     options = Options(seed, work_limit, workers=workers)
     old_plan.check_layers(problem.loads, "loads")
     if old_plan.gpus != problem.gpus:
@@ -282,6 +278,22 @@ def rebalance(
         previous_objective=before,
         active=read_only(alive),
         _fronts=fronts,
+    )
+
+
+def _of_last_kind(problem: Problem) -> tuple[Problem, str]:
+    """Plan for the windows that tell of the last kind of traffic alone, and say which they are."""
+    given = problem.loads
+    near, blends = like_latest(given.tokens)
+    if near.all():
+        return problem, ""
+    kept = given.select(np.flatnonzero(near))
+    names = [*kept.window_names, *(f"blend/{blend:05d}" for blend in range(len(blends)))]
+    loads = Loads(np.concatenate([kept.tokens, blends]), given.layer_ids, names)
+    also = f" and {len(blends)} blends" if len(blends) else ""
+    return problem.variant(loads=loads), (
+        f"planned on {kept.windows} of {given.windows} windows{also}: the others are of "
+        "another kind of traffic than the last"
     )
 
 
