@@ -68,6 +68,8 @@ class Cost:
 
     Parameters
     ----------
+    copy : float
+        Bytes per GPU that a copy in every layer takes.
     memory : float
         Bytes per GPU that the extra copies take.
     prefill, decode : float
@@ -76,6 +78,7 @@ class Cost:
         Modelled change of the expert layers' exchange in the prefill step, in parts of the step.
     """
 
+    copy: float
     memory: float
     prefill: float
     decode: float
@@ -146,6 +149,11 @@ class Measuring:
                 )
             )
         return tuple(gains)
+
+    def plans(self, replicas: int) -> tuple[Plan, Plan]:
+        """Return the plans for windows 1, 3, 5, ... and for windows 0, 2, 4, ..."""
+        first, second = (self._result(fold, replicas).plan for fold in self.folds)
+        return first, second
 
     def dispatch(self, replicas: int) -> float:
         """Measure what the best dispatch saves on top of an even one, on a sample held out."""
@@ -221,8 +229,10 @@ class Measuring:
         }
         gain = {phase: 1.0 - then.total / now.total for phase, (now, then) in steps.items()}
         now, then = steps["prefill"]
+        copy = held.layers / deployment.gpus * deployment.expert_bytes
         return Cost(
-            memory=replicas * held.layers / deployment.gpus * deployment.expert_bytes,
+            copy=copy,
+            memory=replicas * copy,
             prefill=gain["prefill"],
             decode=gain["decode"],
             exchange=(then.exchange - now.exchange) / now.total,
