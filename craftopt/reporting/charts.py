@@ -16,7 +16,7 @@ from craftopt.loads import Loads
 from craftopt.problem import Problem
 from craftopt.serving.deployment import GIB
 
-# Pixels of a chart: left, right, top and bottom of what is drawn, and least distance of labels.
+# Pixels of a chart: left, right, top and bottom of what is drawn; least distance of two memories.
 LEFT, RIGHT, TOP, BOTTOM, APART = 60, 500, 20, 230, 72
 
 
@@ -102,9 +102,10 @@ def _chart(
     ]
     memory = memory_of(found)
     labels: list[tuple[float, int, str]] = []
+    free = 0.0  # where the text of the last label ends
     for x, r in zip(across, replicas, strict=True):
-        if not labels or x - labels[-1][0] >= APART:
-            labels.append((x, r, memory(r)))
+        labels.append((x, r, memory(r) if x >= free else ""))
+        free = x + APART if x >= free else free
     intervals = [lines[key] for key in ("low", "high") if key in lines]
     looks = (
         ("held_out", "held out", "held"),

@@ -21,7 +21,7 @@ from craftopt.serving.deployment import GIB
 from craftopt.traces import Trace
 
 # Most rows of the windows that wait longest, and of the moves.
-WINDOWS, MOVES = 20, 500
+WINDOWS, MOVES = 20, 200
 
 
 @dataclass(frozen=True)

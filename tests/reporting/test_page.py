@@ -43,7 +43,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def loads() -> co.Loads:
     tokens = np.random.default_rng(0).multinomial(400, np.arange(1, 9) / 36, size=(8, 2))
-    return co.Loads(tokens, window_names=[f"</script><b>{w}" for w in range(8)])
+    return co.Loads(tokens, window_names=[f"</script><b>a long name/{w:050}" for w in range(8)])
 
 
 @pytest.fixture(scope="module")
