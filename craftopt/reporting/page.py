@@ -15,13 +15,14 @@ import numpy as np
 from craftopt.diagnosis import Diagnosis, diagnose
 from craftopt.documents import write_atomically
 from craftopt.errors import InputError
-from craftopt.evaluation import evaluate, gpu_loads
+from craftopt.evaluation import evaluate
 from craftopt.loads import BoolArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing import relabel
 from craftopt.reporting import charts, sections
 from craftopt.reporting.commands import commands
+from craftopt.reporting.layers import load_map
 from craftopt.solving import solve
 from craftopt.traces import Trace
 from craftopt.windows import without_idle
@@ -32,8 +33,6 @@ COLOURS = ("#ffffe5", "#fff0b0", "#fec44f", "#ec7014", "#b03a05", "#662506")
 LIMITS = (75, 105, 125, 160, 220)
 # Windows that are shown on their own: those in which today's plan waits longest.
 WORST = 6
-# Of several windows, a map shows the load that a GPU stays below in this part of them.
-OFTEN = 0.9
 # Names of plans that were not given.
 TODAY, NEW = "experts by id", "new plan"
 
@@ -180,17 +179,11 @@ def _views(loads: Loads, today: Plan, planned: BoolArray) -> tuple[list[str], Bo
 
 
 def _map(name: str, plan: Plan, loads: Loads, of_view: BoolArray) -> dict[str, Any]:
-    """Compute loads of GPUs over the mean of their layer, in percent, for every view.
-
-    Of several windows, the load that a GPU stays below in most: a mean would hide the waits.
-    """
-    of_gpu = gpu_loads(plan, loads)
-    mean = of_gpu.mean(axis=2, keepdims=True)
-    relative = np.divide(of_gpu, mean, out=np.zeros_like(of_gpu), where=mean > 0)
+    """Compute loads of GPUs over the mean of their layer, in percent, for every view."""
     scored = evaluate(plan, loads)
     shown, times = [], []
     for windows in of_view:
-        most = np.quantile(relative[windows], OFTEN, axis=0)
+        most = load_map(plan, loads.select(np.flatnonzero(windows)))
         shown.append(np.rint(100 * most).astype(int).tolist())
         time = scored.max_load[windows].sum() / scored.mean_load[windows].sum()
         layer, gpu = np.unravel_index(most.argmax(), most.shape)
