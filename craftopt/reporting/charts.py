@@ -60,7 +60,11 @@ def balances(loads: Loads, found: Diagnosis) -> list[Balance]:
 def shares(found: Diagnosis) -> list[dict[str, Any]]:
     """Lay out what today's layer time is made of, as parts of a bar."""
     return [
-        {"name": name, "width": max(0.0, 100 * part), "text": f"{part:.1%} {SHARES[name]}"}
+        {
+            "name": name,
+            "width": max(0.0, 100 * part),
+            "text": f"{part:.1%} {SHARES[name]}{' (a loss)' if part < 0 else ''}",
+        }
         for name, part in found.shares.items()
         if abs(part) >= 0.0005
     ]
