@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -119,6 +120,17 @@ class Reader:
     batch: int | None
     order: str | None
     seed: int = 0
+
+    def words(self, source: str) -> str:
+        """Write what a command line says to read loads so."""
+        layers: Any = self.layers
+        if isinstance(layers, list):
+            whole_run = layers == list(range(layers[0], layers[-1] + 1))
+            layers = f"{layers[0]}-{layers[-1]}" if whole_run else ",".join(map(str, layers))
+        given = {"--as": self.kind, "--layers": layers, "--experts": self.experts,
+                 "--batch": self.batch, "--order": self.order}  # fmt: skip
+        options = [(name, str(value)) for name, value in given.items() if value is not None]
+        return shlex.join([source, *(word for option in options for word in option)])
 
     def loads(self, source: str, keep_idle: bool = False, experts: int | None = None) -> co.Loads:
         """Read loads, or cut a trace into windows, from a file, stdin or the examples."""

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Exported:
 class _Engine:
     title: str
     write: Callable[[IntArray, Plan], bytes]
-    flags: Callable[[str, Plan, int], tuple[str, ...]]
+    flags: Callable[[str, int, int], tuple[str, ...]]  # of file, GPUs, redundant experts
     duplicates: bool = True
     notes: tuple[str, ...] = ()
     suffix: str = ""  # that the engine insists on
@@ -179,8 +179,13 @@ def export(
             "fill= (--fill)" + (", since rows are read by position" if found.by_position else "")
         )
     write_atomically(path, found.write(full.phy2log(), full))
-    flags = found.flags(name, full, most)
+    flags = found.flags(name, full.gpus, most * full.gpus - full.experts)
     return Exported(engine, name, flags, int(copies.sum() - plan.slots.sum()), tuple(notes))
+
+
+def load_flags(engine: EngineName, path: str, gpus: int, redundant: int) -> tuple[str, ...]:
+    """List the options that load a file, line by line, as `Exported.flags` does."""
+    return _ENGINES[engine].flags(path, gpus, redundant)
 
 
 def padded(copies: Copies, slots: IntArray) -> Copies:
@@ -239,10 +244,6 @@ def _cost_of_padding(plan: Plan, slots: IntArray) -> str:
     )
 
 
-def _replicas(plan: Plan, slots: int) -> int:
-    return slots * plan.gpus - plan.experts
-
-
 def _write_sglang(phy2log: IntArray, plan: Plan) -> bytes:
     if plan.layer_ids.min() < 0 or plan.layer_ids.max() >= _MOST_LAYERS:
         raise InputError(
@@ -252,31 +253,29 @@ def _write_sglang(phy2log: IntArray, plan: Plan) -> bytes:
     return sglang.location(phy2log, plan.layer_ids).encode()
 
 
-def _sglang_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+def _sglang_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
     return (
-        f"--ep-size {plan.gpus} --ep-num-redundant-experts {_replicas(plan, slots)}",
+        f"--ep-size {gpus} --ep-num-redundant-experts {redundant}",
         f"--init-expert-location {shlex.quote(path)}",
         "--ep-dispatch-algorithm dynamic",
     )
 
 
-def _tensorrt_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+def _tensorrt_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
     return (
-        f"--ep_size {plan.gpus} --extra_llm_api_options FILE, with in FILE:",
+        f"--ep_size {gpus} --extra_llm_api_options options.yaml",
+        "# options.yaml:",
         "moe_config:",
         f"  load_balancer: {path}",
     )
 
 
-def _ascend_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
-    config: dict[str, Any] = {
-        "expert_map_path": path,
-        "num_redundant_experts": _replicas(plan, slots),
-    }
+def _ascend_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
+    config = {"expert_map_path": path, "num_redundant_experts": redundant}
     return (
         "--enable-expert-parallel --additional-config "
         + shlex.quote(json.dumps({"eplb_config": config})),
-        "MindIE: models.deepseekv2.eplb = " + json.dumps({"level": 1, "expert_map_file": path}),
+        "# MindIE: models.deepseekv2.eplb = " + json.dumps({"level": 1, "expert_map_file": path}),
     )
 
 
@@ -290,19 +289,19 @@ def _write_pool(phy2log: IntArray, plan: Plan) -> bytes:
     return ascend.expert_map(phy2log, plan.gpus, main).encode()
 
 
-def _pool_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+def _pool_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
     config = shlex.quote(json.dumps({"eplb_config": {"expert_map_path": path}}))
     return (f"--enable-expert-parallel --additional-config {config}",)
 
 
-def _vllm_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
-    config = {"num_redundant_experts": _replicas(plan, slots), "initial_expert_map_path": path}
+def _vllm_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
+    config = {"num_redundant_experts": redundant, "initial_expert_map_path": path}
     return (
         f"--enable-expert-parallel --enable-eplb --eplb-config {shlex.quote(json.dumps(config))}",
     )
 
 
-def _deepseek_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+def _deepseek_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
     return (f"numpy.load({path!r}): phy2log, log2phy, logcnt",)
 
 
