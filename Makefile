@@ -13,7 +13,7 @@ ASCEND = vllm_ascend-0.23.0.post1
 .PHONY: help demo test notebooks engines studies browser lint bench docs linkcheck clean
 
 help:
-	@echo "make demo   compare the methods on measured traffic of gpt-oss-20b"
+	@echo "make demo   compare the methods on measured traffic; write build/report.html"
 	@echo "make test   run tests, doctests, and every benchmark once"
 	@echo "make notebooks  run the notebooks; make docs shows what they print"
 	@echo "make engines  run inside the own code of vLLM, SGLang and vllm-ascend (4 GB)"
@@ -27,6 +27,7 @@ help:
 
 demo: $(VENV)/.installed
 	$(BIN)/craftopt compare gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 --slots even --replicas-per-layer 8 --holdout odd-even --foreign sorry_bench_base
+	mkdir -p build && $(BIN)/craftopt report gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 -o build/report.html
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --benchmark-disable tests craftopt formulations tools $(BENCHMARKS)
@@ -70,7 +71,7 @@ clean:
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[report]"
 	touch $@
 
 # pip knows --group from 25.1 on; Python 3.11 brings an older one.
