@@ -5,28 +5,40 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 BENCHMARKS = $(wildcard benchmarks/bench_*.py)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+EXECUTED = docs/notebooks
 # Engines pin numba, torch and more, so they have an environment of their own, of some 4 GB.
 ENGINES ?= $(CURDIR)/build/engines
 ASCEND = vllm_ascend-0.23.0.post1
 
-.PHONY: help demo test engines studies browser lint bench docs clean
+.PHONY: help demo test notebooks engines studies browser lint bench docs linkcheck clean
 
 help:
-	@echo "make demo   compare the methods on measured traffic of gpt-oss-20b"
-	@echo "make test   run tests, doctests, notebooks, and every benchmark once"
+	@echo "make demo   compare the methods on measured traffic; write build/report.html"
+	@echo "make test   run tests, doctests, and every benchmark once"
+	@echo "make notebooks  run the notebooks; make docs shows what they print"
 	@echo "make engines  run inside the own code of vLLM, SGLang and vllm-ascend (4 GB)"
 	@echo "make studies  run the long sweeps: proofs, damaged files, mutations (hours)"
 	@echo "make browser  run the report in chromium"
 	@echo "make lint   check style and types"
 	@echo "make bench  measure the planners"
 	@echo "make docs   build the documentation into build/docs"
+	@echo "make linkcheck  ask for every external link of the documentation"
 	@echo "make clean  remove the virtual environment and all that was built"
 
 demo: $(VENV)/.installed
 	$(BIN)/craftopt compare gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 --slots even --replicas-per-layer 8 --holdout odd-even --foreign sorry_bench_base
+	mkdir -p build && $(BIN)/craftopt report gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 -o build/report.html
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --nbmake --benchmark-disable tests craftopt formulations tools $(NOTEBOOKS) $(BENCHMARKS)
+	$(BIN)/python -m pytest -n 2 --benchmark-disable tests craftopt formulations tools $(BENCHMARKS)
+
+notebooks: $(EXECUTED)/.done
+
+# Executed once, here; the documentation is built from these copies and executes nothing.
+$(EXECUTED)/.done: $(NOTEBOOKS) $(shell find craftopt -name '*.py') $(VENV)/.installed-dev
+	mkdir -p $(EXECUTED) && rm -f $(EXECUTED)/* && cp $(NOTEBOOKS) $(EXECUTED)
+	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 --overwrite --durations=0 $(EXECUTED)
+	touch $@
 
 engines: $(ENGINES)/.installed
 	cd tests && NUMBA_CACHE_DIR=$(ENGINES)/numba VLLM_ASCEND_SOURCE=$(ENGINES)/$(ASCEND) \
@@ -48,15 +60,18 @@ bench: $(VENV)/.installed-dev
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
 	NUMBA_CACHE_DIR="$$cache" $(BIN)/python -m pytest --benchmark-columns=min,median,stddev,rounds $(BENCHMARKS)
 
-docs: $(VENV)/.installed-dev
+docs: $(EXECUTED)/.done
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs
 
+linkcheck: $(EXECUTED)/.done
+	$(BIN)/sphinx-build --quiet --builder linkcheck docs build/linkcheck
+
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .benchmarks
+	rm -rf $(VENV) $(EXECUTED) build .mypy_cache .ruff_cache .pytest_cache .benchmarks
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[report]"
 	touch $@
 
 # pip knows --group from 25.1 on; Python 3.11 brings an older one.
