@@ -1,8 +1,7 @@
-"""What the engines' interfaces share: tables of slots from loads, and tensors in and out."""
+"""What the engines' interfaces share: tables of slots from loads."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -217,20 +216,6 @@ def _pairs_of(file: str, _changed: int) -> Coactivation:
     pairs = read_coactivation(file)
     every = range(pairs.layers)
     return pairs.with_layers(every, every)
-
-
-def as_numpy(tensor: Any) -> Any:
-    """Make a numpy array of a tensor on any device, or of what numpy takes."""
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu().numpy()
-    return np.asarray(tensor)
-
-
-def like(array: IntArray, tensor: Any) -> Any:
-    """Return the array as a tensor on the CPU if PyTorch's is what came in."""
-    if hasattr(tensor, "detach"):
-        return importlib.import_module("torch").from_numpy(array)
-    return array
 
 
 def _windows(tokens: FloatArray) -> FloatArray:
