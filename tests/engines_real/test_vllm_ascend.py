@@ -21,8 +21,8 @@ if not Path(SOURCE, "vllm_ascend").is_dir():
 pytest.importorskip("vllm.model_executor.layers.fused_moe.expert_map_manager")
 
 # The package imports the NPU's runtime on the way to the worker, which needs none of it. (After
-# vLLM: transformers would take the stub for an NPU.)
-sys.path.insert(0, SOURCE)
+# vLLM: transformers would take the stub for an NPU. Not on sys.path, where processes that other
+# tests spawn would find its plugin for vLLM.)
 package = types.ModuleType("vllm_ascend")
 package.__path__ = [str(Path(SOURCE, "vllm_ascend"))]
 groups = types.ModuleType("vllm_ascend.distributed.parallel_state")
