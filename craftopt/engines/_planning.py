@@ -153,14 +153,30 @@ def _fit(old: IntArray, layers: int, slots: int, experts: int) -> IntArray:
 
 
 def _paying(copies: Copies, table: IntArray, problem: Problem, options: Options) -> Copies:
-    """Choose for every layer the old copies, some moves, or new copies: what costs least.
+    """Move from the old copies as long as it pays: the same loads, planned again, move nothing.
 
-    Cost is the layer's part of the objective and the price of its moves.
+    It ends, since every change saves at least `CHANGE_PRICE` of a layer's time.
     """
     layers, experts, gpus = copies.shape
-    old = np.zeros((layers, experts, gpus), dtype=np.uint8)
+    held = np.zeros((layers, experts, gpus), dtype=np.uint8)
     layer, slot = np.nonzero(table >= 0)
-    np.add.at(old, (layer, table[layer, slot], slot // (table.shape[1] // gpus)), 1)
+    np.add.at(held, (layer, table[layer, slot], slot // (table.shape[1] // gpus)), 1)
+    while True:
+        start, chosen = _cheapest(copies, held, problem, options)
+        if (chosen == start).all():
+            return chosen
+        held = chosen
+
+
+def _cheapest(
+    copies: Copies, old: Copies, problem: Problem, options: Options
+) -> tuple[Copies, Copies]:
+    """Choose for every layer the old copies, some moves, or new copies: what costs least.
+
+    Cost is the layer's part of the objective and the price of its moves. The old copies, made
+    valid, are returned as well.
+    """
+    layers, experts, gpus = copies.shape
     task = problem.variant(previous=old)
     mean = problem.loads.tokens.sum(axis=(0, 2)) / gpus
     every = int(copies[0].sum())
@@ -176,8 +192,7 @@ def _paying(copies: Copies, table: IntArray, problem: Problem, options: Options)
     search = WindowedSearch(task, options) if alone else JointSearch(task, options, copies)
     time = [[search.cost(layer, held[layer]) for layer in range(layers)] for held in candidates]
     cost = np.array(time) + CHANGE_PRICE * mean * (moves > 0) + price * moves
-    chosen: Copies = candidates[cost.argmin(axis=0), np.arange(layers)]
-    return chosen
+    return start, candidates[cost.argmin(axis=0), np.arange(layers)]
 
 
 def configured(layers: int) -> dict[str, Any]:
