@@ -29,7 +29,7 @@ from craftopt.windows import near_latest
 
 # Consecutive windows are added up until no more than these are left; work grows with them.
 WINDOWS = 32
-# Annealing steps over all layers, on windows and from an old map: 0.2 and 0.5 s of a processor.
+# Annealing steps over all layers, on windows and, as often as anything moves, from an old map.
 STEPS, MOVE_STEPS = 300_000, 1_000_000
 # Environment variables: a file of pair counts, what a node that a token visits costs in mean GPU
 # loads, and how copies serve (nearest-even is SGLang's dynamic dispatch).
