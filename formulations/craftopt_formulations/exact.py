@@ -30,7 +30,7 @@ from craftopt.plan import Copies
 from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
 from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
-from craftopt.result import Limit, Options, Outcome
+from craftopt.result import Limit, Options, Outcome, also_planned
 from craftopt_formulations._layers import CLOSED, ENOUGH, KnownLayers
 from craftopt_formulations.whole import flags, plan_cost, solve_whole
 
@@ -78,7 +78,7 @@ def _plan_with_stricter(problem: Problem, options: Options, logged: bool) -> Out
     seconds = time.perf_counter() - start
     better = other.plan is not None and order(objective_value(other.plan, problem)) < order(value)
     taken = "its plan is better and taken" if better else "its plan is no better"
-    message = f"slots={stricter.slots!r} planned as well, {seconds:.1f} s: {taken}"
+    message = f"{also_planned(stricter.slots, seconds)}: {taken}"
     return replace(outcome, plan=other.plan if better else outcome.plan, message=message)
 
 
