@@ -128,8 +128,10 @@ class ExactProblem:
         """
         name = self._name(layer, "any number of")
         require(witness["kind"] == "credits", f"{name}: only credits hold for all of them")
+        problem = self.problem
+        least = -problem.loads.experts % problem.gpus if problem.slots == "uniform" else 0
         try:
-            start, price = line_of_credits(witness, self._box(layer, 0))
+            start, price = line_of_credits(witness, self._box(layer, least))
         except VerificationError as error:
             raise VerificationError(f"{name}: {error}") from None
         return self._rounded_down(start), price
