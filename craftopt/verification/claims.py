@@ -12,11 +12,17 @@ from craftopt.errors import CraftoptError, VerificationError
 from craftopt.verification.checks import fraction, require, whole
 from craftopt.verification.costs import Cell, ExactProblem, Line
 from craftopt.verification.document import Certificate, plan_digest
+from craftopt.verification.pseudo_boolean import check_log, read_log
+from craftopt.verification.refutation import BetterPlan
 from craftopt.verification.rules import check_rules
 from craftopt.verification.traffic import ExactTraffic, Proof, visits_proof
 
 
-def verify(certificate: Certificate | str | os.PathLike[str]) -> None:
+def verify(
+    certificate: Certificate | str | os.PathLike[str],
+    *,
+    log: str | os.PathLike[str] | None = None,
+) -> None:
     """Check every claim of a certificate in exact arithmetic.
 
     The plan keeps every rule; its objective, all witnesses, every layer's and the whole plan's
@@ -26,6 +32,9 @@ def verify(certificate: Certificate | str | os.PathLike[str]) -> None:
     Parameters
     ----------
     certificate : Certificate or path
+    log : path, optional
+        A proof log (``.pbp``, or ``.pbp.xz``) that no plan is better than this one: check that it
+        derives a contradiction from `craftopt.verification.refutation.BetterPlan`.
 
     Raises
     ------
@@ -47,6 +56,9 @@ def verify(certificate: Certificate | str | os.PathLike[str]) -> None:
         certificate = Certificate.from_json(certificate.to_json())
     try:
         _verify(certificate)
+        if log is not None:
+            value = fraction(certificate.document["value"])
+            check_log(BetterPlan(certificate.problem, value).formula, read_log(log))
     except VerificationError:
         raise
     except CraftoptError as error:

@@ -29,10 +29,12 @@ class Proof:
     ----------
     by : str
         ``certified: ...`` with the kinds of witnesses, which `craftopt.verify` checks in exact
-        arithmetic, or ``solver: ...`` with the solver's name and version, whose word it is.
+        arithmetic; ``log: ...`` with the solver whose every step was checked
+        (``formulations/logs``); or ``solver: ...`` with the solver's name and version, whose word
+        it is.
     work : str
-        The same on every machine: boxes of branching trees, or a ``work_limit`` of the method
-        exact, in CP-SAT's deterministic seconds.
+        The same on every machine: boxes of branching trees, steps of a log, or a ``work_limit`` of
+        the method exact, in CP-SAT's deterministic seconds.
     seconds : float
         On the machine where it was proven; an order of magnitude.
     """
@@ -44,7 +46,7 @@ class Proof:
     @property
     def certified(self) -> bool:
         """Whether no solver has to be believed."""
-        return self.by.startswith("certified")
+        return not self.by.startswith("solver")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +65,9 @@ class Instance:
         No plan has a better objective.
     proof : Proof
         Who proved the bound.
-    work_limit : int
-        With it the method exact finds a plan as good, and proves as much if the solver did.
+    work_limit : int or None
+        With it the method exact finds a plan as good, and proves as much if the solver did; None
+        where it did not with 60.
     """
 
     name: str
@@ -73,7 +76,7 @@ class Instance:
     plan: Plan
     bound: Fraction
     proof: Proof
-    work_limit: int
+    work_limit: int | None
 
     @property
     def gap(self) -> Fraction:
