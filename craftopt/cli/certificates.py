@@ -97,9 +97,7 @@ def verify(
     ],
     log: Annotated[
         Path | None,
-        typer.Option(
-            help="Check this proof log as well: no plan is better than the certificate's."
-        ),
+        typer.Option(help="Check this proof log as well: that no plan is better."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -126,11 +126,11 @@ class BetterPlan:
         z = {(e, c, g): add.flag(f"z_{i}_{e}_{c}_{g}") for e, c in y for g in self._G}
         for e in self._E:
             add.equal([(1, y[e, c]) for c in self._C], 1)
-        for e, c in y:
-            add.equal([*((1, z[e, c, g]) for g in self._G), (-c, y[e, c])], 0)
+        for (e, c), flag in y.items():
+            add.equal([*((1, z[e, c, g]) for g in self._G), (-c, flag)], 0)
             if c > 1:
                 for g in self._G:
-                    add.at_most([(1, z[e, c, g]), (-1, y[e, c])], 0)
+                    add.at_most([(1, z[e, c, g]), (-1, flag)], 0)
         self._y.append(y)
         self._z.append(z)
 
@@ -143,16 +143,16 @@ class BetterPlan:
     def _keep_groups(self, i: int) -> None:
         problem, add = self.problem, self.formula
         width, group_of = problem.gpus_per_node, problem.group_of.tolist()
-        V, K = range(problem.nodes), range(problem.groups)
-        a = {(k, v): add.flag(f"a_{i}_{k}_{v}") for k in K for v in V}
-        for k in K:
-            add.equal([(1, a[k, v]) for v in V], 1)
-        first = [term for g in range(width) for term in self._filled(i, g, -1)]
-        for v in V:
-            add.equal([(1, a[k, v]) for k in K], len(K) // len(V))
+        nodes, groups = range(problem.nodes), range(problem.groups)
+        a = {(k, v): add.flag(f"a_{i}_{k}_{v}") for k in groups for v in nodes}
+        for k in groups:
+            add.equal([(1, a[k, v]) for v in nodes], 1)
+        for v in nodes:
+            add.equal([(1, a[k, v]) for k in groups], len(groups) // len(nodes))
             if v:
-                gpus = range(v * width, (v + 1) * width)
-                add.equal([*(term for g in gpus for term in self._filled(i, g)), *first], 0)
+                here = [term for g in range(width) for term in self._filled(i, v * width + g)]
+                first = [term for g in range(width) for term in self._filled(i, g, -1)]
+                add.equal([*here, *first], 0)
         for e in self._E:
             for g in self._G:
                 add.at_most([*self._on(i, e, g), (-1, a[group_of[e], g // width])], 0)

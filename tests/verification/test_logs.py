@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from fractions import Fraction
 
 import numpy as np
@@ -21,7 +20,6 @@ from craftopt.verification.pseudo_boolean import (
     Propagation,
     check_log,
     parse,
-    trim_log,
 )
 from craftopt.verification.refutation import BetterPlan
 
