@@ -21,9 +21,9 @@ from craftopt.documents import write_atomically
 from craftopt.verification.costs import ExactProblem
 from craftopt.verification.pseudo_boolean import check_log, trim_log
 from craftopt.verification.refutation import BetterPlan
-from craftopt_formulations import instances
-from craftopt_formulations.instances import Instance, Proof, list_instances, load_instance
+from craftopt_formulations.instances import Found, Instance, Proof, list_instances, load_instance
 from craftopt_formulations.refuting import refute
+from generate_instances import today, write_instance
 
 LOGS = Path(__file__).parents[1] / "formulations" / "logs"
 
@@ -38,15 +38,22 @@ def prove(instance: Instance, seconds: float) -> tuple[Instance, list[str] | Non
             break
         layers = range(instance.problem.loads.layers)
         costs = [exact.plan_cost(layer, found.better) for layer in layers]
-        best = exact.objective(costs)
-        instance = replace(instance, plan=found.better, best=best, work_limit=None)
+        best, by = exact.objective(costs), Found(f"Exact {version('exact')}", today())
+        instance = replace(instance, plan=found.better, best=best, found=by, work_limit=None)
     if found.steps is None:
         return instance, None
     log = trim_log(found.steps)
     check_log(BetterPlan(instance.problem, instance.best).formula, log)
     spent = float(f"{time.perf_counter() - start:.2g}")
-    proof = Proof(f"log: Exact {version('exact')}", f"{len(log) - 1} steps", spent)
+    proof = Proof(f"log: Exact {version('exact')}", f"{len(log) - 1} steps", spent, today())
     return replace(instance, bound=instance.best, proof=proof), log
+
+
+def store_log(name: str, log: list[str]) -> int:
+    """Keep the log of an instance; return its bytes, compressed."""
+    packed = lzma.compress("\n".join([*log, ""]).encode(), preset=9)
+    write_atomically(LOGS / f"{name}.pbp.xz", packed)
+    return len(packed)
 
 
 def main() -> None:
@@ -55,7 +62,6 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seconds", type=float, default=100.0)
     given = parser.parse_args()
-    LOGS.mkdir(exist_ok=True)
     for name in given.names or list_instances():
         known = load_instance(name)
         if known.problem.objective != "time":
@@ -63,12 +69,8 @@ def main() -> None:
         if not given.names and known.proof.certified and not known.is_open:
             continue
         made, log = prove(known, given.seconds)
-        write_atomically(Path(instances.__file__).with_name(f"{name}.json"), made.to_json())
-        size = 0
-        if log is not None:
-            packed = lzma.compress("\n".join([*log, ""]).encode(), preset=9)
-            (LOGS / f"{name}.pbp.xz").write_bytes(packed)
-            size = len(packed)
+        write_instance(made)
+        size = 0 if log is None else store_log(name, log)
         state = f"open {float(made.gap):.2e}" if made.is_open else "proven"
         better = f"from {float(known.best):.6f}" if made.best != known.best else ""
         print(f"{name:40} {float(made.best):.6f} {state} {size} bytes {better}", flush=True)

@@ -41,7 +41,8 @@ def verify(
     VerificationError
         A claim that is false; the message names the first one.
     FormatError
-        A file that is no certificate, or one of a version that this one cannot read.
+        A file that is no certificate, or one of a version that this one cannot read; a log that
+        cannot be read.
 
     Examples
     --------
@@ -54,11 +55,12 @@ def verify(
         certificate = Certificate.load(certificate)
     else:  # what its file would say
         certificate = Certificate.from_json(certificate.to_json())
+    lines = None if log is None else read_log(log)
     try:
         _verify(certificate)
-        if log is not None:
+        if lines is not None:
             value = fraction(certificate.document["value"])
-            check_log(BetterPlan(certificate.problem, value).formula, read_log(log))
+            check_log(BetterPlan(certificate.problem, value).formula, lines)
     except VerificationError:
         raise
     except CraftoptError as error:

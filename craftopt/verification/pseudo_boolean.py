@@ -115,6 +115,25 @@ class Formula:
         head = f"* #variable= {len(self.names)} #constraint= {len(self.constraints)}"
         return "\n".join([head, *map(str, self.constraints), ""])
 
+    def to_mps(self, name: str, objective: Iterable[tuple[int, int]]) -> str:
+        """Write a program that minimises coefficients times flags, in free MPS."""
+        columns: list[list[str]] = [[] for _ in self.names]
+        for weight, flag in objective:
+            columns[flag - 1].append(f" {self.names[flag - 1]} cost {weight}")
+        rows, sides = [" N cost"], []
+        for number, constraint in enumerate(self.constraints, 1):
+            rows.append(f" G c{number}")
+            # a ~x = a - a x
+            negated = sum(weight for weight in constraint.weights.values() if weight < 0)
+            sides.append(f" rhs c{number} {constraint.degree + negated}")
+            for flag, weight in constraint.weights.items():
+                columns[flag - 1].append(f" {self.names[flag - 1]} c{number} {weight}")
+        bounds = [f" BV bnd {name}" for name in self.names]
+        parts = [f"NAME {name}", "ROWS", *rows, "COLUMNS", " m0 'MARKER' 'INTORG'"]
+        parts += [entry for column in columns for entry in column]
+        parts += [" m1 'MARKER' 'INTEND'", "RHS", *sides, "BOUNDS", *bounds, "ENDATA", ""]
+        return "\n".join(parts)
+
 
 @dataclass(frozen=True)
 class Step:

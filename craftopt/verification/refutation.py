@@ -79,7 +79,7 @@ class BetterPlan:
     >>> problem = co.Problem(co.Loads([[6, 3, 2, 1]]), gpus=2, replicas=1)
     >>> formula = BetterPlan(problem, Fraction(1)).formula
     >>> len(formula.names), len(formula.constraints)
-    (28, 49)
+    (27, 48)
     """
 
     problem: Problem
@@ -102,6 +102,7 @@ class BetterPlan:
         self._steps = math.lcm(*self._C)
         self._y: list[dict[tuple[int, int], int]] = []
         self._z: list[dict[tuple[int, int, int], int]] = []
+        self._above: Terms = []
         for i in range(loads.layers):
             self._host(i)
             if problem.expert_groups is not None:
@@ -119,6 +120,14 @@ class BetterPlan:
             for (e, _, g), flag in z.items():
                 copies[i, e, g] |= flags[flag - 1]
         return copies
+
+    def to_mps(self, name: str) -> str:
+        """Write the constraints but *better* as a program that minimises the largest loads.
+
+        Its objective is the sum of T above the rounded means, in L-th tokens.
+        """
+        program = Formula(self.formula.names, self.formula.constraints[:-1])
+        return program.to_mps(name, self._above)
 
     def _host(self, i: int) -> None:
         add = self.formula
@@ -209,12 +218,11 @@ class BetterPlan:
         below = math.ceil(self.value * Fraction(tokens, gpus)) - 1
         means = [-(-sum(shares) // gpus) for _, shares in cells]
         room = below - sum(means)
-        above: Terms = []
         for k, ((i, shares), mean) in enumerate(zip(cells, means, strict=True)):
             bits = [
                 (1 << bit, add.flag(f"T_{k}_{bit}")) for bit in range(max(room, 0).bit_length())
             ]
-            above += bits
+            self._above += bits
             more = [(-size, flag) for size, flag in bits]
             share = {(e, c): shares[e] // c for e, c in self._y[i]}
             for g in self._G:
@@ -222,4 +230,4 @@ class BetterPlan:
                 add.at_most([*load, *more], mean)
             for e in self._E:
                 add.at_most([*((share[e, c], self._y[i][e, c]) for c in self._C), *more], mean)
-        add.at_most(above, room)
+        add.at_most(self._above, room)

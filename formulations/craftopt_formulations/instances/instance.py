@@ -37,16 +37,27 @@ class Proof:
         the method exact, in CP-SAT's deterministic seconds.
     seconds : float
         On the machine where it was proven; an order of magnitude.
+    on : str
+        The day, as 2026-11-26.
     """
 
     by: str
     work: str
     seconds: float
+    on: str
 
     @property
     def certified(self) -> bool:
         """Whether no solver has to be believed."""
         return not self.by.startswith("solver")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Say who found the best plan, and on which day."""
+
+    by: str
+    on: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +72,8 @@ class Instance:
         The problem's objective, relative time or mean balancedness, of ``plan``.
     plan : Plan
         The best plan known.
+    found : Found
+        Who found it.
     bound : Fraction
         No plan has a better objective.
     proof : Proof
@@ -74,6 +87,7 @@ class Instance:
     problem: Problem
     best: Fraction
     plan: Plan
+    found: Found
     bound: Fraction
     proof: Proof
     work_limit: int | None
@@ -99,6 +113,7 @@ class Instance:
             "problem": self.problem.rules,
             "tokens": self.problem.loads.tokens.astype(np.int64).tolist(),
             "best": str(self.best),
+            "found": vars(self.found),
             "bound": str(self.bound),
             "proof": vars(self.proof),
             "work_limit": self.work_limit,
@@ -128,6 +143,7 @@ class Instance:
             problem=problem,
             best=Fraction(document["best"]),
             plan=Plan(copies, nodes=problem.nodes, method="", loads_digest=loads.digest),
+            found=Found(**document["found"]),
             bound=Fraction(document["bound"]),
             proof=Proof(**document["proof"]),
             work_limit=document["work_limit"],
