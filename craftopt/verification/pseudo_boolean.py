@@ -141,6 +141,7 @@ class Step:
 
     line: str
     premises: tuple[int, ...]
+    repeats: bool = False
 
 
 def check_log(formula: Formula, log: Iterable[str]) -> list[Step]:
@@ -203,20 +204,23 @@ def trim_log(steps: list[Step]) -> list[str]:
     >>> trim_log(check_log(formula, log))
     ['pseudo-Boolean proof version 1.1', 'l 1', 'c 1']
     """
+    first = [step.premises[0] - 1 if step.repeats else place for place, step in enumerate(steps)]
     waiting, kept = [len(steps) - 1], set[int]()
     while waiting:
-        place = waiting.pop()
+        place = first[waiting.pop()]
         if place not in kept:
             kept.add(place)
             waiting.extend(premise - 1 for premise in steps[place].premises)
-    new = {place + 1: str(number) for number, place in enumerate(sorted(kept), 1)}
+    new = {place: str(number) for number, place in enumerate(sorted(kept), 1)}
     lines = [HEADER]
     for place in sorted(kept):
         kind, _, rest = steps[place].line.partition(" ")
         if kind in ("pol", "c"):
             parts = rest.split()
             named = _names(parts)
-            rest = " ".join(new[int(p)] if at in named else p for at, p in enumerate(parts))
+            rest = " ".join(
+                new[first[int(part) - 1]] if at in named else part for at, part in enumerate(parts)
+            )
         lines.append(f"{kind} {rest}")
     return lines
 
@@ -232,6 +236,8 @@ class _Derivation:
         # Most steps follow from short constraints; all are looked at where these do not do.
         self._short, self._all = Propagation(formula), Propagation(formula)
         self._short_steps: list[int] = []
+        # Solvers repeat themselves: by its line, the first step of propagation that says it.
+        self._known: dict[str, int] = {}
 
     def follow(self, line: str) -> None:
         kind, _, rest = line.partition(" ")
@@ -240,6 +246,11 @@ class _Derivation:
             constraints = self._formula.constraints
             constraint = constraints[_position(rest, len(constraints))]
         elif kind == "rup":
+            known = self._known.setdefault(rest, len(self.steps) + 1)
+            if known <= len(self.steps):
+                self.steps.append(Step(line, (known,), repeats=True))
+                self._derived.append(self._derived[known - 1])
+                return
             constraint = parse(rest)
             premises = self._propagate(constraint)
         elif kind == "pol":
