@@ -64,7 +64,7 @@ def test_what_is_no_better_or_not_true_is_refused(kept, tmp_path):
     known = load_instance(BETTER)
     plan, proof = tmp_path / "plan.json", tmp_path / "proof.json"
     known.plan.save(plan)
-    with pytest.raises(co.InputError, match="no better than 1.085"):
+    with pytest.raises(co.InputError, match=r"no better than 1\.085"):
         board.submit(BETTER, plan, "a stranger")
     co.Plan(known.plan.copies[:, :, ::-1] * np.uint8(0) + np.uint8(1)).save(plan)
     with pytest.raises(co.VerificationError, match="replicas where"):

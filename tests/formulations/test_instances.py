@@ -140,7 +140,11 @@ def test_every_instance_that_rests_on_a_log_has_one_and_no_other():
     assert {log.name.removesuffix(".pbp.xz") for log in LOGS} == by_log
 
 
-@pytest.mark.parametrize("log", LOGS, ids=lambda log: log.name.removesuffix(".pbp.xz"))
+@pytest.mark.parametrize(
+    "log",
+    [pytest.param(log, marks=[pytest.mark.slow] * (log.stat().st_size > 250_000)) for log in LOGS],
+    ids=lambda log: log.name.removesuffix(".pbp.xz"),
+)
 def test_the_log_proves_that_no_plan_is_better_and_proves_nothing_of_a_larger_value(log):
     instance, lines = load_instance(log.name.removesuffix(".pbp.xz")), read_log(log)
     assert instance.bound == instance.best
