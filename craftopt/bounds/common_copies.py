@@ -52,7 +52,7 @@ class Companions(NamedTuple):
     ``prices``: float64 [windows], in tokens; at 0 nothing is said.
     """
 
-    count: int
+    beside: int
     prices: FloatArray
 
 
@@ -215,7 +215,7 @@ def _levels(
     shared, lacking = np.zeros(means.size), np.zeros(means.size)
     if companions is not None:
         prices = companions.prices
-        shared = companions.count * prices
+        shared = companions.beside * prices
         lacking = np.maximum(prices[:, np.newaxis] - tokens, 0.0).sum(axis=1)
     found = []
     for copies in range(1, copies_limit + 1):
