@@ -40,7 +40,7 @@ RANKING = (
     {"plan"},
     {"slot_tables"},
     {"recordings"},
-    {"windows"},
+    {"windows", "kinds"},
     {"datasets"},
     {"traces"},
     {"coactivation", "links"},
