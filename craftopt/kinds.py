@@ -84,7 +84,7 @@ def like_latest(tokens: FloatArray) -> tuple[BoolArray, FloatArray]:
     blends : float64 [0 or 8, layers, experts]
     """
     near, within = _near(tokens)
-    busy = tokens.any(axis=(1, 2))
+    busy = np.asarray(tokens.any(axis=(1, 2)))
     first = 1 + int(np.flatnonzero(~near).max(initial=-1))  # of the last windows in a row
     latest, earlier = tokens[first:][busy[first:]], tokens[:first][busy[:first]]
     if not len(earlier):
@@ -110,7 +110,7 @@ def like_latest(tokens: FloatArray) -> tuple[BoolArray, FloatArray]:
 
 def _near(tokens: FloatArray) -> tuple[BoolArray, float]:
     """Tell the windows near the last one, and within what distance they are."""
-    busy = tokens.any(axis=(1, 2))
+    busy = np.asarray(tokens.any(axis=(1, 2)))
     near = np.ones(len(tokens), dtype=bool)
     roots = [root_shares(window) for window in tokens[busy]]
     steps = [hellinger(before, after) for before, after in pairwise(roots)]
