@@ -176,7 +176,8 @@ class Credits:
         paid = np.zeros((first.size, copies_limit), dtype=np.int64)
         if companions is not None and companions.prices.any():
             weight = per_load(tokens, gpus, copies_limit, objective) * self.scale
-            paid = _rebates(tokens, companions.prices, weight, copies_limit)
+            # Copies: the kernel is compiled once, for arrays that can be written.
+            paid = _rebates(np.array(tokens), np.array(companions.prices), weight, copies_limit)
         # The last step is beyond the limit: what needs it cannot be had.
         charges = np.full((first.size, copies_limit), total)
         charges[:, :-1] = np.maximum(charge - np.diff(paid), 0)
