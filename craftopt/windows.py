@@ -50,7 +50,10 @@ def holdout(loads: Loads, rule: str) -> tuple[Loads, Loads]:
     (('1',), ('0', '2'))
     """
     if loads.windows < 2:
-        raise InputError("these loads have 1 window; a holdout needs at least 2")
+        raise InputError(
+            "these loads have 1 window, and a holdout needs at least 2; record several, or cut a "
+            "token trace into windows (--batch N, Trace.batches)"
+        )
     position = np.arange(loads.windows)
     if rule == "odd-even":
         return loads.split(position % 2 == 1)

@@ -24,6 +24,7 @@ from craftopt.cli.shared import (
     Reader,
     Seed,
     Workers,
+    numbers_of,
     print_json,
     print_rich,
     progress,
@@ -261,10 +262,10 @@ def _active(
     if dead is None:
         return None
     active = ~np.isin(np.arange(gpus), old.dead)
-    for text in filter(None, dead.split(",")):
-        if not text.strip().isdecimal() or int(text) >= gpus:
-            raise InputError(f"--dead names {text.strip()!r}; the GPUs are 0..{gpus - 1}")
-        active[int(text)] = False
+    for gpu in numbers_of("--dead", dead):
+        if gpu >= gpus:
+            raise InputError(f"--dead names {gpu}; the GPUs are 0..{gpus - 1}")
+        active[gpu] = False
     if not active.any():
         raise InputError(f"--dead names all {gpus} GPUs of the plan; at least one must be alive")
     return active

@@ -1,8 +1,7 @@
-"""What the engines' interfaces share: tables of slots from loads, and tensors in and out."""
+"""What the engines' interfaces share: tables of slots from loads."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -30,7 +29,7 @@ from craftopt.result import Options
 
 # Consecutive windows are added up until no more than these are left; work grows with them.
 WINDOWS = 32
-# Annealing steps over all layers, on windows and from an old map: 0.2 and 0.5 s of a processor.
+# Annealing steps over all layers, on windows and, as often as anything moves, from an old map.
 STEPS, MOVE_STEPS = 300_000, 1_000_000
 # Environment variables: a file of pair counts, what a node that a token visits costs in mean GPU
 # loads, and how copies serve (nearest-even is SGLang's dynamic dispatch).
@@ -154,14 +153,30 @@ def _fit(old: IntArray, layers: int, slots: int, experts: int) -> IntArray:
 
 
 def _paying(copies: Copies, table: IntArray, problem: Problem, options: Options) -> Copies:
-    """Choose for every layer the old copies, some moves, or new copies: what costs least.
+    """Move from the old copies as long as it pays: the same loads, planned again, move nothing.
 
-    Cost is the layer's part of the objective and the price of its moves.
+    It ends, since every change saves at least `CHANGE_PRICE` of a layer's time.
     """
     layers, experts, gpus = copies.shape
-    old = np.zeros((layers, experts, gpus), dtype=np.uint8)
+    held = np.zeros((layers, experts, gpus), dtype=np.uint8)
     layer, slot = np.nonzero(table >= 0)
-    np.add.at(old, (layer, table[layer, slot], slot // (table.shape[1] // gpus)), 1)
+    np.add.at(held, (layer, table[layer, slot], slot // (table.shape[1] // gpus)), 1)
+    while True:
+        start, chosen = _cheapest(copies, held, problem, options)
+        if (chosen == start).all():
+            return chosen
+        held = chosen
+
+
+def _cheapest(
+    copies: Copies, old: Copies, problem: Problem, options: Options
+) -> tuple[Copies, Copies]:
+    """Choose for every layer the old copies, some moves, or new copies: what costs least.
+
+    Cost is the layer's part of the objective and the price of its moves. The old copies, made
+    valid, are returned as well.
+    """
+    layers, experts, gpus = copies.shape
     task = problem.variant(previous=old)
     mean = problem.loads.tokens.sum(axis=(0, 2)) / gpus
     every = int(copies[0].sum())
@@ -177,8 +192,7 @@ def _paying(copies: Copies, table: IntArray, problem: Problem, options: Options)
     search = WindowedSearch(task, options) if alone else JointSearch(task, options, copies)
     time = [[search.cost(layer, held[layer]) for layer in range(layers)] for held in candidates]
     cost = np.array(time) + CHANGE_PRICE * mean * (moves > 0) + price * moves
-    chosen: Copies = candidates[cost.argmin(axis=0), np.arange(layers)]
-    return chosen
+    return start, candidates[cost.argmin(axis=0), np.arange(layers)]
 
 
 def configured(layers: int) -> dict[str, Any]:
@@ -217,20 +231,6 @@ def _pairs_of(file: str, _changed: int) -> Coactivation:
     pairs = read_coactivation(file)
     every = range(pairs.layers)
     return pairs.with_layers(every, every)
-
-
-def as_numpy(tensor: Any) -> Any:
-    """Make a numpy array of a tensor on any device, or of what numpy takes."""
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu().numpy()
-    return np.asarray(tensor)
-
-
-def like(array: IntArray, tensor: Any) -> Any:
-    """Return the array as a tensor on the CPU if PyTorch's is what came in."""
-    if hasattr(tensor, "detach"):
-        return importlib.import_module("torch").from_numpy(array)
-    return array
 
 
 def _windows(tokens: FloatArray) -> FloatArray:
