@@ -59,7 +59,7 @@ def near_latest(tokens: FloatArray) -> BoolArray:
     -------
     bool [windows]
     """
-    busy = tokens.any(axis=(1, 2))
+    busy = np.asarray(tokens.any(axis=(1, 2)))
     near = np.ones(len(tokens), dtype=bool)
     roots = [root_shares(window) for window in tokens[busy]]
     steps = [hellinger(before, after) for before, after in pairwise(roots)]
