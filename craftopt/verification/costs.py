@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from craftopt.verification.witnesses import (
 
 # A layer, by position, and its number of replicas.
 Cell = tuple[int, int]
+Value = TypeVar("Value", int, Fraction)
 # A bound on a layer's cost with any number of replicas, start - price x replicas: (start, price).
 Line = tuple[Fraction, Fraction]
 
@@ -349,5 +351,5 @@ class ExactProblem:
         return f"layer {self.problem.loads.layer_ids[layer]} with {replicas} replicas"
 
 
-def _at(curve: Sequence[int], replicas: int) -> int:
+def _at(curve: Sequence[Value], replicas: int) -> Value:
     return curve[min(replicas, len(curve) - 1)]
