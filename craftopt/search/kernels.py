@@ -1,8 +1,4 @@
-"""What all searches of one layer share: rules, schedule and random numbers.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
-"""
+"""What all searches of one layer share: rules, schedule and random numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +6,8 @@ from typing import Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 

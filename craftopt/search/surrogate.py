@@ -3,9 +3,6 @@
 The surrogate of the largest GPU load is the weighted mean over windows of the p-norm of the GPU
 loads, with p = 8. Loads, their 8th powers and the powers' sums over the GPUs are kept per window,
 so that a step costs time linear in the windows.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
 """
 
 from __future__ import annotations
@@ -13,8 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.kernels import NONE, Random, Rules, draw, fullest, root
