@@ -109,8 +109,8 @@ class Diagnosis(Displayed):
                 f"have at least {LEAST_WINDOWS}"
             )
         figures = (
-            f"{'saves' if gain.held_out > -0.0005 else 'loses'} {_percent(abs(gain.held_out))} of layer "
-            "time on windows that the plans had not seen "
+            f"{'saves' if gain.held_out > -0.0005 else 'loses'} {_percent(abs(gain.held_out))} of "
+            "layer time on windows that the plans had not seen "
             f"({LEVEL:.0%} interval {_percent(gain.low)} to {_percent(gain.high)}) and "
             f"saves {_percent(gain.planned)} on those they were made for"
         )
