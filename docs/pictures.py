@@ -123,10 +123,9 @@ def result() -> Figure:
         plan = co.solve(case, method).plan
         plot_load_map(plan, served, window=8, most=3, ax=ax)
         ax.set_title(f"{label}: time {co.evaluate(plan, served).relative_time:.2f}")
-        if ax is not axes[-1]:
-            ax.images[0].colorbar.remove()
         if ax is not axes[0]:
             ax.set_ylabel("")
+    figure.colorbar(ax.images[0], ax=axes, label="load / mean load of the layer")
     return figure
 
 

@@ -33,12 +33,12 @@ from craftopt.windows import without_idle
 
 # What the parts of today's layer time are.
 SHARES = {
-    "work": "is left when all GPUs are equally loaded",
+    "work": "is the work itself (all GPUs equally loaded)",
     "moving": "is saved by moving experts",
-    "copies": "is saved by copies on top",
-    "dispatch": "by a better dispatch on top",
-    "unforeseen": "is imbalance that these plans did not foresee",
-    "unavoidable": "is imbalance that no plan can remove",
+    "copies": "more by copies",
+    "dispatch": "more by a better dispatch",
+    "unforeseen": "is waiting that these plans did not foresee",
+    "unavoidable": "is waiting that no plan can remove",
 }
 
 

@@ -72,13 +72,14 @@ def commands(found: Diagnosis, source: str, today: str | None) -> Iterator[tuple
     yield f"The plan, {redundant} copies per layer: engines load whole slots", plan
     for engine, (title, server) in SERVERS.items():
         file = "moe.yaml" if engine == "tensorrt-llm" else "location.json"
-        options, *rest = load_flags(engine, file, gpus, redundant)
-        more = "".join(f" \\\n  {flag}" for flag in rest if flag.startswith("--"))
-        notes = "".join(f"\n{flag}" for flag in rest if not flag.startswith("--"))
+        lines = load_flags(engine, file, gpus, redundant)
+        flags = " ".join(line for line in lines if line.startswith("--"))
+        notes = "".join(f"\n{line}" for line in lines if not line.startswith("--"))
         yield (
             title,
             (
                 f"craftopt export plan.json --engine {engine} -o {file}\n"
-                f"{server.format(gpus=gpus)} \\\n  {options}{more}{notes}"
+                f"{server.format(gpus=gpus)} {flags}".replace(" --", " \\\n  --")
+                + notes
             ),
         )

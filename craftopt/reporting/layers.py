@@ -61,12 +61,13 @@ def plot_load_map(
     most : float, optional
         Relative load of the darkest colour, to compare maps; by default the largest shown.
     ax : matplotlib Axes, optional
-        Where to draw; new axes by default.
+        Where to draw, without a scale; new axes with one by default.
 
     Returns
     -------
     matplotlib Axes
     """
+    alone = ax is None
     ax = new_axes(height=4) if ax is None else ax
     shown = load_map(gpu_loads(plan, loads if window is None else loads.select([window])))
     image = ax.imshow(
@@ -77,7 +78,8 @@ def plot_load_map(
         vmax=most or max(shown.max(), 1.01),
         interpolation="none",
     )
-    ax.figure.colorbar(image, ax=ax, label="load / mean load of the layer")
+    if alone:
+        ax.figure.colorbar(image, ax=ax, label="load / mean load of the layer")
     ticks = np.arange(0, len(shown), -(-len(shown) // 8))
     ax.set_yticks(ticks, loads.layer_ids[ticks].tolist())
     ax.set_xlabel("GPU")
@@ -229,8 +231,7 @@ def plot_pareto(
         best = point in front
         ax.plot(*point, marker="o" if best else "s", color=COLOURS[0] if best else COLOURS[2],
                 fillstyle="full" if best else "none", linestyle="")  # fmt: skip
-    for named, point in _apart(points).items():
-        write_beside(ax, named, point)
+    write_beside(ax, points)
     ax.margins(0.15)
     ax.set_xlabel("prefill: relative time")
     ax.set_ylabel("decode: experts read by the busiest GPU")
@@ -262,20 +263,6 @@ def plot_migration(
     ax.set_ylabel(of)
     ax.grid(color="0.9")
     return ax
-
-
-def _apart(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Join the names of points that are too near each other for names of their own."""
-    near = 0.06 * np.maximum(np.ptp(list(points.values()), axis=0), 1e-300)
-    groups: list[tuple[list[str], tuple[float, float]]] = []
-    for label, point in points.items():
-        for labels, first in groups:
-            if (np.abs(np.subtract(point, first)) < near).all():
-                labels.append(label)
-                break
-        else:
-            groups.append(([label], point))
-    return {", ".join(labels): point for labels, point in groups}
 
 
 def _shade_beyond(bound: tuple[npt.ArrayLike, npt.ArrayLike], ax: Axes) -> None:

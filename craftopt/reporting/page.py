@@ -28,9 +28,9 @@ from craftopt.traces import Trace
 from craftopt.windows import without_idle
 
 # Light to dark, so that they are told apart in grey and by the colour-blind (ColorBrewer YlOrBr).
-COLOURS = ("#ffffe5", "#fff0b0", "#fec44f", "#ec7014", "#b03a05", "#662506")
+COLOURS = ("#ffffe5", "#fee391", "#fe9929", "#b03a05", "#662506")
 # Loads over the mean, in percent, at which the next colour begins.
-LIMITS = (75, 105, 125, 160, 220)
+LIMITS = (105, 125, 160, 220)
 # Windows that are shown on their own: those in which today's plan waits longest.
 WORST = 6
 # Names of plans that were not given.
@@ -205,7 +205,7 @@ def _assumed(found: Diagnosis, shown: Shown, seed: int, *, given: bool) -> Itera
         yield "A plan that was given may have been made on windows that are called held out here."
     if NEW in shown.plans:
         yield (
-            f"The {NEW} is what `craftopt {'rebalance' if given else 'plan'}` makes with "
+            f"The {NEW} is what craftopt {'rebalance' if given else 'plan'} makes with "
             f"{whole_slots(found)} copies per layer in uniform slots, which engines load: here of "
             "the planned windows alone, so that the others test it; to serve with, of all windows."
         )

@@ -206,7 +206,7 @@ def node_traffic(shown: Shown, trace: Trace) -> Section:
     return Section(
         "nodes",
         "Traffic between nodes",
-        "Share of the tokens at home in a node that visit another.",
+        "Share of the tokens at home in a node that visit each node, their own included.",
         ("plan", "home node", *(f"to node {node}" for node in range(nodes))),
         rows,
     )
