@@ -191,6 +191,6 @@ for weight in (0, 0.1, 0.5, 1):
 _ = plot_pareto(shown, prompts, steps)
 
 # %% [markdown]
-# A little weight on decode costs prefill next to nothing and has nearly all of decode's gain; the
-# plan for decode alone is no better on batches that it has not seen. All rules are in
+# Equal weights cost prefill 2 % and have most of what decode can gain; the plan for decode alone
+# costs prefill a quarter. EPLB's plan is behind in both. All rules are in
 # [routing](../routing.md), [METRO's claims](../research/metro.md) are studied on real traces.

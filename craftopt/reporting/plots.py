@@ -90,6 +90,6 @@ def write_beside(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
             "; ".join(labels),
             point,
             textcoords="offset points",
-            xytext=(-7 if right else 7, -12),
+            xytext=(-7, -12) if right else (7, 5),
             ha="right" if right else "left",
         )
