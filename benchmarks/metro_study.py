@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 import craftopt as co
+from craftopt.reporting.plots import line_style
 from craftopt.serving import (
     Deployment,
     Profile,

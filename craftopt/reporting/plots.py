@@ -75,7 +75,7 @@ def legend_above(ax: Axes) -> None:
 
 def write_beside(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Name points on the side where the middle of the axis is; those that lie together, at once."""
-    near = 0.06 * np.maximum(np.ptp(list(points.values()), axis=0), 1e-300)
+    near = 0.1 * np.maximum(np.ptp(list(points.values()), axis=0), 1e-300)
     groups: list[tuple[list[str], tuple[float, float]]] = []
     for label, point in points.items():
         for labels, first in groups:
