@@ -40,7 +40,7 @@ def test_make_demo_gives_what_is_shown():
 
     printed = [cells(line) for line in done.stdout.splitlines()]
     for line in DEMO:
-        assert any(alike(cells(line), other) for other in printed), line
+        assert line == "..." or any(alike(cells(line), other) for other in printed), line
 
 
 def alike(shown: list[str], printed: list[str]) -> bool:
