@@ -57,7 +57,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 browser: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m browser tests/reporting
+	mkdir -p build
+	$(BIN)/python -m pytest -m browser --basetemp=build/browser tests/reporting
 
 # numba's cache does not notice an edit in a callee in another file: compile anew.
 bench: $(VENV)/.installed-dev

@@ -192,11 +192,12 @@ class Diagnosis(Displayed):
                     f"{_percent(extra.held_out)} held out."
                 )
         if self.cost is not None:
+            parts = (-self.cost.prefill, self.cost.exchange, -self.cost.decode)
+            prefill, exchange, decode = (_percent(part, sign="+") for part in parts)
             found.append(
                 "A whole step, modelled with its attention and exchange, changes by "
-                f"{-self.cost.prefill:+.1%} for a prefill of {STEPS['prefill']:,.0f} tokens per "
-                f"GPU ({self.cost.exchange:+.1%} from the exchange) and by "
-                f"{-self.cost.decode:+.1%} for a decode of {STEPS['decode']:.0f}."
+                f"{prefill} for a prefill of {STEPS['prefill']:,.0f} tokens per GPU ({exchange} "
+                f"from the exchange) and by {decode} for a decode of {STEPS['decode']:.0f}."
             )
         if self.critical_nodes is not None:
             now, then = self.critical_nodes
@@ -341,9 +342,9 @@ def diagnose(
     )
 
 
-def _percent(part: float, decimals: int = 1) -> str:
-    text = f"{part:.{decimals}%}"
-    return text.lstrip("-") if not text.strip("-0.%") else text
+def _percent(part: float, decimals: int = 1, sign: str = "") -> str:
+    text = f"{part:{sign}.{decimals}%}"
+    return text.lstrip("-+") if not text.strip("-+0.%") else text
 
 
 def _persistence_text(found: Persistence | None, held_out: float) -> Iterator[str]:

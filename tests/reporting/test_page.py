@@ -21,7 +21,7 @@ from craftopt.diagnosis import Cost
 from craftopt.evaluation import gpu_loads
 from craftopt.reporting import sections
 from craftopt.reporting.layers import load_map
-from craftopt.reporting.page import report_page
+from craftopt.reporting.page import COLOURS, report_page
 from craftopt.reporting.sections import Shown
 
 
@@ -242,8 +242,23 @@ document.getElementById("found").textContent = "broken: " + [...errors, ...found
 """
 
 
+def chromium(folder, page, *flags: str) -> str:
+    """Open a file of a folder in a browser without a window; return what it prints."""
+    common = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    common += "--disable-background-networking --disable-component-update --hide-scrollbars "
+    common += f"--virtual-time-budget=5000 --user-data-dir={folder / 'profile'}"
+    done = subprocess.run(
+        [CHROMIUM, *common.split(), *flags, (folder / page).as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; install it")
+
+
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; install it")
+@in_browser
 def test_the_page_works_in_a_browser(text, tmp_path):
     watch = "<script>onerror = said => parent.errors.push(said)</script>"
     inner = html.escape(text.replace("<head>", f"<head>{watch}"))
@@ -252,11 +267,25 @@ def test_the_page_works_in_a_browser(text, tmp_path):
         f'<iframe id="frame" style="width:390px;border:0" srcdoc="{inner}"></iframe>'
         f"<script>frame.onload = () => {{ {CHECKS} }}</script>"
     )
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    flags += "--disable-background-networking --disable-component-update --virtual-time-budget=5000"
-    done = subprocess.run(
-        [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-         (tmp_path / "around.html").as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert '<p id="found">broken: </p>' in done.stdout, done.stdout[:300]
+    printed = chromium(tmp_path, "around.html", "--dump-dom")
+    assert '<p id="found">broken: </p>' in printed, printed[:300]
+
+
+@pytest.mark.browser
+@in_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (1280, "dark")])
+def test_the_page_looks_like_its_colour_scheme(width, scheme, text, tmp_path):
+    """Pictures of a `make browser` are in build/browser, to be looked at."""
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
+    picture = tmp_path / f"{scheme}-{width}.png"
+    flags = [f"--screenshot={picture}", f"--window-size={width},2400"]
+    flags += ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    chromium(tmp_path, "report.html", *flags)
+    shown = pytest.importorskip("matplotlib.pyplot").imread(picture)[..., :3]
+    assert shown.shape[1] == width
+    assert (np.median(shown) < 0.5) == (scheme == "dark")
+    palest, darkest = (
+        [int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (COLOURS[0], COLOURS[-1])
+    )
+    for colour in (palest, darkest):
+        assert (abs(255 * shown - colour).max(axis=2) < 2).any(), "a colour of the map is missing"
