@@ -29,6 +29,7 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/craftopt compare gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 --slots even --replicas-per-layer 8 --holdout odd-even --foreign sorry_bench_base
 	mkdir -p build && $(BIN)/craftopt report gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 -o build/report.html
+	@echo "Next: open build/report.html in a browser. Yours: $(BIN)/craftopt report YOUR_RECORDING --gpus 64 --nodes 8 -o report.html"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --benchmark-disable tests craftopt formulations tools $(BENCHMARKS)
@@ -56,7 +57,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 browser: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m browser tests/reporting
+	mkdir -p build
+	$(BIN)/python -m pytest -m browser --basetemp=build/browser tests/reporting
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --benchmark-columns=min,median,stddev,rounds $(BENCHMARKS)

@@ -187,7 +187,11 @@ class Comparison(Displayed):
             rows.append(cells)
         least = "a planned sum of time and traffic below"
         least = least if problem.traffic_price > 0 else _BOUNDS[problem.objective]
-        notes = [f"No plan has {least} {self.bound:.4f}: gaps are to that bound."]
+        notes = [
+            "Time: fullest over mean GPU load, summed; balanced: the inverse, averaged. 1 is "
+            "perfect. Dup.: copies on a GPU that has the expert already.",
+            f"No plan has {least} {self.bound:.4f}: gaps are to that bound.",
+        ]
         if self.traffic is None and problem.nodes > 1:
             notes.append(f"Traffic between nodes is {NOT_MEASURED}.")
         notes += [f"{row.method}: {row.note}" for row in self.rows if row.note]
@@ -308,9 +312,9 @@ def compare(
     score = partial(evaluate, dispatch=dispatch, trace=trace, coactivation=coactivation)
     source = None
     if trace is not None:
-        source = f"{trace}, standard error {standard_error(trace.tokens):.3f}"
+        source = f"{trace.tokens:,} tokens, standard error {standard_error(trace.tokens):.3f}"
     elif coactivation is not None:
-        source = f"{coactivation}, estimated, standard error {coactivation.standard_error:.3f}"
+        source = f"pair counts, estimated, standard error {coactivation.standard_error:.3f}"
     if (served is not None or foreign is not None) and problem.wants_traffic:
         held = planned_tokens(problem.coactivation, problem.loads)
         problem = problem.variant(coactivation=held)
@@ -413,7 +417,8 @@ def _row(
     note: str,
 ) -> Row:
     """Score a result on planned, served and foreign windows."""
-    over_budget, note = note == _OVER, note or result.message
+    over_budget = note == _OVER
+    note = (note or result.message).removeprefix(f"{label} ")
     if not result.has_plan:
         return Row(
             label, result.status.value, None, None, None, None, None, None, None,
