@@ -23,12 +23,12 @@ from craftopt.search.surrogate import (
     State,
     Step,
     WindowLoads,
+    change_by_exchange,
+    change_by_rows,
     draw_replacement,
     draw_two_gpus,
     is_possible,
     norm_cost,
-    norm_cost_of_exchange,
-    norm_cost_of_rows,
     set_rows,
     state_of,
     sum_loads,
@@ -147,24 +147,26 @@ def _trace_front(
         if moves + more > most:
             continue
         if step.drop >= 0:
-            set_rows(step, width, state)
-            fresh = (
-                _largest_of_rows(loads, rows, top[1]) if sharp else norm_cost_of_rows(loads, rows)
+            set_rows(step, state)
+            change = (
+                _largest_of_rows(loads, rows, top[1]) - cost
+                if sharp
+                else change_by_rows(loads, rows)
             )
         else:
-            fresh = (
-                _largest_of_exchange(step, loads, top[0])
+            change = (
+                _largest_of_exchange(step, loads, top[0]) - cost
                 if sharp
-                else norm_cost_of_exchange(step, loads)
+                else change_by_exchange(step, loads)
             )
         if looking:
             if more > 0:
-                worth = max(worth, (cost - fresh) / more)
+                worth = max(worth, -change / more)
             continue
-        if not accepts(random, fresh - cost + price * more, temperature):
+        if not accepts(random, change + price * more, temperature):
             continue
         take(step, state)
-        cost = _largest(loads, top[0]) if sharp else fresh
+        cost = _largest(loads, top[0]) if sharp else norm_cost(loads)
         moves += more
         _keep(moves, cost, gpus, best, front)
     if per_level == 0:

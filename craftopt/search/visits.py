@@ -116,7 +116,7 @@ def new_nodes(experts: int, nodes: int, windows: int, pooled: bool) -> Nodes:
         np.empty((nodes, windows)),
         WindowLoads(
             np.empty((1, size)), np.empty((nodes, size)), np.empty((nodes, size)),
-            np.empty(size), np.empty(size), np.empty((2, size)),
+            np.empty(size), np.empty(size), np.empty(size), np.empty(size),
         ),
     )  # fmt: skip
 
