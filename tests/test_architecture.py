@@ -44,6 +44,7 @@ RANKING = (
     {"datasets"},
     {"traces"},
     {"coactivation", "links"},
+    {"portable"},
     {"loads"},
     {"documents", "display"},
     {"errors"},

@@ -19,6 +19,7 @@ from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.layers import Layers
 from craftopt.planners.nominal import nominal_copies
+from craftopt.portable import power
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
 from craftopt.search.annealing import anneal
@@ -227,8 +228,8 @@ class WindowedSearch(Layers):
         for share, in_play in stages:
             stage = Schedule(
                 int(steps * share),
-                hot * (cold / hot) ** done,
-                hot * (cold / hot) ** (done + share),
+                hot * power(cold / hot, done),
+                hot * power(cold / hot, done + share),
                 in_play,
             )
             found = kernel(

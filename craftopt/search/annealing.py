@@ -19,6 +19,7 @@ from craftopt.search.kernels import (
     accepts,
     draw,
     draw_word,
+    fall,
     field,
     fullest,
     home_nodes,
@@ -123,7 +124,7 @@ def _take_steps(
     # Exchanges and replacements since the last refresh, and those of them that were taken.
     exchanges = exchanged = replacements = replaced = 0
     per_thousand = MOST_REPLACEMENTS
-    cooling = (cold / hot) ** (1.0 / max(steps, 1))
+    cooling = fall(hot, cold, steps)
     temperature = hot
     for turn in range(steps):
         temperature *= cooling

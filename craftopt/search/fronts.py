@@ -15,7 +15,7 @@ from numba import njit
 
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt.search.kernels import NONE, Random, Rules, accepts, draw, home_nodes, seeded
+from craftopt.search.kernels import NONE, Random, Rules, accepts, draw, fall, home_nodes, seeded
 from craftopt.search.surrogate import (
     NO_STEP,
     Gpus,
@@ -113,7 +113,7 @@ def _trace_front(
         for gpu in range(start.shape[1]):
             moves += gpus.hosted[expert, gpu] and not previous[expert, gpu]
     per_level = steps // (LEVELS + 1)
-    price, temperature, fall = np.inf, 0.0, 1.0
+    price, temperature, cheaper = np.inf, 0.0, 1.0
     worth = 0.0  # the most that a step gains per move
     cost = 0.0
     for turn in range(per_level * (LEVELS + 1)):
@@ -127,9 +127,9 @@ def _trace_front(
                 price = max(worth, FIRST_PRICE * cost)
                 if price == 0.0:
                     break
-                fall = (LAST_PRICE * cost / price) ** (1.0 / (LEVELS - 1))
+                cheaper = fall(price, LAST_PRICE * cost, LEVELS - 1)
             else:
-                price *= fall
+                price *= cheaper
             temperature = (HEAT_SHARP if sharp else HEAT) * price
         first = draw(random, rules.nodes) * width if rules.nodes > 1 else 0
         kind = draw(random, 10)

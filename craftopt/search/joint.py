@@ -16,7 +16,16 @@ from craftopt.loads import BoolArray, FloatArray
 from craftopt.plan import Copies
 from craftopt.search.annealing import REFRESH, draw_batch, draw_exchange
 from craftopt.search.fronts import count_moves
-from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, seeded, uniform
+from craftopt.search.kernels import (
+    NONE,
+    Rules,
+    Schedule,
+    draw,
+    exponential,
+    fall,
+    home_nodes,
+    seeded,
+)
 from craftopt.search.surrogate import (
     Experts,
     Gpus,
@@ -167,7 +176,7 @@ def anneal_joint(
     if limited:
         moved_cost = moves.price * np.sum(hosted & ~moves.previous)
     best_cost, best = np.inf, gpus.items.copy()
-    cooling = (cold / hot) ** (1.0 / max(steps, 1))
+    cooling = fall(hot, cold, steps)
     temperature = hot
     for turn in range(steps):
         temperature *= cooling
@@ -186,10 +195,10 @@ def anneal_joint(
             step = draw_replacement(random, state, node_of, rules, 6)
         if not is_possible(step, hosted):
             continue
-        bound = -temperature * np.log(uniform(random))
+        allowed = temperature * exponential(random)
         if limited:
             dearer = moves.price * count_moves(step, moves.previous)
-            bound -= dearer
+            allowed -= dearer
         many = _list_changes(step, change)
         # Whether copies serve elsewhere what they did, so that only two GPUs change.
         simple = step.drop < 0
@@ -202,7 +211,7 @@ def anneal_joint(
             _set_shared_rows(many, change, hosted, nodes, nearest, shares, experts, loads, rows)
             change_of_cost = change_by_rows(loads, rows)
         # Along the tangents, no step saves more than an eighth of the visits.
-        if change_of_cost - visit_cost / 8.0 > bound:
+        if change_of_cost - visit_cost / 8.0 > allowed:
             continue
         moved = 0
         if priced:
@@ -256,7 +265,7 @@ def anneal_joint(
                     change_of_cost += visit_slope[w] * (both - before)
             elif moved:
                 change_of_cost += change_by_rows(nodes_held.visited, change.rows)
-        if change_of_cost > bound:
+        if change_of_cost > allowed:
             continue
         for c in range(many):
             expert = change.expert[c]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from craftopt import portable
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 
@@ -124,13 +125,27 @@ def uniform(random: Random) -> float:
     return (draw(random, 1 << 30) + 0.5) / (1 << 30)
 
 
+_log, _exp = step_kernel(portable.log), step_kernel(portable.exp)
+
+
+@inlined
+def exponential(random: Random) -> float:
+    """Draw an exponentially distributed number of mean 1, below 22."""
+    return -_log(uniform(random))
+
+
+@step_kernel
+def fall(first: float, last: float, steps: int) -> float:
+    """Compute the factor by which to go from the first to the last in so many steps."""
+    return _exp(_log(last / first) / max(steps, 1))
+
+
 @inlined
 def accepts(random: Random, change: float, temperature: float) -> bool:
     """Decide by the Metropolis rule: gains are taken, losses at random."""
     if change <= 0.0:
         return True
-    # No number drawn is below 2 ** -31.
-    return change < 21.5 * temperature and change <= -temperature * np.log(uniform(random))
+    return change < 22.0 * temperature and change <= temperature * exponential(random)
 
 
 # --- placements and loads -------------------------------------------------------------------

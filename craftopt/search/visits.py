@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from craftopt.loads import FloatArray, IntArray
-from craftopt.search.kernels import NONE
+from craftopt.search.kernels import NONE, root
 from craftopt.search.surrogate import Rows, WindowLoads, set_load, sum_powers
 
 # Companions of a token's expert in its node, in units of those of random placement, at which the
@@ -157,7 +157,7 @@ def sum_visits(visits: Visits, shares: FloatArray, loads: WindowLoads, held: Nod
             held.visited.load[node, w] = rate * held.load[node, w]
     sum_powers(held.visited)
     # The norm over nodes is that of a mean: equal visits give their sum.
-    price = visits.price * nodes ** (1.0 - 1.0 / 8.0)
+    price = visits.price * nodes / root(nodes)
     for w in range(held.visited.weight.size):
         held.visited.weight[w] = price * (1.0 if visits.pooled else loads.weight[w])
 
