@@ -7,8 +7,8 @@ Every domain in turn is new: plans are made from its first k windows before the 
 the windows of all other domains, or from both, and served on its last windows, half of them, four
 at most. Windows of a token trace are whole sequences of one domain, as many as make the tokens;
 domains of fewer than eight windows are left out and named. Prints the mean balancedness over the
-domains under even dispatch, and the gain that is kept where only a part of the copies may move:
-served balancedness less that of the old plan, as a share of the gain when all may.
+domains under even dispatch, and what is kept of the gain over the plan for the old windows where
+only a part of the copies may move and all windows, old and new, are handed in.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import argparse
 import warnings
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
 import craftopt as co
-from craftopt.windows import NEAR, hellinger, root_shares
+from craftopt.kinds import near_latest
 
 LEAST = 8
 SHOTS = (0, 1, 2, 4)
-PARTS = (0.05, 0.1, 0.25)
+PARTS = (0.05, 0.1, 0.25, 1.0)
 Tokens = np.ndarray  # float64 [windows, layers, experts]
 
 
@@ -62,46 +61,44 @@ def alike(tokens: Tokens) -> Tokens:
     return tokens / tokens.sum(axis=2, keepdims=True).clip(1) * 1e4
 
 
-def near(old: list[Tokens], new: Tokens) -> Tokens:
-    """Select the old windows within 1.6 usual distances of the new ones; see `near_latest`."""
-    roots = [[root_shares(window) for window in windows] for windows in old]
-    steps = [hellinger(a, b) for kind in roots for a, b in pairwise(kind)]
-    mean = np.mean([root_shares(window) for window in new], axis=0)
-    found = [
-        window
-        for windows, kind in zip(old, roots, strict=True)
-        for window, root in zip(windows, kind, strict=True)
-        if hellinger(root, mean) <= NEAR * np.median(steps)
-    ]
-    return np.array(found).reshape(-1, *new.shape[1:])
-
-
-def problem(tokens: Tokens, gpus: int, replicas: int) -> co.Problem:
+def problem(
+    tokens: Tokens, gpus: int, replicas: int, objective: co.ObjectiveName = "balancedness"
+) -> co.Problem:
     """State the problem for windows."""
     slots = "even" if (tokens.shape[2] + replicas) % gpus else "uniform"
     return co.Problem(
-        co.Loads(tokens), gpus, replicas_per_layer=replicas, slots=slots, objective="balancedness"
+        co.Loads(tokens), gpus, replicas_per_layer=replicas, slots=slots, objective=objective
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def read(file: str, tokens: int, every: int) -> dict[str, Tokens]:
+    """Read every domain's windows; domains of fewer than `LEAST` are left out and named."""
+    try:
+        parts = of_trace(co.read_trace(file), tokens, every)
+    except co.CraftoptError:
+        parts = of_loads(co.read_loads(file), every)
+    few = [name for name, windows in parts.items() if len(windows) < LEAST]
+    print(f"left out, fewer than {LEAST} windows: {', '.join(few) or 'none'}\n")
+    return {name: windows for name, windows in parts.items() if name not in few}
+
+
+def arguments(text: str) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=text.partition("\n")[0])
     parser.add_argument("file")
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--replicas", type=int, nargs="+", required=True, help="per layer")
     parser.add_argument("--tokens", type=int, default=2000, help="of a window of a trace")
     parser.add_argument("--every", type=int, default=1, help="take one layer in so many")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments(__doc__)
     warnings.simplefilter("ignore", co.CraftoptWarning)
-    try:
-        parts = of_trace(co.read_trace(options.file), options.tokens, options.every)
-    except co.CraftoptError:
-        parts = of_loads(co.read_loads(options.file), options.every)
-    few = [name for name, windows in parts.items() if len(windows) < LEAST]
-    parts = {name: windows for name, windows in parts.items() if name not in few}
-    print(f"left out, fewer than {LEAST} windows: {', '.join(few) or 'none'}\n")
+    parts = read(options.file, options.tokens, options.every)
     found: dict[tuple[str, int, int], list[float]] = {}
-    kept: dict[tuple[int, int, float], list[float]] = {}
+    kept: dict[tuple[str, int, int, float], list[tuple[float, float]]] = {}
     for replicas in options.replicas:
         task = partial(problem, gpus=options.gpus, replicas=replicas)
 
@@ -113,8 +110,7 @@ def main() -> None:
         for name, windows in parts.items():
             half = min(4, len(windows) // 2)
             served = co.Loads(windows[-half:])
-            others = [alike(part) for other, part in parts.items() if other != name]
-            old = np.concatenate(others)
+            old = np.concatenate([alike(parts[other]) for other in parts if other != name])
 
             def score(made: co.Plan, served: co.Loads = served) -> float:
                 return co.evaluate(made, served).mean_balancedness
@@ -136,21 +132,23 @@ def main() -> None:
                 add("EPLB, new windows only (k = 0: old ones)", k, plan(new, eplb))
                 mean = new.mean(axis=0, keepdims=True)
                 add("`nominal`, new windows only", k, plan(mean, "nominal"))
-                made = plan(new, "fast")
-                add("`fast`, new windows only (k = 0: old ones)", k, made)
-                add("`fast`, old and new alike", k, plan(np.concatenate([old, new]), "fast"))
-                alike_old = near(others, new)
-                add(
-                    "`fast`, new and near old ones",
-                    k,
-                    plan(np.concatenate([alike_old, new]), "fast"),
-                )
+                add("`fast`, new windows only (k = 0: old ones)", k, plan(new, "fast"))
+                both = np.concatenate([old, new])
+                add("`fast`, old and new alike", k, plan(both, "fast"))
+                made = plan(both[near_latest(both)], "fast")
+                add("`fast`, new and near old ones", k, made)
                 whole = score(made) - score(before)
                 copies = before.layers * (windows.shape[2] + replicas)
-                for part in PARTS if k in (1, 4) and whole > 0 else ():
-                    moved = co.rebalance(task(new), before, max_moves=int(part * copies))
-                    share = (score(moved.plan) - score(before)) / whole
-                    kept.setdefault((replicas, k, part), []).append(share)
+                for part in PARTS if k in (1, 4) else ():
+                    most = int(part * copies)
+                    changed = {"rebalance": co.rebalance(task(both), before, max_moves=most).plan}
+                    if k == 1:
+                        start = task(old, objective="time")
+                        online = co.OnlinePlanner(start, before, max_moves=most)
+                        changed["OnlinePlanner"] = online.observe(new[0]).plan
+                    for by, after in changed.items():
+                        gained = (score(after) - score(before), whole)
+                        kept.setdefault((by, replicas, k, part), []).append(gained)
             add("clairvoyant (plans on what is served)", SHOTS[-1], plan(served.tokens, "fast"))
             print(f"{replicas} per layer, {name}: done", flush=True)
     heads = [f"{r} per layer, k = {k}" for r in options.replicas for k in SHOTS]
@@ -159,13 +157,12 @@ def main() -> None:
     for row in dict.fromkeys(row for row, _, _ in found):
         cells = [found.get((row, r, k)) for r in options.replicas for k in SHOTS]
         print(f"| {row} | " + " | ".join(f"{np.mean(c):.3f}" if c else "" for c in cells) + " |")
-    print("\n| copies that may move | " + " | ".join(f"{p:.0%}" for p in PARTS) + " |")
-    print("|---|" + "---|" * len(PARTS))
-    for r in options.replicas:
-        for k in (1, 4):
-            cells = [kept.get((r, k, part), [float("nan")]) for part in PARTS]
-            shares = " | ".join(f"{np.mean(c):.0%}" for c in cells)
-            print(f"| {r} per layer, k = {k} | {shares} |")
+    print("\n| copies that may move | gain | " + " | ".join(f"{p:.0%}" for p in PARTS) + " |")
+    print("|---|---|" + "---|" * len(PARTS))
+    for by, r, k in dict.fromkeys(key[:3] for key in kept):
+        gains = np.array([kept[by, r, k, part] for part in PARTS]).mean(axis=1)  # [parts, 2]
+        shares = " | ".join(f"{share:.0%}" for share in gains[:, 0] / gains[:, 1])
+        print(f"| `{by}`, {r} per layer, k = {k} | {gains[0, 1]:.3f} | {shares} |")
 
 
 if __name__ == "__main__":

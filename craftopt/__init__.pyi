@@ -43,6 +43,7 @@ from craftopt.rebalancing import plan_migration as plan_migration
 from craftopt.rebalancing import rebalance as rebalance
 from craftopt.rebalancing import relabel as relabel
 from craftopt.rebalancing import relabel_for_links as relabel_for_links
+from craftopt.reporting.page import report as report
 from craftopt.result import Result as Result
 from craftopt.result import Status as Status
 from craftopt.routing import Routing as Routing

@@ -13,12 +13,14 @@ import numpy as np
 from craftopt.bounds import (
     cardinality_bound,
     common_copies_witness,
+    companions_of,
     cost_table,
     least_cost,
     max_copy_load,
     mean_loads,
+    replica_prices,
+    saving,
     shared_cost_table,
-    shared_costs,
 )
 from craftopt.bounds.traffic import certify_traffic
 from craftopt.errors import InputError, VerificationError
@@ -37,8 +39,6 @@ Evidence = Mapping[Cell, Sequence[Witness]]
 # proof, the load is lowered a little.
 _BITS = 40
 _SLACKS = (0.0, 1e-10, 1e-8, 1e-6)
-# Halvings of the range of prices for a replica.
-_HALVINGS = 50
 # A layer this close to its bound, relative, is closed.
 _CLOSED = Fraction(1, 10**10)
 
@@ -55,9 +55,9 @@ def certify(
     """Bound how far a plan is from the best one, with a proof that `verify` can check.
 
     For every layer the cheapest bound comes first: mean load, heaviest copy, cardinality (where
-    slots are even), with several windows the copies that they share, then the evidence; a layer
-    whose bound is attained is done. The whole plan's bound is a knapsack over all numbers of
-    replicas that layers could have.
+    slots are even), with several windows the copies that they share (where slots are even, with
+    companions), then the evidence; a layer whose bound is attained is done. The whole plan's bound
+    is a knapsack over all numbers of replicas that layers could have.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ class _Prover:
                 witness, cost = self._analytic(cell, sharp=True)
             others = self._evidence.get(cell, [])
             if goal is not None and self.problem.loads.windows > 1:
-                others = [self._credits(cell[0], self._saving(cell)), *others]
+                others = [self._credits(cell, saving(self.problem, *cell)), *others]
             for other in others:
                 if _closed(cost, goal):
                     break
@@ -276,33 +276,27 @@ class _Prover:
     def _share_copies(self) -> None:
         """Bound every layer by the copies that all windows share, for any number of replicas."""
         problem = self.problem
-        layers, choices = problem.loads.layers, problem.replica_choices
-        table = shared_cost_table(problem)
-        if problem.slots == "uniform":  # the same number in every layer
-            replicas = int(choices[table.sum(axis=0).argmin()])
-            prices = [self._saving((layer, replicas)) for layer in range(layers)]
-        else:
-            prices = [_budget_price(table, choices, problem.replicas)] * layers
-        for layer, price in enumerate(prices):
-            witness = self._credits(layer, price)
-            start, saving = line = self.exact.proven_line(layer, witness)
-            costs = self._in_tokens(start) - self._in_tokens(saving) * choices
+        choices = problem.replica_choices
+        for layer, price in enumerate(replica_prices(problem, shared_cost_table(problem))):
+            witness = self._credits((layer, int(choices[0])), price)
+            start, fall = line = self.exact.proven_line(layer, witness)
+            costs = self._in_tokens(start) - self._in_tokens(fall) * choices
             if (costs > self._table[layer]).any():
                 self.credits[layer], self.lines[layer] = witness, [line]
                 np.maximum(self._table[layer], costs, out=self._table[layer])
 
-    def _credits(self, layer: int, price: float) -> Witness:
+    def _credits(self, cell: Cell, price: float) -> Witness:
+        """Write what copies that windows share prove, with as many replicas or more."""
         problem = self.problem
-        tokens = problem.loads.tokens[:, layer]
+        companions, _ = companions_of(problem, *cell, price)
         return common_copies_witness(
-            tokens, problem.gpus, problem.copies_limit, price, problem.objective
+            problem.loads.tokens[:, cell[0]],
+            problem.gpus,
+            problem.copies_limit,
+            price,
+            problem.objective,
+            companions,
         )
-
-    def _saving(self, cell: Cell) -> float:
-        """Say what one more replica saves a layer, by the copies that its windows share."""
-        layer, replicas = cell
-        now, then = shared_costs(self.problem, layer, np.array([replicas, replicas + 1]))
-        return float(now - then)
 
     def _in_tokens(self, cost: Fraction) -> float:
         return float(cost / self.exact.unit if self.exact.time else cost)
@@ -334,16 +328,6 @@ class _Prover:
             except VerificationError:
                 continue
         return self._analytic(cell, sharp=False)
-
-
-def _budget_price(table: FloatArray, choices: IntArray, budget: int) -> float:
-    """Find the price of a replica at which the layers together want no more than the budget."""
-    low, high = 0.0, float(table[:, 0].sum() - table[:, -1].sum())
-    for _ in range(_HALVINGS):
-        price = 0.5 * (low + high)
-        wanted = choices[(table + price * choices).argmin(axis=1)].sum()
-        low, high = (price, high) if wanted > budget else (low, price)
-    return high
 
 
 def _closed(cost: Fraction, goal: Fraction | None) -> bool:

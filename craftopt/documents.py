@@ -12,6 +12,9 @@ from typing import Any
 
 from craftopt.errors import FormatError, InputError
 
+# In bytes, with room for what `write_atomically` adds.
+_LONGEST_NAME, _LONGEST_PATH = 200, 4000
+
 
 def write_json(document: Mapping[str, Any], tables: Mapping[str, int]) -> str:
     """Write a document with its tables a row a line, so that two versions compare line by line.
@@ -100,7 +103,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     reason = ""
-    if target.is_dir():
+    if len(os.fsencode(target.name)) > _LONGEST_NAME or len(os.fsencode(target)) > _LONGEST_PATH:
+        reason = "its name is too long"
+        target = Path(f"{os.fspath(target)[:40]}...")
+    elif target.is_dir():
         reason = f"it is a folder; name a file, such as {target / 'plan.json'}"
     elif target.exists() and not target.is_file():
         reason = "it is no file"

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, number, whole
 from craftopt.evaluation import evaluate, evaluate_for
+from craftopt.kinds import NEAR, hellinger, root_shares
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing import count_moves, rebalance, relabel
 from craftopt.result import Options
 from craftopt.traces import Trace
-from craftopt.windows import NEAR, hellinger, root_shares
 
 Action = Literal["keep", "rebalance", "recall"]
 
@@ -245,6 +245,7 @@ class OnlinePlanner:
             problem,
             self.plan,
             move_price=self._move_cost / worth,
+            all_windows=True,
             seed=self._options.seed,
             work_limit=self._options.work_limit,
             workers=self._options.workers,

@@ -266,7 +266,9 @@ class Plan(Displayed):
             )
         if not np.array_equal(self.layer_ids, held.layer_ids):
             low, high = (int(max(of.layer_ids[end] for of in (self, held))) for end in (0, -1))
-            if not self.layers == held.layers == high - low + 1:
+            if np.isin(self.layer_ids, held.layer_ids).all():
+                low, high = (int(self.layer_ids[end]) for end in (0, -1))
+            elif not self.layers == held.layers == high - low + 1:
                 low, high = 3, 60  # else the one that counts from 0 has no numbers of its own
             raise InputError(
                 f"the plan has the layers {layer_text(self.layer_ids)} ({self.layers}), the {name} "

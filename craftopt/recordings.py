@@ -86,6 +86,25 @@ def windows_enough(loads: Loads) -> int:
     return windows_needed(values.size, 1.645 * error, FORESEEN_MARGIN)
 
 
+def few_windows(loads: Loads) -> str:
+    """Say that windows are too few to count on a gain over EPLB; empty where they are enough.
+
+    Examples
+    --------
+    >>> import craftopt as co
+    >>> from craftopt.recordings import few_windows
+    >>> few_windows(co.Loads([[[8, 2]], [[7, 3]]]))
+    'windows=2 are few (about 11 would be enough): on other windows EPLB may do as well'
+    """
+    enough = windows_enough(loads)
+    if loads.windows >= enough:
+        return ""
+    return (
+        f"windows={loads.windows} are few (about {enough} would be enough): "
+        "on other windows EPLB may do as well"
+    )
+
+
 def looks_made_up(loads: Loads) -> str | None:
     """Say what makes loads look synthetic or mock; None where they look measured."""
     if any(word in name.casefold() for name in loads.window_names for word in MADE_UP_NAMES):

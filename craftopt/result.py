@@ -111,6 +111,11 @@ class Outcome:
     infeasible: bool = False
 
 
+def also_planned(slots: str, seconds: float) -> str:
+    """Say that a stricter slot rule was planned as well, whose plan could have been better."""
+    return f"slots={slots!r} planned as well, {seconds:.2g} s"
+
+
 @dataclass(frozen=True, eq=False)
 class Result(Displayed):
     """Hold a method's plan with its recomputed objective, the bound and the gap.

@@ -1,22 +1,19 @@
-"""Windows of traffic: hold some out, blend them, measure distances, shrink them to similar ones."""
+"""Windows of traffic: hold some out, blend them, shrink them to similar ones."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, number, whole
-from craftopt.loads import BoolArray, FloatArray, Loads
+from craftopt.loads import FloatArray, Loads
 from craftopt.portable import exp_array
 from craftopt.traces import Trace
 
 # Domain of the windows that a trace was cut into across its domains.
 MIXED = "mixed"
-# Windows are of one kind of traffic within this many usual distances: see `near_latest`.
-NEAR = 1.6
 # Beyond this range a Gamma variable underflows, or all blends are the average.
 LEAST_ALPHA, MOST_ALPHA = 0.01, 1000.0
 # Correlation of a window's share from one blend to the next.
@@ -54,7 +51,10 @@ def holdout(loads: Loads, rule: str) -> tuple[Loads, Loads]:
     (('1',), ('0', '2'))
     """
     if loads.windows < 2:
-        raise InputError("these loads have 1 window; a holdout needs at least 2")
+        raise InputError(
+            "these loads have 1 window, and a holdout needs at least 2; record several, or cut a "
+            "token trace into windows (--batch N, Trace.batches)"
+        )
     position = np.arange(loads.windows)
     if rule == "odd-even":
         return loads.split(position % 2 == 1)
@@ -247,58 +247,6 @@ def shrink(tokens: FloatArray) -> FloatArray:
         before, after, out=np.zeros_like(before), where=after > 0
     )
     return rescaled
-
-
-def root_shares(tokens: FloatArray) -> FloatArray:
-    """Compute the square roots of the experts' shares over all layers: a vector of length 1.
-
-    Parameters
-    ----------
-    tokens : float64 [layers, experts]
-
-    Returns
-    -------
-    float64 [layers x experts]
-    """
-    total = tokens.sum(axis=1, keepdims=True)
-    share = np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
-    root: FloatArray = np.sqrt(share / max(1, int((total > 0).sum()))).ravel()
-    return root
-
-
-def hellinger(root: FloatArray, mean_root: FloatArray) -> float:
-    """Compute the Hellinger distance of a window to others.
-
-    Parameters
-    ----------
-    root, mean_root : float64 [layers x experts]
-        `root_shares` of the window, and a weighted mean of those of the others.
-    """
-    length = float(np.sqrt(np.einsum("c,c->", mean_root, mean_root)))
-    if length == 0.0:
-        return 0.0
-    return float(np.sqrt(max(0.0, 1.0 - np.einsum("c,c->", root, mean_root) / length)))
-
-
-def near_latest(tokens: FloatArray) -> BoolArray:
-    """Tell which windows are of the same kind of traffic as the last one.
-
-    Those no farther from it, by the Hellinger distance, than 1.6 times the median distance of
-    consecutive windows. Where kinds take turns from window to window, that is all of them.
-
-    Parameters
-    ----------
-    tokens : float64 [windows, layers, experts]
-        In the order of time.
-
-    Returns
-    -------
-    bool [windows]
-    """
-    roots = [root_shares(window) for window in tokens]
-    steps = [hellinger(before, after) for before, after in pairwise(roots)]
-    usual = float(np.median(steps)) if steps else 0.0
-    return np.array([hellinger(root, roots[-1]) <= NEAR * usual for root in roots[:-1]] + [True])
 
 
 def _hold_out_domain(loads: Loads, domain: str) -> tuple[Loads, Loads]:

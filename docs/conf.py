@@ -9,7 +9,9 @@ project = "craftopt"
 author = "The craftopt authors"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+nb_execution_mode = "off"  # `make notebooks` has executed them
+nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"  # shapes and units stand in the docstrings
@@ -20,6 +22,9 @@ html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "craftopt"
 html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["craftopt.css"]
+linkcheck_timeout = 20
 
 
 def setup(app: Sphinx) -> None:

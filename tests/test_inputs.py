@@ -9,62 +9,18 @@ import io
 import itertools
 import json
 import shutil
-import warnings
 
 import numpy as np
 import pytest
 from engine_files import PHY2LOG, per_pass, per_token, torch_file
-from files import DATA
+from files import DATA, npy, npz, routed, text
 from strategies import quiet
 
 import craftopt as co
-from craftopt import cli
 
 CASES = DATA / "cases"
 # Other notes than the one that a test is about.
 noted = pytest.mark.filterwarnings("ignore::craftopt.errors.CraftoptWarning")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run craftopt in this process; return its exit code, output, and errors with notes."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["craftopt", *map(str, arguments)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        warnings.simplefilter("always", co.CraftoptWarning)
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return stop.code or 0, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    with warnings.catch_warnings():
-        yield run
-
-
-def npy(array) -> io.BytesIO:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    stream.seek(0)
-    return stream
-
-
-def npz(**arrays) -> io.BytesIO:
-    stream = io.BytesIO()
-    np.savez(stream, **arrays)
-    stream.seek(0)
-    return stream
-
-
-def text(content: str) -> io.BytesIO:
-    return io.BytesIO(content.encode())
-
-
-def routed(tokens: int, layers: int, experts: int, k: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return np.argsort(rng.random((tokens, layers, experts)), axis=2)[:, :, :k].copy()
 
 
 # --- a guess by content never ends as loads by default --------------------------------------------
@@ -410,6 +366,7 @@ def test_what_no_router_does_is_said():
         co.read_trace(npz(topk_ids=ids))
 
 
+@noted
 @pytest.mark.parametrize("name", ["sparse.csv", "sglang_old.csv"])
 def test_an_inferred_number_of_experts_is_said_and_can_be_given(name, run):
     file = CASES / "sparse_csv" / name
@@ -565,7 +522,7 @@ def test_options_of_engines_are_answered_with_ours(option, ours, run):
     [
         ("rebalance PLAN LOADS --gpus 0", "gpus=0 is below 1"),
         ("evaluate PLAN LOADS --gpus 8", "is for 4 GPUs, not gpus=8; pass gpus=4"),
-        ("evaluate PLAN LOADS --layers 5-3", "--layers '5-3'; pass numbers of layers"),
+        ("evaluate PLAN LOADS --layers 5-3", "--layers '5-3'; pass numbers"),
         ("certify PLAN LOADS --traffic .5", "--traffic needs the tokens"),
         ("diagnose TRACE --gpus 4 --batch 0", "batch=0 is below 1"),
     ],

@@ -314,7 +314,7 @@ def _npy_claiming(shape: str) -> bytes:
     ("data", "message"),
     {
         "empty": (b"", "is empty"),
-        "text": (b"window,layer\n", "in no format"),
+        "text": (b"window,layer\n", "is a table with the columns"),
         "a pickle": (pickle.dumps([1]), "never unpickles"),
         "torn": (archive(topk_ids=IDS)[:60], "damaged"),
         "loads": (archive(counts=np.ones((1, 2, 3))), "co.read_loads"),

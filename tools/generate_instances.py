@@ -9,6 +9,7 @@ differ from run to run. A file is kept where what is found now has a larger gap.
 
 from __future__ import annotations
 
+import datetime
 import math
 import random
 import sys
@@ -33,7 +34,7 @@ from craftopt.verification import Certificate, ExactProblem, verify
 from craftopt_formulations import instances, joint
 from craftopt_formulations.branching import prove_load
 from craftopt_formulations.configuration_lp import Layer
-from craftopt_formulations.instances import Instance, Proof, list_instances, load_instance
+from craftopt_formulations.instances import Found, Instance, Proof, list_instances, load_instance
 
 # Popularity of the i-th expert is 1/i to this power: from flat to steeper than Zipf's law.
 SKEWS = {"flat": 0.0, "mild": 0.5, "zipf": 1.0, "steep": 1.5}
@@ -200,8 +201,12 @@ def make_instance(name: str) -> Instance:
         plan=result.plan,
         bound=attainable(problem, _lowered(problem, result.bound)),
         proof=Proof(
-            f"solver: CP-SAT {version('ortools')}", f"work_limit {work}", _short(result.runtime)
+            f"solver: CP-SAT {version('ortools')}",
+            f"work_limit {work}",
+            _short(result.runtime),
+            today(),
         ),
+        found=Found("craftopt, method exact", today()),
         work_limit=work,
     )
     certified = _certified(instance)
@@ -229,15 +234,20 @@ def _certified(instance: Instance) -> Instance:
 def _with_certificate(
     instance: Instance, certificate: Certificate, boxes: int, start: float
 ) -> Instance:
-    document = certificate.document
-    witnesses = [entry["witness"] for entry in [*document["layers"], *document["allocation"]]]
-    kinds = sorted({kind for witness in witnesses for kind in _kinds(witness)})
-    seconds = time.perf_counter() - start
+    seconds = _short(time.perf_counter() - start)
+    by = f"certified: {', '.join(kinds_of(certificate))}"
     return replace(
         instance,
-        bound=attainable(instance.problem, Fraction(document["bound"])),
-        proof=Proof(f"certified: {', '.join(kinds)}", f"{boxes} boxes", _short(seconds)),
+        bound=attainable(instance.problem, Fraction(certificate.document["bound"])),
+        proof=Proof(by, f"{boxes} boxes", seconds, today()),
     )
+
+
+def kinds_of(certificate: Certificate) -> list[str]:
+    """List the kinds of witnesses that a certificate rests on."""
+    document = certificate.document
+    witnesses = [entry["witness"] for entry in [*document["layers"], *document["allocation"]]]
+    return sorted({kind for witness in witnesses for kind in _kinds(witness)})
 
 
 def _kinds(witness: Any) -> list[str]:
@@ -311,6 +321,17 @@ def _short(seconds: float) -> float:
     return float(f"{seconds:.2g}")
 
 
+def write_instance(instance: Instance) -> None:
+    """Write the file of an instance."""
+    file = Path(instances.__file__).with_name(f"{instance.name}.json")
+    write_atomically(file, instance.to_json())
+
+
+def today() -> str:
+    """Return the day, as 2026-11-26."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
 def table() -> str:
     """List all instances as a Markdown table, for ``docs/instances.md``."""
     rows = [
@@ -336,7 +357,7 @@ def main() -> None:
             known = load_instance(name)
             if known.problem.loads == made.problem.loads and known.gap < made.gap:
                 made = known
-        write_atomically(Path(instances.__file__).with_name(f"{name}.json"), made.to_json())
+        write_instance(made)
         state = f"open {float(made.gap):.2e}" if made.is_open else "proven"
         print(f"{name:40} {float(made.best):.6f} {state:14} {made.proof}", flush=True)
 

@@ -2,23 +2,34 @@
 
 from craftopt.bounds.activated import least_activated
 from craftopt.bounds.cardinality import cardinality_bound
-from craftopt.bounds.common_copies import common_copies_curve, common_copies_witness
+from craftopt.bounds.common_copies import (
+    Companions,
+    common_copies_curve,
+    common_copies_witness,
+)
+from craftopt.bounds.companions import best_companions
 from craftopt.bounds.copies import max_copy_load
 from craftopt.bounds.groups import mean_loads
 from craftopt.bounds.whole_plan import (
+    companions_of,
     cost_table,
     even_costs,
     layer_costs,
     least_cost,
+    replica_prices,
+    saving,
     shared_cost_table,
     shared_costs,
     whole_plan_bound,
 )
 
 __all__ = [
+    "Companions",
+    "best_companions",
     "cardinality_bound",
     "common_copies_curve",
     "common_copies_witness",
+    "companions_of",
     "cost_table",
     "even_costs",
     "layer_costs",
@@ -26,6 +37,8 @@ __all__ = [
     "least_cost",
     "max_copy_load",
     "mean_loads",
+    "replica_prices",
+    "saving",
     "shared_cost_table",
     "shared_costs",
     "whole_plan_bound",

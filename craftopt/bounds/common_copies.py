@@ -17,9 +17,14 @@ it is for, so the credits of the steps that were not bought never exceed what th
 costs above its mean; and no chain of steps takes in more than its price. Hence for every r, not
 only for the one that the price was made for, ``cost(r) >= base + credits - price * r``.
 Prices for all r are found from the cuts, as the convex envelope of cost over r, exactly.
-The proof in full: ``formulations/README.md``, "Common copies".
 
-Maximum flow is kept by hand: scipy's counts in 32 bits, and OR-Tools is optional.
+**Companions.** Where every GPU hosts at least s other copies beside a hot one, that one's GPU
+carries more than it. A window names a price v for a companion; those that weigh less than v are
+few, and what they lack is D = sum_f (v - t[w,f])+. So the levels rise, to ``t[w,e]/k + s v - D/k``,
+and what further copies of f take off its weight as a companion, ``(v - max(t[w,f], v)/k)+`` with k
+of them, its steps are to pay for: that comes off what its chain may take in.
+
+The proofs in full: ``formulations/README.md``, "Common copies" and "Companions at a price".
 """
 
 from __future__ import annotations
@@ -32,26 +37,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from craftopt.loads import BoolArray, FloatArray, IntArray
+from craftopt.bounds.closure import Levels, cut
+from craftopt.loads import FloatArray, IntArray
 from craftopt.objective import OBJECTIVES, ObjectiveName
 
 # Costs are counted in whole units of 2^-SCALE_BITS of their size. Floating point finds them to
 # about 2^-53 of it per expert that is summed: for 4096 experts, within half a unit.
 SCALE_BITS = 40
-_UNBOUNDED = 1 << 60
 
 
-class Levels(NamedTuple):
-    """Loads that windows only stay below with one more copy of some expert, [levels] each.
+class Companions(NamedTuple):
+    """What a copy shares its GPU with: so many others at least, at a price in every window.
 
-    By window, ascending. To stay below its level takes ``step`` copies of the expert, and what
-    the levels above need; ``rise`` is the cost between the level before and this one.
+    ``prices``: float64 [windows], in tokens; at 0 nothing is said.
     """
 
-    window: IntArray
-    expert: IntArray
-    step: IntArray
-    rise: IntArray
+    count: int
+    prices: FloatArray
 
 
 def common_copies_curve(
@@ -95,7 +97,7 @@ def common_copies_curve(
     >>> common_copies_curve(tokens, 2, 2, np.arange(3)).round(6)
     array([16., 13., 10.])
     """
-    base, scale, levels = _levels(tokens, gpus, copies_limit, objective)
+    base, scale, levels = _levels(tokens, gpus, copies_limit, objective, None)
     above = np.zeros(len(choices))
     for price, flow in zip(*_envelope(levels, choices), strict=True):
         np.maximum(above, float(flow) - float(price) * choices, out=above)
@@ -109,6 +111,7 @@ def common_copies_witness(
     copies_limit: int,
     price: float,
     objective: ObjectiveName = "time",
+    companions: Companions | None = None,
 ) -> dict[str, Any]:
     """Prove ``cost(r) >= base + (credits - price * r)`` for every r, in whole numbers.
 
@@ -120,32 +123,79 @@ def common_copies_witness(
         What a replica is charged, at least 0, in the unit of the cost. The proof is tight
         where the curve of `common_copies_curve` falls by that much per replica: for a whole
         plan, charge every layer what the last replica of the budget saves.
+    companions : Companions, optional
+        Of a layer whose GPUs host that many copies beside every one, at least.
 
     Returns
     -------
     dict
         ``{"kind": "credits", "price": int, "scale": "p/q", "windows": {"w": [[expert, step,
-        amount], ...]}}``, price and amounts in units of 1/scale.
+        amount], ...]}}``, price and amounts in units of 1/scale; with companions also
+        ``"companions": {"w": "p/q"}``, their prices in tokens, where above 0.
     """
-    _, scale, levels = _levels(tokens, gpus, copies_limit, objective)
-    window, expert, step, rise = levels
-    charge = int(min(max(0.0, price * scale), float(rise.sum())))
-    every, one = np.arange(rise.size), np.ones(tokens.shape[1], dtype=np.int64)
-    amount = _cut(levels, every, one, _buy(one, levels, every), charge)[1]
+    found = Credits(tokens, gpus, copies_limit, objective, companions, price)
+    window, expert, step, _ = found.levels
+    amount = found.amounts
     credits = np.column_stack((expert, step, amount))
-    return {
+    witness = {
         "kind": "credits",
-        "price": charge,
-        "scale": str(Fraction(scale)),
+        "price": found.charge,
+        "scale": str(Fraction(found.scale)),
         "windows": {
             str(w): credits[(window == w) & (amount > 0)].tolist()
             for w in np.unique(window[amount > 0])
         },
     }
+    if companions is not None:
+        priced = [(str(w), str(Fraction(v))) for w, v in enumerate(companions.prices.tolist()) if v]
+        witness["companions"] = dict(priced)
+    return witness
+
+
+class Credits:
+    """The best credits at a price of a replica, and the line that they prove.
+
+    ``start``, a float, is the cost that they prove without replicas; ``counts`` is int64
+    [experts], copies that attain it if companions weigh no more than their prices say.
+    """
+
+    def __init__(
+        self,
+        tokens: FloatArray,
+        gpus: int,
+        copies_limit: int,
+        objective: ObjectiveName,
+        companions: Companions | None,
+        price: float,
+    ) -> None:
+        base, self.scale, levels = _levels(tokens, gpus, copies_limit, objective, companions)
+        self.levels, total = levels, int(levels.rise.sum())
+        self.charge = charge = int(min(max(0.0, price * self.scale), float(total)))
+        every, first = np.arange(levels.rise.size), np.ones(tokens.shape[1], dtype=np.int64)
+        most = _buy(first, levels, every)
+        paid = np.zeros((first.size, copies_limit), dtype=np.int64)
+        if companions is not None and companions.prices.any():
+            weight = per_load(tokens, gpus, copies_limit, objective) * self.scale
+            paid = _rebates(tokens, companions.prices, weight, copies_limit)
+        # The last step is beyond the limit: what needs it cannot be had.
+        charges = np.full((first.size, copies_limit), total)
+        charges[:, :-1] = np.maximum(charge - np.diff(paid), 0)
+        charges = charges[np.arange(2, copies_limit + 2) <= most[:, np.newaxis]]
+        _, self.amounts, reached = cut(levels, every, first, most, charges)
+        taken = np.zeros((first.size, copies_limit + 1), dtype=np.int64)
+        np.add.at(taken, (levels.expert, levels.step - 1), self.amounts)
+        over = taken[:, :-1].cumsum(axis=1) + paid - charge * np.arange(copies_limit)
+        spare = int(over.max(axis=1).sum())
+        self.start = base + (int(self.amounts.sum()) - spare) / self.scale
+        self.counts = _buy(first, levels, every[reached[reached.size - every.size :]])
 
 
 def _levels(
-    tokens: FloatArray, gpus: int, copies_limit: int, objective: ObjectiveName
+    tokens: FloatArray,
+    gpus: int,
+    copies_limit: int,
+    objective: ObjectiveName,
+    companions: Companions | None,
 ) -> tuple[float, float, Levels]:
     """List every window's levels: the loads that it only stays below with one more step.
 
@@ -160,13 +210,18 @@ def _levels(
     """
     goal = OBJECTIVES[objective]
     goal.require_even_dispatch("the bound by common copies")
-    # cumsum adds in order, unlike sum.
-    means = np.cumsum(tokens, axis=1)[:, -1] / gpus
-    floors = np.maximum(means, tokens.max(axis=1) / copies_limit)
-    window, expert = np.nonzero(tokens > floors[:, np.newaxis])
+    means, floors = floors_of(tokens, gpus, copies_limit)
+    window, expert = np.nonzero(np.full(tokens.shape, True))
+    shared, lacking = np.zeros(means.size), np.zeros(means.size)
+    if companions is not None:
+        prices = companions.prices
+        shared = companions.count * prices
+        lacking = np.maximum(prices[:, np.newaxis] - tokens, 0.0).sum(axis=1)
     found = []
     for copies in range(1, copies_limit + 1):
-        load = tokens[window, expert] / copies
+        count, of, lack = tokens[window, expert], shared[window], lacking[window]
+        # With companions it falls or rises all along, so that an end is the least.
+        load = np.maximum(count / copies, of + np.minimum(count - lack, (count - lack) / copies))
         above = load > floors[window]
         window, expert = window[above], expert[above]
         found.append((np.full(window.size, copies + 1), expert, load[above], window))
@@ -209,8 +264,9 @@ def _envelope(levels: Levels, choices: IntArray) -> tuple[list[int], list[int]]:
         if bisect_right(asked, left) >= bisect_left(asked, right) or left_cost <= right_cost:
             continue
         price = (left_cost - right_cost) // (right - left)
-        cut, _, reached = _cut(levels, part, bought, most, price)
-        flow = cut + right_cost + price * left
+        charges = np.full((most - bought).sum(), price)
+        flow, _, reached = cut(levels, part, bought, most, charges)
+        flow += right_cost + price * left
         prices.append(price)
         flows.append(flow)
         if flow >= left_cost + price * left:
@@ -232,157 +288,38 @@ def _buy(bought: IntArray, levels: Levels, part: IntArray) -> IntArray:
     return more
 
 
-def _cut(
-    levels: Levels, part: IntArray, bought: IntArray, most: IntArray, price: int
-) -> tuple[int, IntArray, BoolArray]:
-    """Find the minimum cut of some levels, where every step beyond those bought has a price.
+def floors_of(tokens: FloatArray, gpus: int, copies_limit: int) -> tuple[FloatArray, FloatArray]:
+    """Compute mean loads and what every window's largest load is at least, [windows] each."""
+    # cumsum adds in order, unlike sum.
+    means = np.cumsum(tokens, axis=1)[:, -1] / gpus
+    return means, np.maximum(means, tokens.max(axis=1) / copies_limit)
 
-    Returns
-    -------
-    flow : int
-        Its capacity.
-    credits : int64 [part]
-        What flows from each level into its step.
-    reached : bool [nodes]
-        The source's side of the cut that buys the fewest steps; levels come last.
-    """
-    head, onward, end, capacity, priced, needs = _graph(levels, part, bought, most)
-    flow, left, depth = _max_flow(head, onward, end, capacity, priced, price)
-    return flow, left[needs ^ 1], depth >= 0
+
+def per_load(
+    tokens: FloatArray, gpus: int, copies_limit: int, objective: ObjectiveName
+) -> FloatArray:
+    """Bound what a token more on the fullest GPU adds to the cost of a window, [windows]."""
+    means, floors = floors_of(tokens, gpus, copies_limit)
+    if objective == "time":
+        return np.ones(means.size)
+    return np.divide(means, floors**2, out=np.zeros(means.size), where=floors > 0)
 
 
 @njit(cache=True)
-def _graph(
-    levels: Levels, part: IntArray, bought: IntArray, most: IntArray
-) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]:
-    """Build the network: source 0, sink 1, the steps from those bought to the most, some levels.
+def _rebates(
+    tokens: FloatArray, prices: FloatArray, weight: FloatArray, copies_limit: int
+) -> IntArray:
+    """Sum what further copies take off the weight of companions, int64 [experts, copies - 1].
 
-    Returns
-    -------
-    head, onward, end, capacity : int64
-        Linked lists of arcs: ``head[node]`` is a node's first arc, ``onward[arc]`` its next (or
-        -1), ``end[arc]`` where it leads. Arc ``a ^ 1`` is the way back of arc a.
-    priced : int64 [steps]
-        Arcs from steps to the sink: their capacity is the price.
-    needs : int64 [part]
-        Arcs from levels to the steps that they need; closed where those are bought.
+    Rounded up, by a unit more than computed.
     """
-    window, expert, step, rise = levels
-    steps = 0
-    for e in range(bought.size):
-        steps += most[e] - bought[e]
-    nodes = 2 + steps + part.size
-    arcs = 2 * (2 * steps + 3 * part.size)
-    head, onward = np.full(nodes, -1), np.empty(arcs, dtype=np.int64)
-    end, capacity = np.empty(arcs, dtype=np.int64), np.zeros(arcs, dtype=np.int64)
-    priced, needs = np.empty(steps, dtype=np.int64), np.empty(part.size, dtype=np.int64)
-    offset = np.empty(bought.size, dtype=np.int64)  # step s of expert e is node offset[e] + s
-    used = 0
-    node = 2
-    for e in range(bought.size):
-        offset[e] = node - (bought[e] + 1)
-        for s in range(bought[e] + 1, most[e] + 1):
-            priced[node - 2] = used
-            end[used], end[used + 1] = 1, node
-            used += 2
-            if s > bought[e] + 1:
-                capacity[used] = _UNBOUNDED
-                end[used], end[used + 1] = node - 1, node
-                used += 2
-            node += 1
-    for k in range(part.size):
-        level = part[k]
-        capacity[used] = rise[level]
-        end[used], end[used + 1] = node, 0
-        used += 2
-        if k + 1 < part.size and window[part[k + 1]] == window[level]:
-            capacity[used] = _UNBOUNDED
-            end[used], end[used + 1] = node + 1, node
-            used += 2
-        needs[k] = used
-        e = expert[level]
-        end[used], end[used + 1] = 0, node
-        if step[level] > bought[e]:
-            capacity[used] = _UNBOUNDED
-            end[used] = offset[e] + step[level]
-        used += 2
-        node += 1
-    for arc in range(used):
-        source = end[arc ^ 1]
-        onward[arc] = head[source]
-        head[source] = arc
-    return head, onward, end, capacity, priced, needs
-
-
-@njit(cache=True)
-def _max_flow(
-    head: IntArray,
-    onward: IntArray,
-    end: IntArray,
-    capacity: IntArray,
-    priced: IntArray,
-    price: int,
-) -> tuple[int, IntArray, IntArray]:
-    """Send the most from source to sink (Dinic's algorithm), with ``price`` on the priced arcs.
-
-    Returns
-    -------
-    flow : int
-    left : int64 [arcs]
-        Capacity that is not used.
-    depth : int64 [nodes]
-        Arcs from the source to a node, -1 where none with capacity left lead there.
-    """
-    left = capacity.copy()
-    for arc in priced:
-        left[arc] = price
-    depth = np.empty(head.size, dtype=np.int64)
-    queue = np.empty(head.size, dtype=np.int64)
-    path = np.empty(head.size, dtype=np.int64)
-    flow = 0
-    while True:
-        depth[:] = -1
-        depth[0] = 0
-        queue[0] = 0
-        waiting = 1
-        for place in range(head.size):
-            if place == waiting:
-                break
-            node = queue[place]
-            arc = head[node]
-            while arc >= 0:
-                if left[arc] > 0 and depth[end[arc]] < 0:
-                    depth[end[arc]] = depth[node] + 1
-                    queue[waiting] = end[arc]
-                    waiting += 1
-                arc = onward[arc]
-        if depth[1] < 0:
-            return flow, left, depth
-        current = head.copy()
-        node = length = 0
-        while True:
-            if node == 1:
-                push = left[path[0]]
-                for place in range(1, length):
-                    push = min(push, left[path[place]])
-                flow += push
-                for place in range(length - 1, -1, -1):
-                    left[path[place]] -= push
-                    left[path[place] ^ 1] += push
-                    if left[path[place]] == 0:
-                        length = place
-                node = end[path[length] ^ 1]
-            arc = current[node]
-            while arc >= 0 and (left[arc] == 0 or depth[end[arc]] != depth[node] + 1):
-                arc = onward[arc]
-            current[node] = arc
-            if arc >= 0:
-                path[length] = arc
-                length += 1
-                node = end[arc]
-            elif node == 0:
-                break
-            else:
-                depth[node] = -1
-                length -= 1
-                node = end[path[length] ^ 1]
+    windows, experts = tokens.shape
+    paid = np.zeros((experts, copies_limit), dtype=np.int64)
+    for expert in range(experts):
+        for copies in range(2, copies_limit + 1):
+            total = 0.0
+            for w in range(windows):
+                price = prices[w]
+                total += weight[w] * max(0.0, price - max(tokens[w, expert], price) / copies)
+            paid[expert, copies - 1] = int(np.ceil(total)) + 1
+    return paid

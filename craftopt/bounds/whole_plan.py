@@ -10,7 +10,8 @@ from numba import njit
 
 from craftopt.bounds.activated import least_activated
 from craftopt.bounds.cardinality import cardinality_bound
-from craftopt.bounds.common_copies import common_copies_curve
+from craftopt.bounds.common_copies import Companions, common_copies_curve
+from craftopt.bounds.companions import best_companions
 from craftopt.bounds.copies import max_copy_load
 from craftopt.bounds.costs import window_cost
 from craftopt.bounds.groups import mean_loads
@@ -21,14 +22,18 @@ from craftopt.problem import Problem
 # Bounds the cost of layers with exactly these numbers of replicas: float64 of the same shape.
 Sharpen = Callable[[IntArray, IntArray], FloatArray]
 
+# Halvings of the range of prices for a replica.
+_HALVINGS = 50
+
 
 @lru_cache(maxsize=8)
 def whole_plan_bound(problem: Problem) -> float:
     """Bound the objective of every plan that keeps the problem's rules.
 
     Mean load and heaviest copy for every number of replicas; under even dispatch, with several
-    windows for the copies that they share, and where slots are even, the cardinality bound wherever
-    it could change the outcome. With a price of traffic, one node per token beside.
+    windows for the copies that they share, and where slots are even, their companions and the
+    cardinality bound wherever it could change the outcome. With a price of traffic, one node per
+    token beside.
 
     Returns
     -------
@@ -83,12 +88,63 @@ def cost_table(problem: Problem) -> FloatArray:
 
 
 def shared_cost_table(problem: Problem) -> FloatArray:
-    """Bound as `cost_table` does and, with several windows, by the copies that they share."""
+    """Bound as `cost_table` does and, with several windows, by the copies that they share.
+
+    Where slots are even, companions raise the bound at the prices of `replica_prices`.
+    """
     table = cost_table(problem)
-    if problem.loads.windows > 1:
-        for layer, costs in enumerate(table):
-            np.maximum(costs, shared_costs(problem, layer, problem.replica_choices), out=costs)
+    if problem.loads.windows == 1:
+        return table
+    choices = problem.replica_choices
+    for layer, costs in enumerate(table):
+        np.maximum(costs, shared_costs(problem, layer, choices), out=costs)
+    if problem.even_slots:
+        for layer, price in enumerate(replica_prices(problem, table)):
+            _, start = companions_of(problem, layer, int(choices[0]), price)
+            np.maximum(table[layer], start - price * choices, out=table[layer])
     return table
+
+
+def replica_prices(problem: Problem, table: FloatArray) -> list[float]:
+    """Find what a replica is worth to every layer under the budget, given bounds on their costs.
+
+    The same in all layers, unless all have the same number (``uniform``): then what one more
+    saves the layer.
+    """
+    choices, layers = problem.replica_choices, problem.loads.layers
+    if problem.slots == "uniform":
+        replicas = int(choices[table.sum(axis=0).argmin()])
+        return [saving(problem, layer, replicas) for layer in range(layers)]
+    low, high = 0.0, float(table[:, 0].sum() - table[:, -1].sum())
+    for _ in range(_HALVINGS):
+        price = 0.5 * (low + high)
+        wanted = choices[(table + price * choices).argmin(axis=1)].sum()
+        low, high = (price, high) if wanted > problem.replicas else (low, price)
+    return [high] * layers
+
+
+def saving(problem: Problem, layer: int, replicas: int) -> float:
+    """Say what one more replica saves a layer, by the copies that its windows share."""
+    now, then = shared_costs(problem, layer, np.array([replicas, replicas + 1]))
+    return float(now - then)
+
+
+def companions_of(
+    problem: Problem, layer: int, replicas: int, price: float
+) -> tuple[Companions | None, float]:
+    """Choose prices for companions in a layer that has as many replicas or more.
+
+    Returns
+    -------
+    companions : Companions, optional
+        None unless slots are even.
+    start : float
+        The layer costs at least ``start - price x replicas``, in the unit of `layer_costs`.
+    """
+    tokens, most = problem.loads.tokens[:, layer], problem.copies_limit
+    beside = (problem.loads.experts + replicas) // problem.gpus - 1 if problem.even_slots else 0
+    found = best_companions(tokens, problem.gpus, most, beside, price, problem.objective)
+    return found if beside > 0 else (None, found[1])
 
 
 def shared_costs(problem: Problem, layer: int, choices: IntArray) -> FloatArray:

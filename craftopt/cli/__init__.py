@@ -41,8 +41,8 @@ COMMANDS = (
 _ENGINES_OPTIONS = {
     "ep-size ep expert-parallel-size moe-ep-size tp-size tp tensor-parallel-size dp-size "
     "data-parallel-size world-size num-gpus num-ranks": "the GPUs (EP ranks) are --gpus here",
-    "num-redundant-experts ep-num-redundant-experts redundant-experts": "redundant experts are "
-    "--replicas-per-layer here",
+    "num-redundant-experts ep-num-redundant-experts redundant-experts redundancy "
+    "eplb-num-redundant-experts eplb-config": "redundant experts are --replicas-per-layer here",
     "num-slots num-replicas num-physical-experts": "slots less experts are --replicas-per-layer "
     "here",
     "nnodes num-nodes": "nodes are --nodes here",

@@ -95,6 +95,10 @@ def verify(
     certificate: Annotated[
         str, typer.Argument(metavar="CERTIFICATE", help="File of a certificate.")
     ],
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Check this proof log as well: that no plan is better."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every claim of a certificate in exact arithmetic."""
@@ -102,9 +106,11 @@ def verify(
 
     held = co.Certificate.load(certificate)
     with progress("verifying"):
-        co.verify(held)
+        co.verify(held, log=log)
     if as_json:
-        print_json({"verified": True, **held.to_dict()})
+        print_json({"verified": True, "log": log and str(log), **held.to_dict()})
         return
     print_rich(certificate_table(held))
     print_rich("verified: every claim holds")
+    if log is not None:
+        print_rich(f"no plan is better than {held.value:.6f}: every step of {log} follows")

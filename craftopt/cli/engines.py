@@ -12,7 +12,7 @@ from craftopt.cli.shared import (
     AsJson,
     MapGpus,
     Reader,
-    layer_numbers,
+    numbers_of,
     print_json,
     reading,
     writable,
@@ -25,7 +25,11 @@ def export(
     reader: Reader,
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan, - for stdin.")],
     engine: Annotated[
-        str, typer.Option(help="sglang, tensorrt-llm, vllm-ascend (also MindIE), vllm or deepseek.")
+        str,
+        typer.Option(
+            help="sglang, tensorrt-llm, vllm-ascend (also MindIE), vllm-ascend-pool, vllm or "
+            "deepseek."
+        ),
     ],
     output: Annotated[
         str, typer.Option("--output", "-o", callback=writable, help="File to write.")
@@ -54,7 +58,7 @@ def export(
         cast(EngineName, engine),
         output,
         pad,
-        fill=() if fill is None else layer_numbers("--fill", fill),
+        fill=() if fill is None else numbers_of("--fill", fill),
     )
     if loads is not None:
         served = reader.loads(loads, experts=held.experts)

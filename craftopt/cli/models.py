@@ -66,7 +66,8 @@ def export_model(
         max_copies,
     )  # fmt: skip
     if previous is not None:
-        problem = problem.replace(previous=reader.plan(str(previous)), max_moves=max_moves)
+        old = reader.plan(str(previous)).survivors()
+        problem = problem.replace(previous=old, max_moves=max_moves)
     write = importlib.import_module("craftopt_formulations.export").export_model
     variables, constraints = write(problem, model.lower(), output, layer=layer)
     print_rich(f"wrote {output}: {variables} variables, {constraints} constraints")

@@ -24,6 +24,7 @@ from craftopt.cli.shared import (
     Reader,
     Seed,
     Workers,
+    numbers_of,
     print_json,
     print_rich,
     progress,
@@ -83,6 +84,13 @@ def rebalance(
     groups: Groups = None,
     max_copies: MaxCopies = None,
     dispatch: PlannedDispatchOption = "even",
+    all_windows: Annotated[
+        bool,
+        typer.Option(
+            "--all-windows",
+            help="Plan for all windows, not only for those of the last one's kind of traffic.",
+        ),
+    ] = False,
     dead: Annotated[
         str | None,
         typer.Option(metavar="GPUS", help="Dead GPUs, separated by commas, besides the plan's."),
@@ -117,6 +125,7 @@ def rebalance(
             "relative time": co.evaluate(new, held).relative_time,
         }
         curve: tuple[tuple[int, float], ...] = ()
+        note = ""
     else:
         problem = co.Problem(
             held,
@@ -138,6 +147,7 @@ def rebalance(
                 max_seconds=max_seconds,
                 expert_bytes=expert_bytes,
                 link_bytes_per_second=link_bytes_per_second,
+                all_windows=all_windows,
                 active=active,
                 seed=seed,
                 workers=workers,
@@ -146,6 +156,7 @@ def rebalance(
             raise InputError(found.message)
         new = found.plan
         name = problem.goal.label
+        note = "" if found.problem.loads == held else f"{found.message}; --all-windows uses them"
         facts = {
             "moves": found.moves,
             f"{name} before": found.previous_objective,
@@ -164,17 +175,30 @@ def rebalance(
         facts["bytes"] = round(facts["moves"] * expert_bytes)
         if link_bytes_per_second is not None:
             facts["seconds"] = migration.seconds(expert_bytes, link_bytes_per_second)
+            before, after = facts.get("relative time before"), facts.get("relative time")
+            if before is not None and after < before:
+                # As long under the old plan would have taken before / after times the time.
+                facts["seconds until it pays"] = facts["seconds"] / (before / after - 1)
     if output is not None:
         new.save(output)
     if steps is not None:
         write_atomically(steps, migration.to_json())
     if as_json:
         named = {key.replace(" ", "_"): value for key, value in facts.items()}
-        print_json({**named, "curve": curve, "output": None if output is None else str(output)})
+        print_json(
+            {
+                **named,
+                "note": note,
+                "curve": curve,
+                "output": None if output is None else str(output),
+            }
+        )
         return
     from craftopt.reporting.tables import rebalancing_table  # noqa: PLC0415
 
     print_rich(rebalancing_table(facts, curve))
+    if note:
+        print_rich(note)
     for path in (output, steps):
         if path is not None:
             print_rich(f"wrote {path}")
@@ -238,10 +262,10 @@ def _active(
     if dead is None:
         return None
     active = ~np.isin(np.arange(gpus), old.dead)
-    for text in filter(None, dead.split(",")):
-        if not text.strip().isdecimal() or int(text) >= gpus:
-            raise InputError(f"--dead names {text.strip()!r}; the GPUs are 0..{gpus - 1}")
-        active[int(text)] = False
+    for gpu in numbers_of("--dead", dead):
+        if gpu >= gpus:
+            raise InputError(f"--dead names {gpu}; the GPUs are 0..{gpus - 1}")
+        active[gpu] = False
     if not active.any():
         raise InputError(f"--dead names all {gpus} GPUs of the plan; at least one must be alive")
     return active

@@ -21,7 +21,6 @@ from craftopt.cli.shared import (
     reading,
     writable,
 )
-from craftopt.documents import write_atomically
 
 
 @reading
@@ -43,30 +42,18 @@ def report(
     seed: Seed = 0,
     workers: Workers = None,
 ) -> None:
-    """Write the verdict, heat maps, budgets, layers and windows on one page for a browser."""
-    from craftopt.reporting.page import report_page  # noqa: PLC0415
-
+    """Write the verdict, heat maps, budgets, layers, windows and commands on one page."""
     plans: dict[str, co.Plan] = {}
     for name in maps or ():
-        label = name if Path(name).name in plans else Path(name).name
-        plans[label], traffic = reader.both(name, loads, gpus, nodes)
+        plans[name], traffic = reader.both(name, loads, gpus, nodes)
     if not plans:
         traffic = reader.loads(loads)
-    today = next(iter(plans.values()), None)
-    if today is not None:
+    for today in list(plans.values())[:1]:
         gpus, nodes = today.gpus, today.nodes  # without those that are dead
     tokens, _ = reader.tokens(trace, None, traffic.layer_ids, traffic.experts)
     with progress("reporting") as say:
-        found = co.diagnose(
-            traffic, gpus, nodes, plan=today, model=model, gpu=gpu, trace=tokens, seed=seed,
-            workers=workers, progress=say,
+        found = co.report(
+            traffic, gpus, nodes, path=output, plans=plans, source=reader.words(loads),
+            model=model, gpu=gpu, trace=tokens, seed=seed, workers=workers, progress=say,
         )  # fmt: skip
-        if today is None:
-            problem = co.Problem(traffic, gpus, nodes=nodes, slots="even")
-            plans["experts by id"] = co.solve(problem, "trivial").plan
-        page = report_page(
-            traffic, found, plans, trace=tokens, source=loads, seed=seed, workers=workers,
-            progress=say,
-        )  # fmt: skip
-    write_atomically(output, page)
     print_rich(f"{found.answer}\nwrote {output}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import io
 import json
 import re
+import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,12 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
+from craftopt.cli.groups import grouped
 from craftopt.datasets import is_synthetic
 from craftopt.documents import check_writable
 from craftopt.errors import CraftoptWarning, InputError, choice, unknown, whole
 from craftopt.formats.reading import read_any
-from craftopt.loads import IntArray
+from craftopt.loads import IntArray, layer_text
 from craftopt.objective import ObjectiveName
 from craftopt.problem import SlotRule
 from craftopt.traces import Order
@@ -121,6 +121,17 @@ class Reader:
     order: str | None
     seed: int = 0
 
+    def words(self, source: str) -> str:
+        """Write what a command line says to read loads so."""
+        layers: Any = self.layers
+        if isinstance(layers, list):
+            whole_run = layers == list(range(layers[0], layers[-1] + 1))
+            layers = f"{layers[0]}-{layers[-1]}" if whole_run else ",".join(map(str, layers))
+        given = {"--as": self.kind, "--layers": layers, "--experts": self.experts,
+                 "--batch": self.batch, "--order": self.order}  # fmt: skip
+        options = [(name, str(value)) for name, value in given.items() if value is not None]
+        return shlex.join([source, *(word for option in options for word in option)])
+
     def loads(self, source: str, keep_idle: bool = False, experts: int | None = None) -> co.Loads:
         """Read loads, or cut a trace into windows, from a file, stdin or the examples."""
         if self.batch is None and (self.kind == "trace" or self.order is not None):
@@ -190,16 +201,23 @@ class Reader:
         return held, traffic
 
     def same_layers(self, plan: co.Plan, loads: co.Loads) -> co.Plan:
-        """Leave out layers of the plan that the loads lack: engines' maps list dense layers, too.
+        """Leave out layers of the plan that the loads lack, as of engines' maps with dense layers.
 
         Raises
         ------
         InputError
             Layers of the loads that the plan lacks.
         """
-        plan = _of_layers(plan, loads.layer_ids)
-        plan.check_layers(loads, "loads")
-        return plan
+        held: co.Plan = _of_layers(plan, loads.layer_ids)
+        held.check_layers(loads, "loads")
+        if held.layers < plan.layers:
+            lacking = layer_text(sorted({*plan.layer_ids.tolist()} - {*held.layer_ids.tolist()}))
+            warnings.warn(
+                f"the layers {lacking} of the plan have no tokens and are left out",
+                CraftoptWarning,
+                stacklevel=2,
+            )
+        return held
 
     def tokens(
         self, trace: str | None, coactivation: str | None, layers: IntArray, experts: int
@@ -274,43 +292,6 @@ _READING = {
 }
 
 
-def grouped(
-    name: str, options: Mapping[str, tuple[Any, Any]], make: Callable[..., Any]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give commands a group of options, and one argument called ``name`` made of them.
-
-    Parameters
-    ----------
-    name : str
-    options : mapping
-        Type and `typer.Option` by name; None by default.
-    make : callable
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def run(**arguments: Any) -> None:
-            given = {option: arguments.pop(option) for option in options}
-            command(**{name: make(**given)}, **arguments)
-
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        signature = inspect.signature(command, eval_str=True)
-        parameters = [one for one in signature.parameters.values() if one.name != name]
-        names = [one.name for one in parameters]
-        at = names.index("as_json") if "as_json" in names else len(names)
-        parameters[at:at] = [
-            inspect.Parameter(option, keyword, default=None, annotation=Annotated[kind, said])
-            for option, (kind, said) in options.items()
-        ]
-        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[one.replace(kind=keyword) for one in parameters]
-        )
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        return run
-
-    return decorate
-
-
 def _reader(layers: str | None, kind: str | None, **options: Any) -> Reader:
     if kind is not None:
         kind = choice("--as", kind, get_args(Kind))
@@ -325,17 +306,17 @@ def _layers(text: str | None) -> int | list[int] | None:
     """Read --layers: a number of layers, or their numbers, such as 3-60,62."""
     if text is None:
         return None
-    return int(text) if text.strip().isdecimal() else layer_numbers("--layers", text)
+    return int(text) if text.strip().isdecimal() else numbers_of("--layers", text)
 
 
-def layer_numbers(option: str, text: str) -> list[int]:
-    """Read numbers of layers, such as 3-60,62."""
+def numbers_of(option: str, text: str) -> list[int]:
+    """Read numbers of layers or GPUs, such as 3-60,62."""
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         run = range(int(found[1]), int(found[2] or found[1]) + 1) if found else ()
         if not run:
-            raise InputError(f"{option} {text!r}; pass numbers of layers, such as 3-60 or 3,5,7")
+            raise InputError(f"{option} {text!r}; pass numbers, such as 3-60 or 3,5,7")
         numbers += run
     return numbers
 

@@ -10,7 +10,8 @@ from typing import Any
 import typer
 
 import craftopt as co
-from craftopt.cli.shared import PAIRS, TRACE, Reader, grouped
+from craftopt.cli.groups import grouped
+from craftopt.cli.shared import PAIRS, TRACE, Reader
 from craftopt.errors import InputError
 
 MODEL = typer.Option(help="Model, such as deepseek-r1.")

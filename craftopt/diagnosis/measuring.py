@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from craftopt.bounds import whole_plan_bound
 from craftopt.diagnosis.rules import LEVEL, RESAMPLES, Gain
 from craftopt.evaluation import evaluate
 from craftopt.loads import BoolArray, FloatArray, Loads
 from craftopt.plan import Plan
+from craftopt.planners.windowed import WindowedSearch
 from craftopt.problem import Problem
-from craftopt.recordings import foreseen
-from craftopt.result import Result
+from craftopt.recordings import LEAST_WINDOWS, foreseen
+from craftopt.result import Options
 from craftopt.serving.deployment import Deployment
 from craftopt.serving.timing import Phase, profile_of, step_time
 from craftopt.solving import solve
@@ -68,6 +70,8 @@ class Cost:
 
     Parameters
     ----------
+    copy : float
+        Bytes per GPU that a copy in every layer takes.
     memory : float
         Bytes per GPU that the extra copies take.
     prefill, decode : float
@@ -76,6 +80,7 @@ class Cost:
         Modelled change of the expert layers' exchange in the prefill step, in parts of the step.
     """
 
+    copy: float
     memory: float
     prefill: float
     decode: float
@@ -110,7 +115,7 @@ class Measuring:
         self.given = None if today is None else round(today.replicas / today.layers)
         odd = np.arange(problem.loads.windows) % 2 == 1
         self.folds = (odd, ~odd)
-        self.results: dict[tuple[bytes, int], Result] = {}
+        self.made: dict[tuple[bytes, int], Plan] = {}
 
     def budgets(self) -> list[int]:
         """List replicas per layer to plan with, ascending, 0 first."""
@@ -129,10 +134,9 @@ class Measuring:
         for replicas in self.budgets():
             planned, held, least = np.zeros(windows), np.zeros(windows), 0.0
             for fold in self.folds:
-                result = self._result(fold, replicas)
-                time = self._time(result.plan)
+                time = self._time(self._plan(fold, replicas))
                 planned[fold], held[~fold] = time[fold], time[~fold]
-                least += result.bound * self.mean[fold].sum()
+                least += whole_plan_bound(self._problem(fold, replicas)) * self.mean[fold].sum()
             drawn = 1.0 - (draws @ held) / np.maximum(draws @ self.now, 1e-300)
             low, high = np.quantile(drawn, levels)
             gains.append(
@@ -147,6 +151,11 @@ class Measuring:
             )
         return tuple(gains)
 
+    def plans(self, replicas: int) -> tuple[Plan, Plan]:
+        """Return the plans for windows 1, 3, 5, ... and for windows 0, 2, 4, ..."""
+        first, second = (self._plan(fold, replicas) for fold in self.folds)
+        return first, second
+
     def dispatch(self, replicas: int) -> float:
         """Measure what the best dispatch saves on top of an even one, on a sample held out."""
         if not replicas:
@@ -159,7 +168,7 @@ class Measuring:
             layers = list(range(0, held.layers, min(stride, held.layers)))
             windows = list(range(0, held.windows, min(stride, held.windows)))
             sample = held.select(windows).with_layers(layers, held.layer_ids[layers])
-            plans = [self._result(fold, replicas).plan, self.today]
+            plans = [self._plan(fold, replicas), self.today]
             plan, today = (plan.with_layers(layers, sample.layer_ids) for plan in plans)
             saved += float(evaluate(plan, sample).max_load.sum())
             saved -= float(evaluate(plan, sample, "lp").max_load.sum())
@@ -178,7 +187,7 @@ class Measuring:
         others &= (domains != MIXED) & (domains[:, np.newaxis] != MIXED)
         near = far = new = None
         if windows >= 8:
-            time = self._time(self._result(np.arange(windows) < windows // 2, replicas).plan)
+            time = self._time(self._plan(np.arange(windows) < windows // 2, replicas))
             quarter = np.arange(windows) * 4 // windows
             near, far = (self._gain(time[quarter == q], quarter == q) for q in (2, 3))
         if several:
@@ -187,7 +196,7 @@ class Measuring:
             for part in range(min(DOMAIN_FOLDS, len(names))):
                 out = (group >= 0) & (group % DOMAIN_FOLDS == part)
                 planned = (group >= 0) & ~out
-                held[out] = self._time(self._result(planned, replicas).plan)[out]
+                held[out] = self._time(self._plan(planned, replicas))[out]
             new = self._gain(held[group >= 0], group >= 0)
         return Persistence(
             foreseen=foreseen(loads)[1],
@@ -203,7 +212,7 @@ class Measuring:
         """Measure the nodes per token of the busiest node, today and planned."""
         if trace is None:
             return None
-        plans = (self.today, self._result(self.folds[0], replicas).plan)
+        plans = (self.today, self._plan(self.folds[0], replicas))
         found = [evaluate(plan, self.problem.loads, trace=trace).traffic for plan in plans]
         first, second = (traffic.critical_nodes for traffic in found if traffic is not None)
         return first, second
@@ -213,7 +222,7 @@ class Measuring:
         if deployment is None:
             return None
         held = self.problem.loads.select(np.flatnonzero(~self.folds[0]))
-        plans = (self.today, self._result(self.folds[0], replicas).plan)
+        plans = (self.today, self._plan(self.folds[0], replicas))
         profiles = [profile_of(plan, held) for plan in plans]
         steps = {
             phase: [step_time(deployment, one, phase, tokens, CONTEXT) for one in profiles]
@@ -221,23 +230,36 @@ class Measuring:
         }
         gain = {phase: 1.0 - then.total / now.total for phase, (now, then) in steps.items()}
         now, then = steps["prefill"]
+        copy = held.layers / deployment.gpus * deployment.expert_bytes
         return Cost(
-            memory=replicas * held.layers / deployment.gpus * deployment.expert_bytes,
+            copy=copy,
+            memory=replicas * copy,
             prefill=gain["prefill"],
             decode=gain["decode"],
             exchange=(then.exchange - now.exchange) / now.total,
         )
 
-    def _result(self, planned: BoolArray, replicas: int) -> Result:
+    def _plan(self, planned: BoolArray, replicas: int) -> Plan:
+        """Make the plan for some windows."""
         key = (planned.tobytes(), replicas)
-        if key not in self.results:
+        if key not in self.made:
             self.say(f"planning {replicas} per layer on {planned.sum()} windows")
-            loads = self.problem.loads.select(np.flatnonzero(planned))
-            problem = self.problem.replace(loads=loads, replicas_per_layer=replicas)
-            self.results[key] = solve(
-                problem, seed=self.seed, work_limit=WORK, workers=self.workers
-            )
-        return self.results[key]
+            problem = self._problem(planned, replicas)
+            if problem.loads.windows < LEAST_WINDOWS:
+                self.made[key] = solve(
+                    problem, seed=self.seed, work_limit=WORK, workers=self.workers
+                ).plan
+            else:
+                # `fast` without its comparison with `nominal`, which takes a quarter of its time
+                # here; with few windows a plan for their sum may be the better one.
+                options = Options(seed=self.seed, work_limit=WORK, workers=self.workers)
+                search = WindowedSearch(problem, options)
+                self.made[key] = search.best(map(search.plan, search.allocations()), "fast")
+        return self.made[key]
+
+    def _problem(self, planned: BoolArray, replicas: int) -> Problem:
+        loads = self.problem.loads.select(np.flatnonzero(planned))
+        return self.problem.replace(loads=loads, replicas_per_layer=replicas)
 
     def _time(self, plan: Plan) -> FloatArray:
         """Compute the layer time of every window."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from craftopt.diagnosis.measuring import STEPS, Cost, Measuring, Persistence
@@ -69,6 +69,9 @@ class Diagnosis(Displayed):
     cost : Cost or None
     cautions : tuple of str
         When not to, as far as it applies here.
+    plans : mapping of int to (Plan, Plan)
+        What the gains were measured with, by copies per layer: made for windows 1, 3, 5, ..., and
+        for windows 0, 2, 4, ... by a short search. To look at; `solve` makes those to serve with.
     """
 
     verdict: Verdict
@@ -87,6 +90,7 @@ class Diagnosis(Displayed):
     critical_nodes: tuple[float, float] | None
     cost: Cost | None
     cautions: tuple[str, ...]
+    plans: Mapping[int, tuple[Plan, Plan]] = field(repr=False)
 
     @property
     def chosen(self) -> Gain | None:
@@ -225,7 +229,9 @@ class Diagnosis(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as plain values, for JSON."""
-        return {"answer": self.answer, **asdict(self), "shares": self.shares,
+        figures = asdict(replace(self, plans={}))
+        del figures["plans"]
+        return {"answer": self.answer, **figures, "shares": self.shares,
                 "reasons": list(self.reasons)}  # fmt: skip
 
     def to_frame(self) -> Any:
@@ -318,6 +324,7 @@ def diagnose(
         critical_nodes=None,
         cost=None,
         cautions=tuple(cautions(loads, gpus, plan, work.now, work.mean)),
+        plans={gain.replicas: work.plans(gain.replicas) for gain in gains},
     )
     if gain is None:
         return diagnosis

@@ -1,8 +1,7 @@
-"""What the engines' interfaces share: tables of slots from loads, and tensors in and out."""
+"""What the engines' interfaces share: tables of slots from loads."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -14,6 +13,7 @@ import numpy as np
 from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, divide_gpus, whole
 from craftopt.formats.reading import read_coactivation
+from craftopt.kinds import like_latest
 from craftopt.loads import BoolArray, FloatArray, IntArray, Loads
 from craftopt.plan import Copies, Plan
 from craftopt.planners.fast import plan_fast
@@ -26,11 +26,10 @@ from craftopt.rebalancing.fronts import trace_fronts
 from craftopt.rebalancing.relabelling import relabel_copies
 from craftopt.rebalancing.start import valid_start
 from craftopt.result import Options
-from craftopt.windows import near_latest
 
 # Consecutive windows are added up until no more than these are left; work grows with them.
 WINDOWS = 32
-# Annealing steps over all layers, on windows and from an old map: 0.2 and 0.5 s of a processor.
+# Annealing steps over all layers, on windows and, as often as anything moves, from an old map.
 STEPS, MOVE_STEPS = 300_000, 1_000_000
 # Environment variables: a file of pair counts, what a node that a token visits costs in mean GPU
 # loads, and how copies serve (nearest-even is SGLang's dynamic dispatch).
@@ -57,8 +56,8 @@ def plan_slots(
     ----------
     tokens : float64 [windows, layers, experts]
         In the order of time; windows without tokens do not count, nor those of another kind of
-        traffic than the last (`near_latest`). One window is planned by placement and exchanges;
-        several are planned for each of them, added up to `WINDOWS` at most.
+        traffic than the last, but in blends (`like_latest`). One window is planned by placement
+        and exchanges; several are planned for each of them, added up to `WINDOWS` at most.
     slots : int
         Physical slots of a layer.
     gpus, nodes : int
@@ -154,14 +153,30 @@ def _fit(old: IntArray, layers: int, slots: int, experts: int) -> IntArray:
 
 
 def _paying(copies: Copies, table: IntArray, problem: Problem, options: Options) -> Copies:
-    """Choose for every layer the old copies, some moves, or new copies: what costs least.
+    """Move from the old copies as long as it pays: the same loads, planned again, move nothing.
 
-    Cost is the layer's part of the objective and the price of its moves.
+    It ends, since every change saves at least `CHANGE_PRICE` of a layer's time.
     """
     layers, experts, gpus = copies.shape
-    old = np.zeros((layers, experts, gpus), dtype=np.uint8)
+    held = np.zeros((layers, experts, gpus), dtype=np.uint8)
     layer, slot = np.nonzero(table >= 0)
-    np.add.at(old, (layer, table[layer, slot], slot // (table.shape[1] // gpus)), 1)
+    np.add.at(held, (layer, table[layer, slot], slot // (table.shape[1] // gpus)), 1)
+    while True:
+        start, chosen = _cheapest(copies, held, problem, options)
+        if (chosen == start).all():
+            return chosen
+        held = chosen
+
+
+def _cheapest(
+    copies: Copies, old: Copies, problem: Problem, options: Options
+) -> tuple[Copies, Copies]:
+    """Choose for every layer the old copies, some moves, or new copies: what costs least.
+
+    Cost is the layer's part of the objective and the price of its moves. The old copies, made
+    valid, are returned as well.
+    """
+    layers, experts, gpus = copies.shape
     task = problem.variant(previous=old)
     mean = problem.loads.tokens.sum(axis=(0, 2)) / gpus
     every = int(copies[0].sum())
@@ -177,8 +192,7 @@ def _paying(copies: Copies, table: IntArray, problem: Problem, options: Options)
     search = WindowedSearch(task, options) if alone else JointSearch(task, options, copies)
     time = [[search.cost(layer, held[layer]) for layer in range(layers)] for held in candidates]
     cost = np.array(time) + CHANGE_PRICE * mean * (moves > 0) + price * moves
-    chosen: Copies = candidates[cost.argmin(axis=0), np.arange(layers)]
-    return chosen
+    return start, candidates[cost.argmin(axis=0), np.arange(layers)]
 
 
 def configured(layers: int) -> dict[str, Any]:
@@ -219,22 +233,8 @@ def _pairs_of(file: str, _changed: int) -> Coactivation:
     return pairs.with_layers(every, every)
 
 
-def as_numpy(tensor: Any) -> Any:
-    """Make a numpy array of a tensor on any device, or of what numpy takes."""
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu().numpy()
-    return np.asarray(tensor)
-
-
-def like(array: IntArray, tensor: Any) -> Any:
-    """Return the array as a tensor on the CPU if PyTorch's is what came in."""
-    if hasattr(tensor, "detach"):
-        return importlib.import_module("torch").from_numpy(array)
-    return array
-
-
 def _windows(tokens: FloatArray) -> FloatArray:
-    """Add up neighbours to `WINDOWS`; leave out idle windows and those of another kind."""
+    """Add up neighbours to `WINDOWS`; leave out idle windows, and choose as `like_latest` does."""
     values = np.asarray(tokens)
     if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "iuf":
         raise InputError(
@@ -253,8 +253,8 @@ def _windows(tokens: FloatArray) -> FloatArray:
             for start, end in zip(starts, ends, strict=True)
         ]
     )
-    kept: FloatArray = windows[near_latest(windows)]
-    return kept
+    near, blends = like_latest(windows)
+    return np.concatenate([windows[near], blends])
 
 
 def _check(experts: int, slots: int, gpus: int, nodes: int, groups: int) -> None:

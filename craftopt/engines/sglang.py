@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.engines._planning import as_numpy, like, plan_slots
+from craftopt.engines._tensors import as_numpy, like
 from craftopt.errors import InputError
 from craftopt.loads import BoolArray
 from craftopt.slot_tables import slots_of_experts
@@ -65,6 +65,8 @@ def rebalance_experts(
     >>> phy2log.shape, int(count.sum())
     ((1, 6), 6)
     """
+    from craftopt.engines._planning import plan_slots  # noqa: PLC0415 (it loads numba)
+
     tokens = as_numpy(tokens_per_expert)
     if tokens.ndim == 2:
         tokens = tokens[np.newaxis]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.engines._planning import as_numpy, like, plan_slots
+from craftopt.engines._tensors import as_numpy, like
 
 SWITCH = "CRAFTOPT_VLLM_EPLB"
 
@@ -57,6 +57,9 @@ class CraftoptEplbPolicy:
         >>> CraftoptEplbPolicy.rebalance_experts([[6, 1, 1, 2]], 6, 1, 1, 2, [[0, 1, 2, 3, 0, 1]])
         array([[0, 3, 2, 3, 0, 1]])
         """
+        # It loads numba, which the plugin must not: vLLM's CPU workers do not start with it loaded.
+        from craftopt.engines._planning import plan_slots  # noqa: PLC0415
+
         tokens = as_numpy(weight)
         if tokens.ndim == 2:
             tokens = tokens[np.newaxis]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.engines._planning import as_numpy, plan_slots
+from craftopt.engines._planning import plan_slots
+from craftopt.engines._tensors import as_numpy
 from craftopt.errors import InputError
 from craftopt.evaluation import evaluate
 from craftopt.loads import IntArray, Loads

@@ -28,6 +28,7 @@ from craftopt.traces import Trace, repeated
 _ENOUGH_ROWS, _MOST_CHOICES, _MOST_EXPERTS, _ENOUGH_SLOTS = 8, 32, 4096, 8
 # With one layer there are no sums to compare.
 _ENOUGH_TOKENS, _FEW_EXPERTS = 64, 512
+_MOST_IDS = 0.75  # of which a table of ids, and hardly one of counts, holds as many
 _DAMAGED = 0.1  # of a trace's rows, which may have one expert twice
 _MOST_LAYERS = 256  # of a model; more rows of two dimensions are windows or tokens
 
@@ -46,7 +47,7 @@ class BareArray(Contents):
 
     def __init__(self, name: str, array: AnyArray) -> None:
         self._array = as_whole(array)
-        self._what, self._possible = name, _kinds(self._array)
+        self._what, self._possible = name, _kinds_of(self._array)
         super().__init__(name + _NAMES[self._possible[0]], self._possible[0])
 
     def take_as(self, kind: Kind | None) -> None:
@@ -95,13 +96,7 @@ class BareArray(Contents):
         if self._array.ndim == 3:  # GPU by GPU
             layers, devices, _ = self._array.shape
             return with_gpus(plan_of(self._array.reshape(layers, -1), devices), gpus)
-        if self._array.ndim == 1:
-            self.notes.append(
-                "is one map for all layers, such as vLLM's: a plan of one layer, unless --layers "
-                "(layers=) says which layers there are"
-            )
-            self.repeated = True
-        return plan_of(np.atleast_2d(self._array), gpus)
+        return self.plan_of_slots(self._array, gpus)
 
 
 def as_whole(array: AnyArray) -> AnyArray:
@@ -113,17 +108,38 @@ def as_whole(array: AnyArray) -> AnyArray:
     return values.astype(np.int64) if whole else array
 
 
-def _kinds(array: AnyArray) -> tuple[Kind, ...]:
+def _kinds_of(array: AnyArray) -> tuple[Kind, ...]:
     """List what the values may be; one kind where they tell."""
-    if array.dtype.kind not in "iu" or array.size == 0 or not 1 <= array.ndim <= 3:
+    if array.size == 0 or not 1 <= array.ndim <= 3 or array.dtype.kind not in "iuf":
         return ("loads",)
-    if _may_be_map(array):
+    if array.dtype.kind == "f":  # weights of a token's choices are sorted; hundreds of cells never
+        rows = np.diff(array.reshape(-1, array.shape[-1]), axis=1)
+        few = len(rows) >= _ENOUGH_ROWS and 2 < array.shape[-1] <= _MOST_CHOICES
+        return ("loads", "trace") if few and (rows <= 0).all() else ("loads",)
+    kinds = _kinds(array)
+    if kinds == ("loads",) and array.ndim > 1:
+        if array.min() == -1 and (array == -1).sum() > 1:  # empty slots, places without expert
+            return ("plan", "trace")
+        # The greatest value in several places of a row may fill up those that are not used.
+        top = array == array.max()
+        if array.shape[-1] <= _MOST_CHOICES and (top.sum(axis=-1) > 1).any():
+            rest = np.where(top, -1, array.astype(np.int64))
+            if "trace" in _kinds(rest):
+                return ("loads", "trace")
+    return kinds
+
+
+def _kinds(array: AnyArray) -> tuple[Kind, ...]:
+    share = _ids_present(array)
+    if share == 1:
         # Small counts reach 0, 1, 2, ... as well, but not up to half as many values as experts.
         slots = array.size if array.ndim == 1 else array.size // len(array)
         if array.ndim == 1 or _ENOUGH_SLOTS <= slots <= 2 * (int(array.max()) + 1):
             return ("plan",)
         if array.ndim == 2:
             return ("loads", "plan")
+    if share >= _MOST_IDS and array.ndim == 2 and array.shape[-1] >= _ENOUGH_SLOTS:
+        return ("loads", "plan")  # a map that lacks experts
     if array.ndim == 1 or array.shape[-1] > _MOST_CHOICES:
         return ("loads",)
     if array.min() < -1 or array.max() >= _MOST_EXPERTS:
@@ -131,15 +147,15 @@ def _kinds(array: AnyArray) -> tuple[Kind, ...]:
     return _kinds_of_tokens(array) if array.ndim == 3 else _kinds_of_rows(array)
 
 
-def _may_be_map(array: AnyArray) -> bool:
-    """Tell whether all layers hold every expert id from 0 on: [layers, slots], also by GPU."""
+def _ids_present(array: AnyArray) -> float:
+    """Return the share of expert ids from 0 on that every layer holds, 1 for a map of slots."""
     table = array.reshape(1 if array.ndim == 1 else len(array), -1)
     most = int(table.max())
     if int(table.min()) != 0 or not 0 < most < table.shape[1]:
-        return False
+        return 0.0
     present = np.zeros((len(table), most + 1), dtype=np.bool_)
     present[np.arange(len(table))[:, np.newaxis], table.astype(np.int64)] = True
-    return bool(present.all())
+    return float(present.mean(axis=1).min())
 
 
 def _kinds_of_tokens(array: AnyArray) -> tuple[Kind, ...]:

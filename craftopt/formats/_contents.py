@@ -17,7 +17,7 @@ from craftopt.traces import Trace
 
 AnyArray = npt.NDArray[Any]
 # Where as many tokens choose one expert, or as many cells have one share, it is no chance.
-_ENOUGH_TOKENS, _ENOUGH_CELLS = 64, 8
+_ENOUGH_TOKENS, _ENOUGH_CELLS, _FEW_TOKENS = 64, 8, 16
 _MOST_LAYERS = 128  # of a model
 _FEW_EXPERTS = 8  # of fewer, one may well have half of the tokens
 Kind = Literal["loads", "trace", "plan", "coactivation"]
@@ -40,6 +40,8 @@ class Contents:
         self.name = name
         self.kind = kind
         self.notes: list[str] = []
+        # What the caller says of the layers; a reader that numbers them by it sets it to None.
+        self.layers: int | Sequence[int] | None = None
         # How the number of experts was inferred where the file does not say it and may lack some.
         self.inferred = ""
         self.repeated = False  # a plan's one layer is to be repeated for all
@@ -115,6 +117,18 @@ class Contents:
         self.notes += odd_choices(trace)
         return trace
 
+    def plan_of_slots(
+        self, table: AnyArray, gpus: int | None, layer_ids: AnyArray | None = None
+    ) -> Plan:
+        """Make a plan of a table of slots; one for all layers makes a plan of one layer."""
+        if table.ndim == 1:
+            self.notes.append(
+                "is one map for all layers, such as vLLM's: a plan of one layer, unless --layers "
+                "(layers=) says which layers there are"
+            )
+            self.repeated = True
+        return plan_of(np.atleast_2d(table), gpus, layer_ids)
+
     def refusal(self, wanted: Kind) -> FormatError:
         """Make the error that says what the file holds instead."""
         cut = ", and --batch N cuts it into windows" if wanted == "loads" else ""
@@ -140,6 +154,11 @@ def odd_choices(trace: Trace) -> list[str]:
     """Say where an expert is chosen by every token: no router does that."""
     if trace.tokens < _ENOUGH_TOKENS or trace.experts <= trace.topk_ids.shape[2]:
         return []
+    parts = range(2, min(16, trace.tokens // _FEW_TOKENS) + 1)
+    for times in (n for n in parts if not trace.tokens % n):
+        each = trace.topk_ids.reshape(times, -1, *trace.topk_ids.shape[1:])
+        if (each == each[0]).all():
+            return [f"holds the same tokens {times} times, as of ranks that recorded alike"]
     found = []
     for layer, number in enumerate(trace.layer_ids.tolist()):
         ids = trace.topk_ids[:, layer]
@@ -167,7 +186,11 @@ def odd_loads(loads: Loads) -> list[str]:
     notes = []
     tokens, active = loads.tokens, loads.tokens.any(axis=(0, 1))
     sums = tokens.sum(axis=2)
+    half = loads.windows // 2
+    first, second = tokens[:half], tokens[half:]
     if loads.experts >= _FEW_EXPERTS:
+        if half > 1 and np.array_equal(first, second) and not (first == first[0]).all():
+            notes.append("its second half repeats the first: is one recording there twice?")
         used = np.flatnonzero(active)
         size = int(used[-1] - used[0]) + 1
         if size == used.size <= loads.experts // 2 and not used[0] % size:

@@ -10,7 +10,7 @@ import numpy as np
 from craftopt.coactivation import COACTIVATION_KEYS, Coactivation
 from craftopt.errors import FormatError
 from craftopt.formats._bare import as_whole
-from craftopt.formats._contents import AnyArray, Contents, Kind, check_rank, plan_of
+from craftopt.formats._contents import AnyArray, Contents, Kind, check_rank
 from craftopt.formats._text import brief, shorten
 from craftopt.loads import Loads
 from craftopt.plan import Plan
@@ -78,7 +78,8 @@ class NamedArrays(Contents):
         tokens = self._of_experts(key, tokens)
         names = self._first(_WINDOW_NAMES)
         # Some recorders write the tokens of every window beside the counts.
-        self._note_unread(key, names, "tokens", *KEYS["plan"])
+        sums = "tokens" if self._sums_of(key) else None
+        self._note_unread(key, names, sums, self._first(KEYS["plan"]))
         return Loads(tokens, self._layer_ids(), names and self._arrays.names(names))
 
     def trace(self, experts: int | None) -> Trace:
@@ -121,8 +122,11 @@ class NamedArrays(Contents):
         """
         key = self._key("plan")
         self._note_unread(key, "log2phy", "logcnt")
-        table = as_whole(self._arrays.array(key))
-        return plan_of(table, gpus, self._layer_ids())
+        plan = self.plan_of_slots(as_whole(self._arrays.array(key)), gpus, self._layer_ids())
+        counts = "logcnt" in self._arrays.keys and self._arrays.array("logcnt")
+        if counts is not False and not np.array_equal(counts, plan.replica_counts):
+            raise FormatError(f"holds 'logcnt', and {key!r} has other copies of the experts")
+        return plan
 
     def coactivation(self) -> Coactivation:
         """Read pair counts, and nothing beside them that is not known.
@@ -182,6 +186,15 @@ class NamedArrays(Contents):
         self.notes.append(f"{key!r} counts slots; they were added up by expert, by {found!r}")
         return to_logical(tokens.reshape(-1, *tokens.shape[-2:]).astype(np.float64), table)
 
+    def _sums_of(self, key: str) -> bool:
+        """Tell whether ``tokens`` beside counts is a sum of them, not counts of its own."""
+        if "tokens" not in self._arrays.tables or key == "tokens":
+            return True
+        try:
+            return self._arrays.array("tokens").ndim < 2
+        except FormatError:
+            return False
+
     def _layer_ids(self) -> AnyArray | None:
         key = self._first(_LAYER_IDS)
         return None if key is None else self._arrays.column(key)
@@ -208,7 +221,10 @@ def _kind_of(keys: Collection[str]) -> Kind:
     known_keys = " nor ".join(
         repr(key) for kind, known in KEYS.items() for key in known if kind != "coactivation"
     )
-    raise FormatError(f"holds neither {known_keys}; its keys are {shorten(sorted(keys)) or 'none'}")
+    raise FormatError(
+        f"holds neither {known_keys}; its keys are {shorten(sorted(keys)) or 'none'}: name loads "
+        "'counts', a trace 'topk_ids' and a map 'phy2log'"
+    )
 
 
 def checked_names(key: str, values: Collection[object]) -> list[str]:

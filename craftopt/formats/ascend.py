@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from craftopt.errors import FormatError, whole
 from craftopt.formats._contents import Contents, plan_of, with_gpus
 from craftopt.formats._source import check_ranks
+from craftopt.formats._text import shorten
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.slot_tables import to_logical
@@ -30,7 +32,11 @@ def describes(document: dict[str, Any]) -> bool:
 class ExpertMap(Contents):
     """``{moe_layer_count, layer_list: [{layer_id, device_count, device_list: [...]}]}``.
 
-    vllm-ascend reads the layers by position; their ids count the MoE layers, not the model's.
+    vllm-ascend reads the layers by position; their ids count the MoE layers, not the model's. With
+    ``pool_mode``, ``pool_start`` and a layer's ``pool_size``, layers differ in their slots: so
+    reads the branch behind vllm-ascend's pull request 16871 (sokosad/vllm-ascend-deepseekv4 at
+    2247149, vllm_ascend/eplb/core/eplb_utils.py). The pool of the pull request itself is filled
+    while serving, and reads no map.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -43,26 +49,36 @@ class ExpertMap(Contents):
         Raises
         ------
         InputError
-            A damaged map, or devices that host different numbers of experts.
+            A damaged map.
         """
         table, devices = self.phy2log()
         return with_gpus(plan_of(table, devices), gpus)
 
     def phy2log(self) -> tuple[IntArray, int]:
-        """Return the expert of every slot, int64 [layers, slots], and the devices."""
+        """Return the expert of every slot, int64 [layers, slots], -1 = none, and the devices."""
         try:
             layers = [
                 [device["device_expert"] for device in layer["device_list"]]
                 for layer in self._document["layer_list"]
             ]
-            shape = {(len(layer), len(experts)) for layer in layers for experts in layer}
+            devices = {len(layer) for layer in layers}
+            widths = {len(experts) for layer in layers for experts in layer}
+            for number, held in [("layer_id", self._document["layer_list"]),
+                                 *(("device_id", one["device_list"])
+                                   for one in self._document["layer_list"])]:  # fmt: skip
+                given = [one.get(number, at) for at, one in enumerate(held)]
+                if given != sorted(given):
+                    raise FormatError(
+                        f"the expert map lists {number} {shorten(given)}, and engines read it in "
+                        "order; sort it"
+                    )
             ids = {type(e) for layer in layers for experts in layer for e in experts}
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"the expert map is damaged: {_reason(error)}") from None
-        if len(shape) != 1 or not ids <= {int} or (0 in next(iter(shape))):
+        if len(devices) != 1 or not ids <= {int} or min(widths, default=0) < 1:
             raise FormatError(
                 "the expert map is damaged: every layer needs the same devices, and every device "
-                "equally many experts, as whole numbers"
+                "experts, as whole numbers"
             )
         claimed = self._document.get("moe_layer_count", len(layers))
         if claimed != len(layers):
@@ -70,11 +86,13 @@ class ExpertMap(Contents):
                 f"damaged or truncated: the map claims {claimed!r} MoE layers and lists "
                 f"{len(layers)}"
             )
+        width = max(widths)
+        rows = [[experts + [-1] * (width - len(experts)) for experts in layer] for layer in layers]
         try:
-            table = np.array(layers, dtype=np.int64).reshape(len(layers), -1)
+            table = np.array(rows, dtype=np.int64).reshape(len(layers), -1)
         except (OverflowError, ValueError) as error:
             raise FormatError(f"the expert map is damaged: {error}") from None
-        return table, next(iter(shape))[0]
+        return table, devices.pop()
 
 
 def maps_of(folder: Path) -> list[ExpertMap]:
@@ -90,27 +108,32 @@ def maps_of(folder: Path) -> list[ExpertMap]:
     return found
 
 
-def expert_map(phy2log: IntArray, gpus: int) -> str:
-    """Write the map as JSON, equally many slots for every device.
+def expert_map(phy2log: IntArray, gpus: int, main: int | None = None) -> str:
+    """Write the map as JSON, equally many slots for every device of a layer.
 
     Parameters
     ----------
     phy2log : int64 [layers, slots]
-        Expert of every slot, in the order of the MoE layers.
+        Expert of every slot, -1 = none, in the order of the MoE layers.
     gpus : int
+    main : int, optional
+        Slots of a device and layer that are in no pool; without it, there is no pool.
     """
+    table = phy2log.reshape(len(phy2log), gpus, -1)
     layers = [
         {
             "layer_id": number,
             "device_count": gpus,
             "device_list": [
-                {"device_id": device, "device_expert": experts}
-                for device, experts in enumerate(row.reshape(gpus, -1).tolist())
+                {"device_id": device, "device_expert": experts[experts >= 0].tolist()}
+                for device, experts in enumerate(row)
             ],
         }
-        for number, row in enumerate(phy2log)
+        | ({} if main is None else {"pool_size": int((row[0] >= 0).sum()) - main})
+        for number, row in enumerate(table)
     ]
-    return json.dumps({"moe_layer_count": len(layers), "layer_list": layers}) + "\n"
+    pool = {} if main is None else {"pool_mode": True, "pool_start": main}
+    return json.dumps({"moe_layer_count": len(layers), **pool, "layer_list": layers}) + "\n"
 
 
 def _reason(error: Exception) -> str:
@@ -140,10 +163,9 @@ class Hotspots(Contents):
     layers, and the columns are taken for consecutive experts, as without redundancy.
     """
 
-    def __init__(self, folder: Path, layers: int | None, maps: list[ExpertMap]) -> None:
+    def __init__(self, folder: Path, maps: list[ExpertMap]) -> None:
         super().__init__("a MindIE hotspot recording", "loads")
         self._folder = folder
-        self._layers = None if layers is None else whole("layers", layers, 1)
         if len(maps) > 1:
             raise FormatError("holds several expert maps; leave the one that the run used")
         self._map = maps[0] if maps else None
@@ -174,7 +196,9 @@ class Hotspots(Contents):
 
     def _phase(self, phase: str, files: dict[int, Path]) -> FloatArray:
         check_ranks(files, f"{phase}: ")
-        table, layers = None, self._layers
+        given = self.layers
+        count = len(given) if isinstance(given, Sequence) else given
+        table, layers = None, None if count is None else whole("layers", count, 1)
         if self._map is not None:
             table, devices = self._map.phy2log()
             if devices != len(files):
@@ -182,6 +206,8 @@ class Hotspots(Contents):
                     f"{phase} has {len(files)} ranks, the expert map {devices} devices; "
                     "pass the map that the run used"
                 )
+            if (table < 0).any():
+                raise FormatError("the expert map has unequal devices, which MindIE does not load")
             if layers not in (None, len(table)):
                 raise FormatError(f"the expert map has {len(table)} layers, not layers={layers}")
             layers = len(table)

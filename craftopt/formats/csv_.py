@@ -15,7 +15,7 @@ import numpy as np
 
 from craftopt.errors import FormatError
 from craftopt.formats._contents import Contents
-from craftopt.formats._text import decoded
+from craftopt.formats._text import decoded, shorten
 from craftopt.loads import IntArray, Loads
 
 _COLUMNS = ("window", "layer", "expert", "tokens")
@@ -31,8 +31,22 @@ def matches(head: bytes) -> bool:
     """Tell from its first bytes whether a file is a table with these columns."""
     if b"\0" in head:
         return False
-    first_line = next(iter(head.decode("utf-8-sig", errors="replace").splitlines()), "")
-    return set(_COLUMNS[1:]) <= set(_fields(first_line))
+    return set(_COLUMNS[1:]) <= set(_fields(_first_line(head)))
+
+
+def hint(head: bytes) -> str:
+    """Say what to change of a table that is not read; nothing of what is no table."""
+    line = _first_line(head)
+    mark = next((mark for mark in ";\t|" if {"layer", "expert"} <= set(_fields(line, mark))), ",")
+    fields = _fields(line, mark)
+    if b"\0" in head or len(fields) < 2 or not (mark != "," or line.isascii()):
+        return ""
+    if mark != ",":
+        return f"is a table separated by {mark!r}; separate its columns by commas"
+    return (
+        f"is a table with the columns {shorten([repr(field) for field in fields], 5)}; pass "
+        "window, layer, expert and tokens (or layer_id, expert_id, count), a row per cell"
+    )
 
 
 def recognise(stream: BinaryIO) -> Contents:
@@ -47,7 +61,15 @@ class _Table(Contents):
 
     def loads(self) -> Loads:
         """Read the table."""
-        loads, cells = read(self._stream.read())
+        data = self._stream.read()
+        loads, cells = read(data)
+        line = _first_line(data[: 2**16])
+        if foreign := sorted(set(_fields(line)).difference(_COLUMNS)):
+            self.notes.append(f"has the columns {shorten(foreign)}, which are not read")
+        if "layer_id" in line:
+            self.notes.append(
+                "older SGLang writes such a table per rank; where there are several, add them up"
+            )
         if cells < loads.tokens.size:
             self.inferred = "greatest id in the table, and some cells have no row"
         return loads
@@ -102,19 +124,27 @@ def read(data: bytes) -> tuple[Loads, int]:
     return Loads(array.reshape(shape), layer_ids, list(windows)), len(lines)
 
 
-def _fields(line: str) -> list[str]:
+def _first_line(head: bytes) -> str:
+    return next(iter(head.decode("utf-8-sig", errors="replace").splitlines()), "")
+
+
+def _fields(line: str, mark: str = ",") -> list[str]:
     try:
-        fields = [field.strip() for field in next(csv.reader([line], strict=True), [])]
-        return [_OTHER_NAMES.get(field, field) for field in fields]
+        return _named(next(csv.reader([line], strict=True, delimiter=mark), []))
     except csv.Error:
         return []
+
+
+def _named(header: list[str]) -> list[str]:
+    fields = [field.strip().casefold() for field in header]
+    return [_OTHER_NAMES.get(field, field) for field in fields]
 
 
 def _rows(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield line number and the four fields of each row that is not blank."""
     table = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = [_OTHER_NAMES.get(field.strip(), field.strip()) for field in next(table)]
+        header = _named(next(table))
         columns = _COLUMNS if "window" in header else _COLUMNS[1:]
         for column in columns:
             if header.count(column) != 1:

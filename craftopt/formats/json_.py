@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from itertools import chain
-from typing import Any, BinaryIO, NoReturn
+import io
+import re
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from craftopt.errors import FormatError
-from craftopt.formats import ascend, vllm_responses
+from craftopt.formats import ascend
 from craftopt.formats._bare import BareArray
-from craftopt.formats._contents import AnyArray, Contents, check_rank, with_gpus
+from craftopt.formats._contents import AnyArray, Contents, with_gpus
+from craftopt.formats._json import of_lists, parse, records
 from craftopt.formats._named import NamedArrays, checked_names
 from craftopt.formats._text import decoded
+from craftopt.formats.responses import Responses, describes
 from craftopt.plan import PLAN_FORMAT, Plan
 
 
@@ -31,15 +33,19 @@ def recognise(stream: BinaryIO) -> Contents:
         No valid JSON, or none of the keys.
     """
     data = stream.read()
-    document = parse(data)
+    lines = re.search(rb"}\s*\n\s*{", data) is not None  # never in one document
+    document = list(records(io.BytesIO(data))) if lines else parse(data)
+    responses = document if isinstance(document, list) else [document]
+    if responses and all(map(describes, responses)):
+        return Responses(responses)
     if isinstance(document, list):
-        return BareArray("a JSON list", _array("the list", document))
+        return BareArray("a JSON list", of_lists("the list", document))
     if document.get("format") == PLAN_FORMAT:
         return _SavedPlan(decoded(data))
+    if "certificate" in str(document.get("format"))[:40]:
+        raise FormatError("is a certificate; craftopt verify (co.Certificate.load) reads it")
     if ascend.describes(document):
         return ascend.ExpertMap(document)
-    if vllm_responses.describes(document):
-        return vllm_responses.Response(document)
     return NamedArrays("a JSON document", _Lists(document))
 
 
@@ -62,11 +68,11 @@ class _Lists:
         # null is how many writers say "not given"
         self._fields = {key: value for key, value in document.items() if value is not None}
         self.keys = self._fields.keys()
-        self.tables = [key for key, value in self._fields.items() if isinstance(value, list)]
+        self.tables = [key for key, value in self._fields.items() if isinstance(value, list | dict)]
 
     def array(self, key: str) -> AnyArray:
         """Read nested lists."""
-        return _array(repr(key), self._fields[key])
+        return of_lists(repr(key), self._fields[key])
 
     def column(self, key: str) -> AnyArray:
         """Read a list of whole numbers."""
@@ -85,62 +91,3 @@ class _Lists:
         if not isinstance(self._fields[key], list):
             raise FormatError(f"{key!r} is not a list; pass one name per window")
         return checked_names(key, self._fields[key])
-
-
-def parse(data: bytes) -> Any:
-    """Parse JSON text; NaN and infinities are refused.
-
-    Raises
-    ------
-    FormatError
-        No UTF-8 text, or no JSON.
-    """
-    try:
-        return json.loads(decoded(data), parse_constant=_no_constant)
-    except FormatError:
-        raise
-    except json.JSONDecodeError as error:
-        raise FormatError(f"damaged or truncated JSON: {error}") from error
-    except RecursionError as error:
-        raise FormatError("JSON nested too deeply; loads have 2 or 3 levels of lists") from error
-    except ValueError as error:  # Python's limit on the digits of a whole number
-        raise FormatError("holds a number of thousands of digits; no token count is") from error
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise FormatError(f"holds {constant}; token counts must be finite and at least 0")
-
-
-def _array(what: str, value: object) -> AnyArray:
-    """Return nested lists as an array.
-
-    Looked through before numpy sees them: it would turn text into numbers, truths into
-    counts, and one long string into gigabytes of padding.
-    """
-    if not isinstance(value, list):
-        raise FormatError(f"{what} is not a list; pass [windows][layers][experts] counts")
-    shape: list[int] = []
-    level: list[Any] = [value]
-    while level and isinstance(level[0], list) and len(shape) < 4:
-        sizes = {len(item) if isinstance(item, list) else -1 for item in level}
-        if len(sizes) > 1:
-            raise FormatError(
-                f"{what} is ragged: lists at level {len(shape) + 1} differ in length; "
-                "every window needs the same layers and every layer the same experts"
-            )
-        shape.append(sizes.pop())
-        level = list(chain.from_iterable(level))
-    if not level:
-        raise FormatError(
-            f"{what} is empty, shape {tuple(shape)}; "
-            "at least 1 window, 1 layer and 1 expert are needed"
-        )
-    if not set(map(type, level)) <= {int, float}:
-        odd = next(item for item in level if type(item) not in (int, float))
-        raise FormatError(f"{what} holds {json.dumps(odd)[:60]}, which is not a number")
-    if len(shape) > 1:
-        check_rank(what, tuple(shape))
-    try:
-        return np.array(level, dtype=np.float64).reshape(shape)
-    except OverflowError as error:
-        raise FormatError(f"{what} holds a whole number above 1.8e308") from error

@@ -6,6 +6,7 @@ import zipfile
 from typing import BinaryIO
 
 from craftopt.errors import FormatError
+from craftopt.formats._bare import BareArray
 from craftopt.formats._contents import AnyArray, Contents
 from craftopt.formats._named import NamedArrays, checked_names
 from craftopt.formats._source import size_of
@@ -16,6 +17,7 @@ from craftopt.formats.npy import parse_npy
 # loads were measured at 2x to 4x, and small files may shrink as far as they like.
 _MAX_ENTRY_BYTES = 2**30
 _MAX_EXPANSION = 200
+_UNNAMED = "arr_0"  # what numpy.savez calls an array without a name
 
 
 def matches(head: bytes) -> bool:
@@ -31,7 +33,10 @@ def recognise(stream: BinaryIO) -> Contents:
     InputError
         A damaged archive, or none of the keys.
     """
-    return NamedArrays("an .npz archive", Archive(stream))
+    archive = Archive(stream)
+    if archive.keys == {_UNNAMED}:
+        return BareArray("an array", archive.array(_UNNAMED))
+    return NamedArrays("an .npz archive", archive)
 
 
 class Archive:

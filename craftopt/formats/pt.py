@@ -13,6 +13,7 @@ import io
 import math
 import pickletools
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import FormatError
+from craftopt.formats._bare import as_whole
 from craftopt.formats._contents import AnyArray
 from craftopt.formats._source import size_of
 from craftopt.formats._text import brief
@@ -46,6 +48,11 @@ _BFLOAT16 = np.dtype([("high half of a float32", "<u2")])  # numpy has no such t
 _NUMBERS = {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+# The dumps of a recording, by file name; each is read again for every pass over them.
+Document = dict[str, Any]
+Documents = Callable[[], Iterator[tuple[str, Document]]]
 
 
 def matches(head: bytes) -> bool:
@@ -107,6 +114,26 @@ def load(stream: BinaryIO) -> object:
         than its bytes.
     """
     return _Machine(Archive(stream)).run()
+
+
+def whole_array(document: Document, key: str) -> AnyArray:
+    """Read a tensor of whole numbers by its name.
+
+    Raises
+    ------
+    FormatError
+        No such tensor, or numbers that are not whole.
+    """
+    value = document.get(key)
+    if not isinstance(value, Tensor):
+        raise FormatError(f"damaged: {key!r} is no tensor")
+    array = as_whole(value.array())
+    if array.dtype.kind not in "iu":
+        raise FormatError(
+            f"damaged: {key!r} holds {array.dtype}, not whole numbers; if they are shares, scale "
+            "them, and save them with numpy.savez(FILE, counts=...)"
+        )
+    return array
 
 
 class Archive:

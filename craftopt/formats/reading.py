@@ -1,54 +1,24 @@
-"""Read loads, traces, pair counts and plans from files, recognised by content.
-
-A format is a module with ``matches(head)`` and ``recognise(stream)``, named in `FORMATS`; what it
-returns gives loads, a trace, pair counts or a plan (`craftopt.formats._contents`).
-"""
+"""Read loads, traces, pair counts and plans from files, recognised by content."""
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from craftopt.coactivation import Coactivation, few_tokens
 from craftopt.errors import CraftoptWarning, FormatError, InputError, whole
-from craftopt.formats import (
-    ascend,
-    csv_,
-    json_,
-    npy,
-    npz,
-    pt,
-    sglang,
-    tensorrt_llm,
-    vllm_experimental,
-)
 from craftopt.formats._contents import Contents, Kind, odd_loads
-from craftopt.formats._source import (
-    Source,
-    errors_named,
-    name_of,
-    opened,
-    read_head,
-    rewound,
-)
+from craftopt.formats._source import Source, name_of
 from craftopt.formats._text import shorten
+from craftopt.formats.recognition import recognised
 from craftopt.loads import Loads, layer_text
 from craftopt.plan import Plan
 from craftopt.traces import MOST_EXPERTS, Trace
 
 Held = TypeVar("Held", Loads, Trace, Plan, Coactivation)
-
-FORMATS = (sglang, npz, npy, vllm_experimental, json_, csv_, tensorrt_llm)
-_READ = (
-    ".npz, .npy, JSON, CSV with columns window, layer, expert, tokens, SGLang's .pt, maps and "
-    "recordings of other engines"
-)
 
 
 def read_loads(
@@ -77,6 +47,7 @@ def read_loads(
       that recorded the same tokens are counted once.
     - TensorRT-LLM's expert statistics: the folder with ``meta_info.json`` and
       ``rank*.safetensors``. A window per iteration.
+    - lmdeploy's recorder: a ``.pt`` file, or the folder with those of a recording.
     - MindIE's hotspots: the folder with ``{prefill|decode}_{rank}.csv``, and the expert map
       that the run used. A window per block.
     - The JSONL of vLLM's open pull request 41141, with a warning: it is experimental.
@@ -92,9 +63,10 @@ def read_loads(
         Path of a file or folder, or a stream open for reading bytes, such as
         ``sys.stdin.buffer``; a stream is read to its end and left open.
     layers : int or sequence of int, optional
-        How many layers the file has, which MindIE's hotspots without an expert map do not say; or
-        the model's own numbers of the layers, in rising order: they number the layers of a file
-        that does not, and select layers of one that does (or that holds them by position).
+        How many layers the file has, which MindIE's hotspots without an expert map and SGLang's
+        responses do not say; or the model's own numbers of the layers, in rising order: they
+        number the layers of a file that does not, and select layers of one that does (or that
+        holds them by position).
     experts : int, optional
         Logical experts per layer, where the file does not say it (CSV).
     kind : {"loads", "trace", "plan"}, optional
@@ -121,9 +93,9 @@ def read_loads(
     >>> loads.layer_ids
     array([3])
     """
-    with _recognised(source, "read_loads", "co.Loads takes arrays", layers) as contents:
+    with recognised(source, "read_loads", "co.Loads takes arrays", layers) as contents:
         contents.take_as(kind)
-        loads = _active_loads(contents, layers, experts, keep_idle)
+        loads = _active_loads(contents, experts, keep_idle)
     _warn_of(source, contents.notes)
     return loads
 
@@ -140,6 +112,9 @@ def read_trace(
       outputs. JSON may also have the keys of ``.npz``.
     - SGLang's recorder, mode ``per_token``: a ``.pt`` file, or the folder of all ranks' files.
       Slots are mapped back to experts, and refused where the map changed.
+    - Responses of vLLM's and SGLang's APIs with routed experts, as JSON or JSONL; SGLang's need
+      ``layers``, since they have no shape.
+    - Megatron-LM's routing traces: a ``.jsonl`` file, or the folder of all ranks' files.
 
     Layers in which no token has an expert, as dense layers, and tokens that have none in any
     layer are dropped with a `CraftoptWarning`; they are -1 or, where k > 1, 0 in all k places.
@@ -174,9 +149,8 @@ def read_trace(
     array([[1., 0., 1.],
            [0., 1., 1.]])
     """
-    with _recognised(source, "read_trace", "co.Trace takes arrays") as contents:
-        trace = place_layers(contents.trace(experts), layers)
-        _note_inferred(contents, trace, experts)
+    with recognised(source, "read_trace", "co.Trace takes arrays", layers) as contents:
+        trace = _trace(contents, experts)
     _warn_of(source, contents.notes)
     return trace
 
@@ -221,8 +195,8 @@ def read_plan(
     >>> co.read_plan(io.BytesIO(location), gpus=2) == plan
     True
     """
-    with _recognised(source, "read_plan", "co.Plan takes arrays") as contents:
-        plan = _plan(contents, gpus, layers)
+    with recognised(source, "read_plan", "co.Plan takes arrays", layers) as contents:
+        plan = _plan(contents, gpus)
     _warn_of(source, contents.notes)
     return plan
 
@@ -269,16 +243,15 @@ def read_coactivation(
     >>> co.read_coactivation(file)
     Coactivation(layers=1, experts=3, top_k=2, tokens=3000)
     """
-    with _recognised(source, "read_coactivation", "co.Coactivation takes arrays") as contents:
+    instead = "co.Coactivation takes arrays"
+    with recognised(source, "read_coactivation", instead, layers) as contents:
         if contents.kind == "trace":
-            trace = contents.trace(experts)
-            _note_inferred(contents, trace, experts)
-            pairs = trace.coactivation()
+            pairs = _trace(contents, experts).coactivation()
         else:
             pairs = contents.coactivation()
             if text := few_tokens(int(pairs.tokens.min())):
                 contents.notes.append(text)
-        pairs = place_layers(pairs, layers)
+            pairs = place_layers(pairs, layers)
     _warn_of(source, contents.notes)
     return pairs
 
@@ -306,17 +279,16 @@ def read_any(
         As `read_loads`.
     """
     held: Loads | Trace | Plan | Coactivation
-    with _recognised(source, "read_any", "it takes files alone", layers) as contents:
+    with recognised(source, "read_any", "it takes files alone", layers) as contents:
         contents.take_as(kind)
         if contents.kind == "plan":
-            held = _plan(contents, gpus, layers)
+            held = _plan(contents, gpus)
         elif contents.kind == "coactivation":
             held = place_layers(contents.coactivation(), layers)
         elif contents.kind == "loads":
-            held = _active_loads(contents, layers, experts)
+            held = _active_loads(contents, experts)
         else:
-            held = place_layers(contents.trace(experts), layers)
-            _note_inferred(contents, held, experts)
+            held = _trace(contents, experts)
     _warn_of(source, contents.notes)
     return contents.name, held
 
@@ -354,8 +326,15 @@ def place_layers(held: Held, layers: int | Sequence[int] | None) -> Held:
     return held.with_layers(positions, numbers)
 
 
-def _plan(contents: Contents, gpus: int | None, layers: int | Sequence[int] | None) -> Plan:
-    plan = contents.plan(gpus)
+def _trace(contents: Contents, experts: int | None) -> Trace:
+    held = contents.trace(experts)  # which may use up what the caller says of the layers
+    trace = place_layers(held, contents.layers)
+    _note_inferred(contents, trace, experts)
+    return trace
+
+
+def _plan(contents: Contents, gpus: int | None) -> Plan:
+    plan, layers = contents.plan(gpus), contents.layers
     if layers is not None and contents.repeated:
         numbers = layers if isinstance(layers, Sequence) else range(whole("layers", layers, 1))
         contents.notes.clear()
@@ -371,14 +350,9 @@ def _note_inferred(contents: Contents, held: Loads | Trace, experts: int | None)
         )
 
 
-def _active_loads(
-    contents: Contents,
-    layers: int | Sequence[int] | None,
-    experts: int | None,
-    keep_idle: bool = False,
-) -> Loads:
+def _active_loads(contents: Contents, experts: int | None, keep_idle: bool = False) -> Loads:
     """Read the loads without layers that have no tokens, which are noted."""
-    loads = place_layers(contents.loads(), layers)
+    loads = place_layers(contents.loads(), contents.layers)
     _note_inferred(contents, loads, experts)
     if experts is not None and whole("experts", experts, 1, MOST_EXPERTS) != loads.experts:
         if experts < loads.experts or not contents.inferred:
@@ -402,64 +376,3 @@ def _warn_of(source: Source, notes: list[str]) -> None:
     """Warn of what a reader noted, at the line that called the reader."""
     for note in notes:
         warnings.warn(f"{name_of(source, '', '')}: {note}", CraftoptWarning, stacklevel=3)
-
-
-@contextmanager
-def _recognised(
-    source: Source, function: str, instead: str, layers: int | Sequence[int] | None = None
-) -> Iterator[Contents]:
-    """Open a file or folder and tell its format; whatever goes wrong names the source.
-
-    Raises
-    ------
-    InputError, FormatError
-        As `read_loads`.
-    """
-    with errors_named(name_of(source, function, instead)):
-        if isinstance(source, str | os.PathLike) and Path(os.fsdecode(source)).is_dir():
-            count = len(layers) if isinstance(layers, Sequence) else layers
-            yield _recognise_folder(Path(os.fsdecode(source)), count)
-            return
-        with opened(source) as stream:
-            head = read_head(stream)
-            for module in FORMATS:
-                if module.matches(head):
-                    yield module.recognise(rewound(source, stream, head))
-                    return
-        raise FormatError(_refusal(head))
-
-
-def _recognise_folder(folder: Path, layers: int | None) -> Contents:
-    """Tell a recording by the files of its folder."""
-    if (folder / tensorrt_llm.META).is_file():
-        return tensorrt_llm.Statistics(folder)
-    dumps = sorted(file for file in folder.iterdir() if file.suffix == ".pt" and file.is_file())
-    if dumps:
-        return sglang.recognise_folder(dumps)
-    if ascend.hotspot_files(folder):
-        return ascend.Hotspots(folder, layers, ascend.maps_of(folder))
-    raise FormatError(
-        f"is a folder, and not of a recording: neither SGLang's .pt files, nor {tensorrt_llm.META} "
-        "of TensorRT-LLM, nor {prefill|decode}_{rank}.csv of MindIE; pass a file"
-    )
-
-
-def _refusal(head: bytes) -> str:
-    """Say why a file that no module recognises is not read."""
-    if not head.strip():
-        return f"is empty; craftopt reads {_READ}"
-    if pt.is_legacy(head):
-        return (
-            "is in PyTorch's old format, a pickle, and craftopt never unpickles; convert it: "
-            "python -c \"import torch; torch.save(torch.load('OLD.pt', map_location='cpu', "
-            "weights_only=True), 'NEW.pt')\""
-        )
-    if head.startswith(b"\x80"):
-        return (
-            "is a Python pickle, which can run code when it is opened, so craftopt never "
-            "unpickles; save the array with numpy.save or numpy.savez"
-        )
-    if head.startswith(b"\x1f\x8b"):
-        return "is compressed by gzip; decompress it first (gunzip)"
-    first_line = head.splitlines()[0][:40]
-    return f"is in no format that craftopt reads ({_READ}); it starts with {first_line!r}"

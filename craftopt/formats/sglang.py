@@ -8,25 +8,24 @@ Modes ``per_pass`` and ``per_token`` dump ``records`` on every rank, with counts
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+import re
+from collections.abc import Iterator
 
 import numpy as np
 
-from craftopt.errors import FormatError, InputError
+from craftopt.errors import FormatError
 from craftopt.formats import pt
-from craftopt.formats._bare import BareArray, as_whole
 from craftopt.formats._contents import AnyArray, Contents, check_rank
-from craftopt.formats._named import NamedArrays, checked_names
 from craftopt.formats._source import check_ranks
 from craftopt.formats._text import shorten
+from craftopt.formats.pt import Document, Documents, whole_array
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.slot_tables import to_logical
 from craftopt.traces import Trace, repeated
 
-_MAP = "physical_to_logical_map"
+MAP = "physical_to_logical_map"
 _STALE = (
     "the map changed while it was recorded, and only the last one is kept; record without "
     "--enable-eplb, or in mode stat"
@@ -37,52 +36,17 @@ _REPEATED = (
     "they are counted once"
 )
 
-# The dumps of a recording, by file name; each is read again for every pass over them.
-_Document = dict[str, Any]
-_Documents = Callable[[], Iterator[tuple[str, _Document]]]
+
+def describes(document: Document) -> bool:
+    """Tell whether a dump is of this recorder."""
+    return "logical_count" in document or "records" in document
 
 
-def matches(head: bytes) -> bool:
-    """Tell from its first bytes whether a file is ``.pt``."""
-    return pt.matches(head)
-
-
-def recognise(stream: BinaryIO) -> Contents:
-    """Read a ``.pt`` file, and tell by its keys what it is.
-
-    Raises
-    ------
-    InputError
-        A damaged file, or one that SGLang does not write.
-    """
-    document = pt.load(stream)
-    if isinstance(document, pt.Tensor):
-        return BareArray("a PyTorch tensor", document.array())
-    held = _dictionary(document)
-    return _by_keys(held, lambda: iter([("", held)]))
-
-
-def recognise_folder(files: Sequence[Path]) -> Contents:
-    """Take the ``.pt`` files of a folder for one recording.
-
-    Raises
-    ------
-    InputError
-        As `recognise`.
-    """
-
-    def documents() -> Iterator[tuple[str, _Document]]:
-        for file in files:
-            with file.open("rb") as stream:
-                try:
-                    yield file.name, _dictionary(pt.load(stream))
-                except InputError as error:
-                    raise FormatError(f"{file.name}: {error}") from error
-
-    contents = _by_keys(next(documents())[1], documents)
-    if not isinstance(contents, _Steps | _Records):
-        raise FormatError(f"is a folder, and {files[0].name} is {contents.name}; pass the file")
-    return contents
+def dumps(document: Document, documents: Documents) -> Contents:
+    """Take the dumps, of which one is given, for one recording."""
+    if "logical_count" in document:
+        return _Steps(documents)
+    return _Records(documents, per_token=_has_tokens(document))
 
 
 def location(phy2log: IntArray, layer_ids: IntArray) -> str:
@@ -100,63 +64,7 @@ def location(phy2log: IntArray, layer_ids: IntArray) -> str:
     slots, experts = phy2log.shape[1], int(phy2log.max()) + 1
     rows = np.tile(np.arange(slots) % experts, (int(layer_ids.max()) + 1, 1))
     rows[layer_ids] = phy2log
-    return json.dumps({_MAP: rows.tolist()}) + "\n"
-
-
-def _by_keys(document: _Document, documents: _Documents) -> Contents:
-    if "logical_count" in document:
-        return _Steps(documents)
-    if "records" in document:
-        return _Records(documents, per_token=_has_tokens(document))
-    tensors = {key: value for key, value in document.items() if isinstance(value, pt.Tensor)}
-    if not tensors:
-        raise FormatError(
-            "is a PyTorch file, and none of SGLang's: it holds neither 'logical_count' nor "
-            f"'records' nor '{_MAP}', but {shorten(sorted(map(str, document))) or 'nothing'}"
-        )
-    is_map = set(tensors) == {_MAP}
-    name = "an expert location of SGLang (.pt)" if is_map else "a PyTorch file of tensors"
-    return NamedArrays(name, _Tensors(tensors))
-
-
-class _Tensors:
-    """Tensors by their names, of files that are not SGLang's."""
-
-    def __init__(self, tensors: dict[str, pt.Tensor]) -> None:
-        self._held = tensors
-        self.keys = self.tables = [str(key) for key in tensors]
-
-    def array(self, key: str) -> AnyArray:
-        """Read a tensor."""
-        return as_whole(self._held[key].array())
-
-    column = array
-
-    def names(self, key: str) -> list[str]:
-        """Read numbers as names."""
-        return checked_names(key, self.array(key).tolist())
-
-
-def _dictionary(document: object) -> _Document:
-    if type(document) is not dict:
-        raise FormatError(
-            f"is a PyTorch file of a {type(document).__name__}, none of SGLang's; save a tensor: "
-            "torch.save(torch.as_tensor(counts), FILE), or numpy.savez(FILE, counts=counts)"
-        )
-    return document
-
-
-def _array(document: _Document, key: str) -> AnyArray:
-    value = document.get(key)
-    if not isinstance(value, pt.Tensor):
-        raise FormatError(f"damaged: {key!r} is no tensor")
-    array = as_whole(value.array())
-    if array.dtype.kind not in "iu":
-        raise FormatError(
-            f"damaged: {key!r} holds {array.dtype}, not whole numbers; if they are shares, scale "
-            "them, and save them with numpy.savez(FILE, counts=...)"
-        )
-    return array
+    return json.dumps({MAP: rows.tolist()}) + "\n"
 
 
 class _Steps(Contents):
@@ -166,7 +74,7 @@ class _Steps(Contents):
     its own part, which is added up here, or the sum again, of which one is taken.
     """
 
-    def __init__(self, documents: _Documents) -> None:
+    def __init__(self, documents: Documents) -> None:
         super().__init__("a dump of SGLang's recorder, mode stat", "loads")
         self._documents = documents
 
@@ -174,7 +82,12 @@ class _Steps(Contents):
         """Read the steps that were used, as windows."""
         dumps: dict[int, list[tuple[str, AnyArray]]] = {}
         for file, document in self._documents():
-            counts = _array(document, "logical_count")
+            if "logical_count" not in document:
+                raise FormatError(
+                    f"{file} holds no 'logical_count', as the files before it do; pass the dumps "
+                    "of one recording"
+                )
+            counts = whole_array(document, "logical_count")
             check_rank("'logical_count'", counts.shape)
             counts = counts.reshape(-1, *counts.shape[-2:])
             first = next(iter(dumps.values()))[0][1] if dumps else counts
@@ -183,8 +96,7 @@ class _Steps(Contents):
                     f"{file} has [layers, experts] = {counts.shape[1:]}, the files before it "
                     f"{first.shape[1:]}; pass the dumps of one model"
                 )
-            rank = document.get("rank")
-            dumps.setdefault(rank if type(rank) is int else 0, []).append((file, counts))
+            dumps.setdefault(_rank_of(file, document), []).append((file, counts))
         parts: list[FloatArray] = []
         names: list[str] = []
         for file, counts in self._whole(dumps):
@@ -199,7 +111,13 @@ class _Steps(Contents):
     def _whole(self, dumps: dict[int, list[tuple[str, AnyArray]]]) -> list[tuple[str, AnyArray]]:
         """Add the ranks up, dump by dump in the order of the files' names."""
         if len(dumps) == 1:
-            return next(iter(dumps.values()))
+            rank, held = next(iter(dumps.items()))
+            for (first, counts), (second, others) in itertools.combinations(held, 2):
+                if np.array_equal(counts, others):
+                    raise FormatError(f"{first} and {second} hold the same counts; pass one")
+            if rank:
+                self.notes.append(f"holds the dumps of rank {rank} alone, which may be its part")
+            return held
         check_ranks(dumps)
         ranks = [dumps[rank] for rank in sorted(dumps)]
         shapes = {tuple(counts.shape for _, counts in rank) for rank in ranks}
@@ -216,10 +134,17 @@ class _Steps(Contents):
         return [(dump[0][0], sum(counts.astype(np.int64) for _, counts in dump)) for dump in each]
 
 
+def _rank_of(file: str, document: Document) -> int:
+    """Read the rank from the dump, else from the name that SGLang gives it, else take 0."""
+    found = re.fullmatch(r".*_[\d.]+_(\d{1,5})\.pt", file)
+    rank = str(document.get("rank", found and found[1]))
+    return int(rank) if rank.isdecimal() and len(rank) < 6 else 0
+
+
 class _Records(Contents):
     """Counts per slot, forward pass by forward pass and rank by rank."""
 
-    def __init__(self, documents: _Documents, per_token: bool) -> None:
+    def __init__(self, documents: Documents, per_token: bool) -> None:
         mode = "per_token" if per_token else "per_pass"
         super().__init__(f"a dump of SGLang's recorder, mode {mode}", "loads")
         self._documents = documents
@@ -321,13 +246,13 @@ class _Records(Contents):
             self.notes.append(_REPEATED.format(shorten(sorted(repeats))))
         return repeats
 
-    def _each(self) -> Iterator[tuple[int, int, _Document, IntArray]]:
+    def _each(self) -> Iterator[tuple[int, int, Document, IntArray]]:
         """Yield forward pass, rank, record and the map, which all files share."""
         first: IntArray | None = None
         for file, document in self._documents():
-            phy2log = _array(document, f"last_{_MAP}")
+            phy2log = whole_array(document, f"last_{MAP}")
             if phy2log.ndim != 2 or phy2log.size == 0:
-                raise FormatError(f"damaged: 'last_{_MAP}' has shape {phy2log.shape}")
+                raise FormatError(f"damaged: 'last_{MAP}' has shape {phy2log.shape}")
             if first is None:
                 first = phy2log.astype(np.int64)
             elif not np.array_equal(first, phy2log):
@@ -342,7 +267,7 @@ class _Records(Contents):
                 yield number, rank, record, first
 
 
-def _has_tokens(document: _Document) -> bool:
+def _has_tokens(document: Document) -> bool:
     records = document["records"]
     return (
         type(records) is list
@@ -352,9 +277,9 @@ def _has_tokens(document: _Document) -> bool:
     )
 
 
-def _physical_counts(record: _Document, phy2log: IntArray) -> AnyArray:
+def _physical_counts(record: Document, phy2log: IntArray) -> AnyArray:
     if "global_physical_count" in record or "topk_ids_of_layer" not in record:
-        counts = _array(record, "global_physical_count")
+        counts = whole_array(record, "global_physical_count")
         if counts.shape != phy2log.shape:
             raise FormatError(
                 f"counts of slots have shape {counts.shape}, the map {phy2log.shape}: {_STALE}"
@@ -366,9 +291,9 @@ def _physical_counts(record: _Document, phy2log: IntArray) -> AnyArray:
     return counts
 
 
-def _choices(record: _Document, phy2log: IntArray) -> AnyArray:
+def _choices(record: Document, phy2log: IntArray) -> AnyArray:
     """Return the slots that tokens chose, [layers, tokens, 8], -1 padded."""
-    ids = _array(record, "topk_ids_of_layer")
+    ids = whole_array(record, "topk_ids_of_layer")
     layers, slots = phy2log.shape
     if (
         ids.ndim != 3
@@ -382,7 +307,7 @@ def _choices(record: _Document, phy2log: IntArray) -> AnyArray:
     return ids
 
 
-def _logical_ids(record: _Document, phy2log: IntArray) -> AnyArray:
+def _logical_ids(record: Document, phy2log: IntArray) -> AnyArray:
     """Return the experts that tokens chose, [tokens, layers, 8], -1 padded.
 
     Raises

@@ -194,7 +194,7 @@ class LoadBalancer(Contents):
             raise FormatError(f"{_ASSIGNMENTS} lists no layer")
         if {len(experts) for experts in assignments.values()} != {slots}:
             raise FormatError(
-                f"num_slots is {slots}, and layers list "
+                f"num_slots is {'missing' if slots is None else slots}, and layers list "
                 f"{shorten(sorted({len(experts) for experts in assignments.values()}))} experts"
             )
         layers = sorted(assignments)

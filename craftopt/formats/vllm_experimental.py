@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from craftopt.errors import FormatError
-from craftopt.formats import json_
 from craftopt.formats._contents import Contents, plan_of
+from craftopt.formats._json import records
 from craftopt.formats._text import shorten
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
@@ -23,7 +24,6 @@ EXPERIMENTAL = (
     "and its fields may still change"
 )
 _MAPPING = "eplb_initial_mapping"
-_MOST_LINE = 2**26  # bytes; a step of 94 layers and 512 slots has some 500,000
 
 
 def matches(head: bytes) -> bool:
@@ -69,6 +69,8 @@ class _Statistics(Contents):
                 )
             windows.append(logical)
             steps.append(str(record.get("step"))[:40])
+            if steps[-1] in steps[:-1]:
+                raise FormatError(f"holds step {steps[-1]} twice; pass the file of one rank")
         if not windows:
             raise FormatError("holds no eplb_load_stats record, only others")
         return Loads(np.array(windows), window_names=steps)
@@ -93,24 +95,14 @@ class _Mapping(Contents):
         return plan_of(_table({_MAPPING: rows}, _MAPPING), gpus)
 
 
-def _records(stream: BinaryIO) -> Any:
-    """Yield the records, line by line."""
-    number = 0
-    while line := stream.readline(_MOST_LINE):
-        number += 1
-        if not line.strip():
-            continue
-        if len(line) >= _MOST_LINE:
-            raise FormatError(f"line {number} has over {_MOST_LINE} bytes; no step does")
-        try:
-            record = json_.parse(line)
-        except FormatError as error:
-            raise FormatError(f"line {number}: {error}") from error
-        if type(record) is not dict or type(record.get("record_type")) is not str:
-            raise FormatError(f"line {number} is no record with a record_type")
+def _records(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    """Yield the records of version 1."""
+    for number, record in enumerate(records(stream), 1):
+        if type(record.get("record_type")) is not str:
+            raise FormatError(f"record {number} has no record_type")
         if record.get("version") != 1:
             raise FormatError(
-                f"line {number} has version {str(record.get('version'))[:20]}; version 1 is read"
+                f"record {number} has version {str(record.get('version'))[:20]}; version 1 is read"
             )
         yield record
 

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from craftopt.formats import ascend, deepseek, sglang, tensorrt_llm
 from craftopt.loads import IntArray, layer_text
 from craftopt.plan import Copies, Plan
 
-EngineName = Literal["sglang", "tensorrt-llm", "vllm-ascend", "vllm", "deepseek"]
+EngineName = Literal[
+    "sglang", "tensorrt-llm", "vllm-ascend", "vllm-ascend-pool", "vllm", "deepseek"
+]
 
 _MOST_LAYERS = 10_000  # far above any model; SGLang's file has a row for every number below
 
@@ -54,10 +56,12 @@ class Exported:
 class _Engine:
     title: str
     write: Callable[[IntArray, Plan], bytes]
-    flags: Callable[[str, Plan, int], tuple[str, ...]]
+    flags: Callable[[str, int, int], tuple[str, ...]]  # of file, GPUs, redundant experts
     duplicates: bool = True
     notes: tuple[str, ...] = ()
     suffix: str = ""  # that the engine insists on
+    by_position: bool = False  # the file does not number its layers
+    by_layer: bool = False  # slots are equally many on the GPUs of a layer, not in all layers
 
 
 def export(
@@ -74,17 +78,19 @@ def export(
       as dense ones, get SGLang's own start.
     - ``tensorrt-llm``: YAML for ``moe_config.load_balancer``.
     - ``vllm-ascend``: JSON, the expert map of vllm-ascend and MindIE.
+    - ``vllm-ascend-pool``: the same with a pool of slots, of which layers have different shares:
+      experimental, for the branch behind vllm-ascend's open pull request 16871.
     - ``vllm``: JSON for ``initial_expert_map_path`` of vLLM's open pull request 49572, a list of
       experts per slot for every MoE layer. Experimental: no released vLLM loads it.
     - ``deepseek``: ``.npz`` with ``phy2log``, ``log2phy`` and ``logcnt``, as DeepSeek's EPLB
       returns them.
 
-    All of them want equally many slots on every GPU in every layer.
+    All of them want equally many slots on every GPU, and all but the pool in every layer.
 
     Parameters
     ----------
     plan : Plan
-    engine : {"sglang", "tensorrt-llm", "vllm-ascend", "vllm", "deepseek"}
+    engine : {"sglang", "tensorrt-llm", "vllm-ascend", "vllm-ascend-pool", "vllm", "deepseek"}
         In any case.
     path : str or os.PathLike
         File to write; SGLang and vllm-ascend insist on ``.json``.
@@ -136,12 +142,15 @@ def export(
             f"{plan.gpus - len(plan.dead)} others, numbered in their order"
         )
         plan = plan.survivors()
-    least, most = int(plan.slots.min()), int(plan.slots.max())
-    if least != most and not pad:
+    most = int(plan.slots.max())
+    widths = plan.slots.max(axis=1) if found.by_layer else np.full(plan.layers, most)
+    unequal = bool((plan.slots < widths[:, np.newaxis]).any())
+    if unequal and not pad:
+        every = "GPU of a layer" if found.by_layer else "GPU in every layer"
         raise InputError(
-            f"the plan has {least} to {most} slots per GPU and layer, and {found.title} loads "
-            "equally many everywhere; plan with slots='uniform' (--slots uniform), or fill up to "
-            f"{most} with pad=True (--pad)"
+            f"the plan has {plan.slots.min()} to {most} slots per GPU and layer, and {found.title} "
+            f"loads equally many on every {every}; plan with slots='uniform' (--slots uniform), or "
+            "fill up with pad=True (--pad)"
         )
     if found.suffix and not name.endswith(found.suffix):
         raise InputError(
@@ -149,9 +158,9 @@ def export(
             f"{name}; pass {name}{found.suffix}"
         )
     copies = plan.copies
-    if least != most:
-        copies = padded(copies, most)
-        notes.insert(0, _cost_of_padding(plan, most))
+    if unequal:
+        copies = padded(copies, widths)
+        notes.insert(0, _cost_of_padding(plan, widths))
     if plan.duplicates:
         notes.append(
             f"{plan.duplicates} slots are wasted on a second copy of an expert on the same GPU"
@@ -162,13 +171,25 @@ def export(
     ):
         full = _filled(full, further)
         notes.append(f"not planned: layers {layer_text(further)}, the experts in order")
+    numbers = full.layer_ids.tolist()
+    span = range(numbers[0], min(numbers[-1], numbers[0] + _MOST_LAYERS))
+    if gaps := sorted(set(span) - set(numbers)):
+        notes.append(
+            f"the plan lacks the layers {layer_text(gaps)}; if they have experts, add them with "
+            "fill= (--fill)" + (", since rows are read by position" if found.by_position else "")
+        )
     write_atomically(path, found.write(full.phy2log(), full))
-    flags = found.flags(name, full, most)
+    flags = found.flags(name, full.gpus, most * full.gpus - full.experts)
     return Exported(engine, name, flags, int(copies.sum() - plan.slots.sum()), tuple(notes))
 
 
-def padded(copies: Copies, slots: int) -> Copies:
-    """Add copies until every GPU has that many in every layer.
+def load_flags(engine: EngineName, path: str, gpus: int, redundant: int) -> tuple[str, ...]:
+    """List the options that load a file, line by line, as `Exported.flags` does."""
+    return _ENGINES[engine].flags(path, gpus, redundant)
+
+
+def padded(copies: Copies, slots: IntArray) -> Copies:
+    """Add copies until every GPU has that many in a layer.
 
     A GPU gets the expert with the fewest copies that it does not host, of equal ones the first:
     without loads, the one that is likeliest to be light.
@@ -176,7 +197,7 @@ def padded(copies: Copies, slots: int) -> Copies:
     Parameters
     ----------
     copies : uint8 [layers, experts, gpus]
-    slots : int
+    slots : int64 [layers]
         At least as many as any GPU has.
 
     Raises
@@ -186,13 +207,13 @@ def padded(copies: Copies, slots: int) -> Copies:
     """
     filled = copies.copy()
     counts = filled.sum(axis=2, dtype=np.int64)
-    for layer, gpu in np.argwhere(filled.sum(axis=1, dtype=np.int64) < slots):
+    for layer, gpu in np.argwhere(filled.sum(axis=1, dtype=np.int64) < slots[:, np.newaxis]):
         column = filled[layer, :, gpu]
-        missing = slots - int(column.sum())
+        missing = int(slots[layer]) - int(column.sum())
         absent = np.flatnonzero(column == 0)
         if absent.size < missing:
             raise InputError(
-                f"GPU {gpu} cannot fill {slots} slots in layer {layer} with "
+                f"GPU {gpu} cannot fill {slots[layer]} slots in layer {layer} with "
                 f"{copies.shape[1]} experts and no duplicates; plan with fewer replicas"
             )
         chosen = absent[np.argsort(counts[layer, absent], kind="stable")[:missing]]
@@ -211,18 +232,16 @@ def _filled(plan: Plan, layers: list[int]) -> Plan:
     return Plan.from_phy2log(rows, plan.gpus, plan.experts, numbers[order], plan.nodes)
 
 
-def _cost_of_padding(plan: Plan, slots: int) -> str:
-    before, after = int(plan.slots.sum(axis=0).max()), slots * plan.layers
+def _cost_of_padding(plan: Plan, slots: IntArray) -> str:
+    before, after = int(plan.slots.sum(axis=0).max()), int(slots.sum())
     added = after * plan.gpus - int(plan.slots.sum())
+    least, most = int(slots.min()), int(slots.max())
+    each = str(most) if least == most else f"{least} to {most}"
     return (
-        f"padding added {added} copies: every GPU hosts {slots} in each of {plan.layers} layers, "
+        f"padding added {added} copies: every GPU hosts {each} in each of {plan.layers} layers, "
         f"{after} in all, where the plan needs at most {before}; the memory of "
         f"{after - before} experts per GPU ({(after - before) / before:.1%}) is lost"
     )
-
-
-def _replicas(plan: Plan, slots: int) -> int:
-    return slots * plan.gpus - plan.experts
 
 
 def _write_sglang(phy2log: IntArray, plan: Plan) -> bytes:
@@ -234,42 +253,55 @@ def _write_sglang(phy2log: IntArray, plan: Plan) -> bytes:
     return sglang.location(phy2log, plan.layer_ids).encode()
 
 
-def _sglang_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+def _sglang_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
     return (
-        f"--ep-size {plan.gpus} --ep-num-redundant-experts {_replicas(plan, slots)}",
+        f"--ep-size {gpus} --ep-num-redundant-experts {redundant}",
         f"--init-expert-location {shlex.quote(path)}",
         "--ep-dispatch-algorithm dynamic",
     )
 
 
-def _tensorrt_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+def _tensorrt_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
     return (
-        f"--ep_size {plan.gpus} --extra_llm_api_options FILE, with in FILE:",
+        f"--ep_size {gpus} --extra_llm_api_options options.yaml",
+        "# options.yaml:",
         "moe_config:",
         f"  load_balancer: {path}",
     )
 
 
-def _ascend_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
-    config: dict[str, Any] = {
-        "expert_map_path": path,
-        "num_redundant_experts": _replicas(plan, slots),
-    }
+def _ascend_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
+    config = {"expert_map_path": path, "num_redundant_experts": redundant}
     return (
         "--enable-expert-parallel --additional-config "
         + shlex.quote(json.dumps({"eplb_config": config})),
-        "MindIE: models.deepseekv2.eplb = " + json.dumps({"level": 1, "expert_map_file": path}),
+        "# MindIE: models.deepseekv2.eplb = " + json.dumps({"level": 1, "expert_map_file": path}),
     )
 
 
-def _vllm_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
-    config = {"num_redundant_experts": _replicas(plan, slots), "initial_expert_map_path": path}
+def _write_pool(phy2log: IntArray, plan: Plan) -> bytes:
+    main = plan.experts // plan.gpus
+    if plan.experts % plan.gpus or int(plan.slots.min()) < main:
+        raise InputError(
+            f"the pool of vllm-ascend wants {plan.experts} experts to divide among {plan.gpus} "
+            f"GPUs, and {max(main, 1)} slots or more on each; the plan has {plan.slots.min()}"
+        )
+    return ascend.expert_map(phy2log, plan.gpus, main).encode()
+
+
+def _pool_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
+    config = shlex.quote(json.dumps({"eplb_config": {"expert_map_path": path}}))
+    return (f"--enable-expert-parallel --additional-config {config}",)
+
+
+def _vllm_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
+    config = {"num_redundant_experts": redundant, "initial_expert_map_path": path}
     return (
         f"--enable-expert-parallel --enable-eplb --eplb-config {shlex.quote(json.dumps(config))}",
     )
 
 
-def _deepseek_flags(path: str, plan: Plan, slots: int) -> tuple[str, ...]:
+def _deepseek_flags(path: str, gpus: int, redundant: int) -> tuple[str, ...]:
     return (f"numpy.load({path!r}): phy2log, log2phy, logcnt",)
 
 
@@ -304,6 +336,20 @@ _ENGINES: dict[EngineName, _Engine] = {
             "vllm-ascend is to remove static maps in v0.25.1, and its model runner V2 rejects them",
         ),
         suffix=".json",
+        by_position=True,
+    ),
+    "vllm-ascend-pool": _Engine(
+        "vllm-ascend's pool",
+        _write_pool,
+        _pool_flags,
+        duplicates=False,
+        notes=(
+            "experimental: the branch behind vllm-ascend's open pull request 16871 loads this map "
+            "(pool_mode); the pull request's own pool reads none, and no release has either",
+        ),
+        suffix=".json",
+        by_position=True,
+        by_layer=True,
     ),
     "vllm": _Engine(
         "vLLM",
@@ -311,13 +357,16 @@ _ENGINES: dict[EngineName, _Engine] = {
         _vllm_flags,
         notes=(
             "vLLM's open pull request 49572 is experimental: no released vLLM loads this map, and "
-            "its option may still change",
+            "its option may still change. 53022, for DeepSeek V4, reads it from expert_map_path, "
+            "and wants a row for every hidden and draft layer: add those with fill= (--fill)",
         ),
         suffix=".json",
+        by_position=True,
     ),
     "deepseek": _Engine(
         "DeepSeek's EPLB",
         lambda phy2log, plan: deepseek.tables(phy2log, plan.experts),
         _deepseek_flags,
+        by_position=True,
     ),
 }

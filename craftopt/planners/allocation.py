@@ -83,8 +83,10 @@ class MeasuredAllocation:
         self._work = work
         self.spent = 0
 
-    def solve(self, budget: int) -> tuple[IntArray, float, bool]:
+    def solve(self, budget: int, cutoff: float = np.inf) -> tuple[IntArray, float, bool]:
         """Allocate a budget.
+
+        Stops once no allocation can cost ``cutoff`` or less: ``cost`` is a bound above it then.
 
         Returns
         -------
@@ -99,7 +101,7 @@ class MeasuredAllocation:
             replicas, floor = allocate(self._table, budget, self._step)
             choice = replicas // self._step
             unknown = layers[~self._measured[layers, choice]]
-            if not unknown.size:
+            if not unknown.size or floor > cutoff:
                 return replicas, floor, False
             known = np.where(self._measured, self._table, np.inf)
             best, cost = allocate(known, budget, self._step)

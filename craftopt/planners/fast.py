@@ -12,10 +12,11 @@ from craftopt.evaluation import Evaluation, evaluate_for, violations
 from craftopt.plan import Plan
 from craftopt.planners.decode import plan_decode
 from craftopt.planners.joint import plan_joint
-from craftopt.planners.nominal import nominal_copies
+from craftopt.planners.nominal import plan_nominal
 from craftopt.planners.windowed import plan_windowed
 from craftopt.portable import power
 from craftopt.problem import Problem
+from craftopt.recordings import few_windows
 from craftopt.result import Options, Outcome
 
 # Prices of traffic that are tried for the least of it within a slowdown, ascending, and how many
@@ -47,9 +48,13 @@ def plan_fast(problem: Problem, options: Options) -> Outcome:
         found = plan_joint(problem, _share(options, deadline, 0.5, 0.5), balanced.plan)
         return replace(found, limit=found.limit or balanced.limit)
     if problem.loads.windows == 1:
-        copies, limit = nominal_copies(problem, Options(workers=options.workers))
-        return Outcome(problem.plan(copies, "fast"), problem.free_traffic, limit)
-    return replace(plan_windowed(problem, options), message=problem.free_traffic)
+        found = plan_nominal(problem, Options(workers=options.workers))
+        assert found.plan is not None
+        found = replace(found, plan=replace(found.plan, method="fast"))
+    else:
+        found = plan_windowed(problem, options)
+    notes = (problem.free_traffic, few_windows(problem.loads), found.message)
+    return replace(found, message="; ".join(filter(None, notes)))
 
 
 def _plan_within(problem: Problem, options: Options) -> Outcome:

@@ -7,6 +7,11 @@ relabelling.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
 import numpy as np
 
 from craftopt.bounds import layer_costs
@@ -17,7 +22,7 @@ from craftopt.plan import Copies
 from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
 from craftopt.planners.layers import Key, Layers, layer_keys
 from craftopt.problem import Problem
-from craftopt.result import Limit, Options, Outcome
+from craftopt.result import Limit, Options, Outcome, also_planned
 from craftopt.search.descent import improve_layer
 
 # A layer this close to its bound, relative, is done; FINE where it is to be no worse than with
@@ -44,22 +49,27 @@ def plan_nominal(problem: Problem, options: Options) -> Outcome:
     ``work_limit`` counts placements of one layer. A previous plan is a start: a layer keeps it,
     improved, where a new placement is no better. For the objective activated it plans for time.
     """
-    copies, limit = nominal_copies(problem, options)
-    used = int(copies.sum(dtype=np.int64)) - problem.loads.layers * problem.loads.experts
+    found = nominal_copies(problem, options)
+    used = int(found.copies.sum(dtype=np.int64)) - problem.loads.layers * problem.loads.experts
     left = problem.replicas - problem.unused_replicas - used
-    message = (
-        f"{left} replicas are left: no use for them was found on the summed load"
-        if left > 0
-        else ""
-    )
-    return Outcome(problem.plan(copies, "nominal"), "" if limit else message, limit)
+    notes = [f"{left} replicas are left: no use for them was found on the summed load"] * (left > 0)
+    notes += [also_planned(rule, seconds) for rule, seconds in found.also.items()]
+    return Outcome(problem.plan(found.copies, "nominal"), "; ".join(notes), found.limit)
 
 
-def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | None]:
-    """Return the copies of `plan_nominal`, and what stopped it before its end.
+class Found(NamedTuple):
+    """Copies of a plan, what stopped the search, and seconds by stricter slot rule planned too."""
 
-    No plan is worse than under a stricter slot rule: ``free`` starts with the plan of ``even``,
-    and that with what ``uniform`` would fill.
+    copies: Copies
+    limit: Limit | None
+    also: dict[str, float]
+
+
+def nominal_copies(problem: Problem, options: Options) -> Found:
+    """Find the copies of `plan_nominal`.
+
+    No plan is worse than under a stricter slot rule: ``free`` is tried against ``even``, and that
+    against what ``uniform`` would fill, as long as the stricter rule could win.
     """
     # The sum of batches activates everything.
     objective = problem.objective if problem.goal.even_dispatch else "time"
@@ -67,31 +77,55 @@ def nominal_copies(problem: Problem, options: Options) -> tuple[Copies, Limit | 
     work = options.work_limit
     if work is None:
         work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers
-    alone = Options(workers=options.workers)
+    layers = _Placements(total, Options(workers=options.workers))
     if problem.slots == "uniform":
-        filled = _Placements(total, alone)
-        replicas, stopped = _fill_uniform(filled, work)
-        return filled.copies(replicas)[0], "work" if stopped else None
-    best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
-    least = allocate(layer_costs(total), total.replicas, total.replica_step)[1]
-    for of_rule in (total,) if total.even_slots else (total.variant(slots="even"), total):
-        layers = _Placements(of_rule, alone)
-        copies, ran_out = _allocate(layers, work, problem.loads.windows > 1)
-        cost = layers.cost(copies)
-        if cost < best_cost:
-            best, best_cost = copies, cost
-        stopped |= ran_out
-        if best_cost - least <= ALLOCATION_TOLERANCE * abs(least):
-            break
-    return best, "work" if stopped else None
+        replicas, stopped = _fill_uniform(layers, work)
+        return Found(layers.copies(replicas)[0], "work" if stopped else None, {})
+    found = (_allocate if total.even_slots else _allocate_free)(layers, work)
+    copies, several = found.copies, problem.loads.windows > 1
+    # One window that is solved to its end has no use for what is left.
+    if found.spent < work and (several or found.spent >= LEAST_PLACEMENTS):
+        copies = _spend(found.layers, copies, found.cost, SPEND_LOSS if several else TOLERANCE)
+    return Found(copies, "work" if found.stopped else None, layers.also)
 
 
-def _allocate(layers: _Placements, work: int, several: bool) -> tuple[Copies, bool]:
+class _Allocated(NamedTuple):
+    """A plan for the sum; its cost is infinite where none better than a cutoff was found."""
+
+    layers: _Placements
+    copies: Copies
+    cost: float
+    spent: int
+    stopped: bool
+
+
+def _allocate_free(free: _Placements, work: int) -> _Allocated:
+    """Allocate where slots are free, with no worse a result than where they are even.
+
+    Even slots that come close to what any plan could reach are taken. Elsewhere they are planned
+    as long as they could beat the plan with free ones.
+    """
+    least = allocate(layer_costs(free.problem), free.problem.replicas, free.problem.replica_step)[1]
+    even = _Placements(free.problem.variant(slots="even"), free.options)
+
+    def try_even(cutoff: float) -> _Allocated:
+        with free.timed("even"):
+            return _allocate(even, work, cutoff)
+
+    found = try_even(least + ALLOCATION_TOLERANCE * abs(least))
+    if found.cost == np.inf:
+        best = _allocate(free, work)
+        other = try_even(best.cost)
+        found = other if other.cost <= best.cost else best
+    return found
+
+
+def _allocate(layers: _Placements, work: int, cutoff: float = np.inf) -> _Allocated:
     """Allocate the budget over the layers, place them, and equalise the GPUs' totals.
 
-    Budget without use is spent, for ``several`` windows even at a little cost to their sum.
     Where equal totals need repairs that cost something, smaller budgets are tried as well, as
-    long as they could do better: so more budget is never worse.
+    long as they could do better: so more budget is never worse. Stops once no plan can have a
+    cost of ``cutoff`` or less.
     """
     problem = layers.problem
     step = problem.replica_step
@@ -107,14 +141,16 @@ def _allocate(layers: _Placements, work: int, several: bool) -> tuple[Copies, bo
     uniform = _uniform_bound(layers)
     least = allocate(layer_costs(problem), problem.replicas, step)[1]
     if uniform <= least + NOISE * abs(least):
-        allocation.measure_known(_fill_uniform(layers, work)[0])
+        _measure_uniform(layers, allocation, work)
         uniform = np.inf
     best, best_cost, stopped = np.zeros(0, dtype=np.uint8), np.inf, False
     budget = problem.replicas
     while budget >= 0:
-        replicas, cost, ran_out = allocation.solve(budget)
+        replicas, cost, ran_out = allocation.solve(budget, cutoff)
+        if cost > cutoff:
+            break
         if uniform < cost:
-            allocation.measure_known(_fill_uniform(layers, work)[0])
+            _measure_uniform(layers, allocation, work)
             uniform = np.inf
             continue
         stopped |= ran_out
@@ -129,11 +165,14 @@ def _allocate(layers: _Placements, work: int, several: bool) -> tuple[Copies, bo
         budget = int(replicas.sum()) - step  # budgets between the two have the same allocation
     previous = layers.improved_previous()
     if previous is not None and layers.cost(previous) < best_cost:
-        return previous, stopped
-    # One window that is solved to its end has no use for what is left.
-    if allocation.spent < work and (several or allocation.spent >= LEAST_PLACEMENTS):
-        best = _spend(layers, best, best_cost, SPEND_LOSS if several else TOLERANCE)
-    return best, stopped
+        best, best_cost = previous, layers.cost(previous)
+    return _Allocated(layers, best, best_cost, allocation.spent, stopped)
+
+
+def _measure_uniform(layers: _Placements, allocation: MeasuredAllocation, work: int) -> None:
+    """Put what uniform slots reach into the table of an allocation."""
+    with layers.timed("uniform"):
+        allocation.measure_known(_fill_uniform(layers, work)[0])
 
 
 def _uniform_bound(layers: _Placements) -> float:
@@ -214,8 +253,16 @@ class _Placements(Layers):
 
     def __init__(self, problem: Problem, options: Options) -> None:
         super().__init__(problem, options, uneven=True)
+        self.also: dict[str, float] = {}
         self._placed: dict[Key, Copies] = {}
         self._costs: dict[Key, float] = {}
+
+    @contextmanager
+    def timed(self, rule: str) -> Iterator[None]:
+        """Count the seconds that a stricter slot rule takes."""
+        start = time.perf_counter()
+        yield
+        self.also[rule] = self.also.get(rule, 0.0) + time.perf_counter() - start
 
     def copies(self, replicas: IntArray) -> tuple[Copies, bool]:
         """Make a plan of the placements of all layers; see `Layers.join`."""

@@ -7,6 +7,7 @@ Windows are shrunk toward similar ones, so that the plan fits the traffic rather
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -21,7 +22,7 @@ from craftopt.planners.layers import Layers
 from craftopt.planners.nominal import nominal_copies
 from craftopt.portable import power
 from craftopt.problem import Problem
-from craftopt.result import Options, Outcome
+from craftopt.result import Options, Outcome, also_planned
 from craftopt.search.annealing import anneal
 from craftopt.search.kernels import Schedule
 from craftopt.windows import in_mean_loads, shrink
@@ -55,13 +56,16 @@ def plan_windowed(problem: Problem, options: Options) -> Outcome:
     previous one and the nominal one: the result is no worse on the planned windows.
     """
     search = WindowedSearch(problem, options)
-    allocations = search.allocations()
-    search.plans = len(allocations)
-    candidates = [search.plan(replicas) for replicas in allocations]
+    chosen, *stricter = search.allocations()
+    search.plans = 1 + len(stricter)
+    candidates = [search.plan(chosen)]
+    start = time.perf_counter()
+    candidates += [search.plan(replicas) for replicas in stricter]
+    note = also_planned("uniform", time.perf_counter() - start) if stricter else ""
     if problem.previous is not None:
         candidates.append(problem.previous_copies)
-    candidates.append(nominal_copies(problem, Options(workers=options.workers))[0])
-    return Outcome(search.best(candidates, "fast"), limit=search.limit)
+    candidates.append(nominal_copies(problem, Options(workers=options.workers)).copies)
+    return Outcome(search.best(candidates, "fast"), note, search.limit)
 
 
 class WindowedSearch(Layers):

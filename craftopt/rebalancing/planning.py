@@ -16,7 +16,8 @@ from craftopt.bounds import whole_plan_bound
 from craftopt.compiling import first_use
 from craftopt.errors import InputError, number
 from craftopt.evaluation import objective_value, violations
-from craftopt.loads import BoolArray, as_array, read_only
+from craftopt.kinds import like_latest
+from craftopt.loads import BoolArray, Loads, as_array, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
@@ -130,6 +131,7 @@ def rebalance(
     expert_bytes: float | None = None,
     link_bytes_per_second: float | None = None,
     move_price: float = 0.0,
+    all_windows: bool = False,
     active: npt.ArrayLike | None = None,
     seed: int = 0,
     work_limit: int | None = None,
@@ -144,7 +146,8 @@ def rebalance(
     Parameters
     ----------
     problem : Problem
-        New loads, budget and rules, and how many GPUs there are afterwards.
+        New loads, budget and rules, and how many GPUs there are afterwards. The windows, in the
+        order of time, may go back to before the traffic changed: see ``all_windows``.
     old_plan : Plan
         What is hosted now. It may break the rules: what does is replaced first, as moves. Where
         its number of GPUs is another, its dead ones are left out, the last ones leave, and new
@@ -160,6 +163,11 @@ def rebalance(
     move_price : float
         What a move has to gain to be made: off the sum over windows and layers of the largest
         GPU load (and of the price of traffic, in the same unit), or onto that of the balancedness.
+    all_windows : bool
+        Plan for all windows. By default those of another kind of traffic than the last one are
+        left out, as they do harm: farther from it, by the Hellinger distance of the experts'
+        shares, than 1.6 times the median distance of consecutive windows. Where a mixture of them
+        is near the last one, blends of them are planned for as well. `Result.message` says so.
     active : array_like of bool [gpus], optional
         False where a GPU is dead; by default those that the old plan calls dead. The plan uses
         the others alone, and no more slots than they have, if these suffice.
@@ -172,8 +180,8 @@ def rebalance(
     Returns
     -------
     Rebalancing
-        On the problem's own loads never worse than the old plan, if that keeps the rules.
-        ``NOT_FOUND`` where the rules need more moves than allowed.
+        On the windows planned for (``problem.loads``) never worse than the old plan, if that keeps
+        the rules. ``NOT_FOUND`` where the rules need more moves than allowed.
 
     Raises
     ------
@@ -203,6 +211,7 @@ def rebalance(
             "problem.replace(max_slowdown=None), or traffic="
         )
     number("move_price", move_price, least=0)
+    problem, note = (problem, "") if all_windows else _of_last_kind(problem)
     options = Options(seed, work_limit, workers=workers)
     old_plan.check_layers(problem.loads, "loads")
     if old_plan.gpus != problem.gpus:
@@ -252,6 +261,7 @@ def rebalance(
     message = message or task.free_traffic
     if problem.nodes > 1 and task.nodes == 1 and not problem.balance_alone:
         message = message or "nodes have lost different numbers of GPUs: planned as one node"
+    message = "; ".join(filter(None, (message, note)))
     runtime = time.perf_counter() - begun
     held = None if plan is None else task.plan(on_survivors(plan.copies, alive), "rebalance")
     lost = not task.previous_copies.any(axis=2).all()
@@ -268,6 +278,22 @@ def rebalance(
         previous_objective=before,
         active=read_only(alive),
         _fronts=fronts,
+    )
+
+
+def _of_last_kind(problem: Problem) -> tuple[Problem, str]:
+    """Plan for the windows that tell of the last kind of traffic alone, and say which they are."""
+    given = problem.loads
+    near, blends = like_latest(given.tokens)
+    if near.all():
+        return problem, ""
+    kept = given.select(np.flatnonzero(near))
+    names = [*kept.window_names, *(f"blend/{blend:05d}" for blend in range(len(blends)))]
+    loads = Loads(np.concatenate([kept.tokens, blends]), given.layer_ids, names)
+    also = f" and {len(blends)} blends" if len(blends) else ""
+    return problem.variant(loads=loads), (
+        f"planned on {kept.windows} of {given.windows} windows{also}: the others are of "
+        "another kind of traffic than the last"
     )
 
 

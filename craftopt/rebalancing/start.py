@@ -38,7 +38,7 @@ def valid_start(problem: Problem) -> Copies:
             continue
         if most is None or moved_copies(copies, old) <= most or copies is needed:
             return copies
-    return relabel_copies(nominal_copies(free, Options())[0], old, problem.whole_nodes)
+    return relabel_copies(nominal_copies(free, Options()).copies, old, problem.whole_nodes)
 
 
 def _repair(problem: Problem, old: Copies, added: int) -> Copies | None:

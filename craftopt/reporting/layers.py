@@ -7,23 +7,31 @@ apart in grey and by colour-blind readers; lines differ in marker and dash as we
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import InputError
-from craftopt.evaluation import gpu_loads
-from craftopt.loads import Loads
+from craftopt.evaluation import evaluate, gpu_loads
+from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
-from craftopt.reporting.plots import new_axes
+from craftopt.reporting.plots import COLOURS, legend_above, line_style, new_axes, write_beside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Blue, orange, dark grey of Okabe and Ito: of three different lightnesses.
-COLOURS = ("#0072B2", "#E69F00", "#444444", "#CC79A7")
-STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))
+# Of several windows, a map shows the load that a GPU stays below in this part of them: a mean of
+# windows hides who waits for whom.
+OFTEN = 0.9
+
+
+def load_map(plan: Plan, loads: Loads) -> FloatArray:
+    """Compute each GPU's load over the mean of its layer, in most windows, [layers, gpus]."""
+    tokens = gpu_loads(plan, loads)
+    mean = tokens.mean(axis=2, keepdims=True)
+    most: FloatArray = np.quantile(tokens / np.maximum(mean, 1e-300), OFTEN, axis=0)
+    return most
 
 
 def plot_load_map(
@@ -35,14 +43,15 @@ def plot_load_map(
 ) -> Axes:
     """Draw the load of every GPU in every layer, relative to the layer's mean.
 
-    The palest colour is the mean and all below it: what is dark makes its layer wait.
+    The palest colour is the mean and all below it: what is dark makes its layer wait. Of several
+    windows, a colour is the load that the GPU stays below in nine of ten.
 
     Parameters
     ----------
     plan : Plan
     loads : Loads
     window : int, optional
-        One window; by default the mean of all.
+        One window; by default all.
     most : float, optional
         Relative load of the darkest colour, to compare maps; by default the largest shown.
     ax : matplotlib Axes, optional
@@ -53,9 +62,7 @@ def plot_load_map(
     matplotlib Axes
     """
     ax = new_axes(height=4) if ax is None else ax
-    tokens = gpu_loads(plan, loads)
-    shown = tokens.mean(axis=0) if window is None else tokens[window]
-    shown = shown / np.maximum(shown.mean(axis=1, keepdims=True), 1e-300)
+    shown = load_map(plan, loads if window is None else loads.select([window]))
     image = ax.imshow(
         shown,
         aspect="auto",
@@ -69,7 +76,7 @@ def plot_load_map(
     ax.set_yticks(ticks, loads.layer_ids[ticks].tolist())
     ax.set_xlabel("GPU")
     ax.set_ylabel("layer")
-    which = f"mean of {loads.windows} windows" if window is None else f"window {window}"
+    which = f"{loads.windows} windows" if window is None else f"window {window}"
     ax.set_title(f"{which}: fullest GPU {shown.max():.2f} times the mean")
     return ax
 
@@ -100,13 +107,13 @@ def plot_tradeoff(
     """
     ax = new_axes(height=4) if ax is None else ax
     for index, (label, (replicas, reached)) in enumerate(curves.items()):
-        ax.plot(replicas, reached, label=label, **_style(index))
+        ax.plot(replicas, reached, label=label, **line_style(index))
     if bound is not None:
-        ax.plot(*bound, color="black", linewidth=2, label="proven bound: no plan passes it")
+        _shade_beyond(bound, ax)
     ax.set_xlabel("replicas per layer")
     ax.set_ylabel(of)
     ax.grid(color="0.9")
-    ax.legend(frameon=False)
+    legend_above(ax)
     return ax
 
 
@@ -121,7 +128,9 @@ def plot_replicas(plans: Mapping[str, Plan], ax: Axes | None = None) -> Axes:
         label: plan.copies.sum(axis=(1, 2), dtype=np.int64) - plan.experts
         for label, plan in plans.items()
     }
-    ax = _by_layer(by_label, ax)
+    ids = next(iter(plans.values())).layer_ids
+    ax = _by_layer(by_label, ids, ax)
+    ax.set_xlabel("layer")
     ax.set_ylabel("replicas")
     return ax
 
@@ -141,7 +150,8 @@ def plot_gaps(gaps: Mapping[str, npt.ArrayLike], ax: Axes | None = None) -> Axes
     matplotlib Axes
     """
     percent = {label: 100 * np.asarray(gap, dtype=float) for label, gap in gaps.items()}
-    ax = _by_layer(percent, ax)
+    ax = _by_layer(percent, np.arange(next(iter(percent.values())).size), ax)
+    ax.set_xlabel("position of the layer")
     ax.set_ylabel("at most above the optimum, %")
     return ax
 
@@ -180,17 +190,64 @@ def plot_persistence(loads: Loads, hottest: int = 8, ax: Axes | None = None) -> 
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("windows later")
     ax.set_ylabel(f"share of the {hottest} hottest kept")
-    ax.legend(frameon=False)
+    legend_above(ax)
     return ax
 
 
-def plot_migration(curve: Sequence[tuple[int, float]], ax: Axes | None = None) -> Axes:
-    """Draw the balancedness that a number of moves reaches.
+def plot_pareto(
+    plans: Mapping[str, Plan], prefill: Loads, decode: Loads, ax: Axes | None = None
+) -> Axes:
+    """Draw how plans do in prefill and in decode; a line joins those that no other beats in both.
+
+    Parameters
+    ----------
+    plans : mapping of str to Plan
+        Such as those of `plan_for_both` by weight, and others to compare with.
+    prefill, decode : Loads
+        Windows of each kind, best unseen ones; a window of decode is a batch.
+    ax : matplotlib Axes, optional
+        Where to draw; new axes by default.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = new_axes(height=4) if ax is None else ax
+    points = {}
+    for label, plan in plans.items():
+        activated = evaluate(plan, decode, "exact").max_activated
+        assert activated is not None
+        points[label] = (evaluate(plan, prefill).relative_time, float(activated.mean()))
+    front, least = [], np.inf
+    for time, read in sorted(points.values()):
+        if read < least:
+            front.append((time, read))
+            least = read
+    ax.plot(*zip(*front, strict=True), color=COLOURS[0], drawstyle="steps-post", zorder=1)
+    for point in points.values():
+        best = point in front
+        ax.plot(*point, marker="o" if best else "s", color=COLOURS[0] if best else COLOURS[2],
+                fillstyle="full" if best else "none", linestyle="")  # fmt: skip
+    for named, point in _apart(points).items():
+        write_beside(ax, named, point)
+    ax.margins(0.15)
+    ax.set_xlabel("prefill: relative time")
+    ax.set_ylabel("decode: experts read by the busiest GPU")
+    ax.grid(color="0.9")
+    return ax
+
+
+def plot_migration(
+    curve: Sequence[tuple[int, float]], of: str = "relative time", ax: Axes | None = None
+) -> Axes:
+    """Draw what a number of moves reaches, such as `Rebalancing.curve` returns.
 
     Parameters
     ----------
     curve : sequence of (int, float)
-        Most moves, and balancedness reached.
+        Most moves, and the objective reached.
+    of : str
+        Name of the objective.
     ax : matplotlib Axes, optional
         Where to draw; new axes by default.
 
@@ -200,26 +257,46 @@ def plot_migration(curve: Sequence[tuple[int, float]], ax: Axes | None = None) -
     """
     ax = new_axes(height=3.5) if ax is None else ax
     ax.plot(*zip(*curve, strict=True), color=COLOURS[0], marker="o")
-    ax.set_xlabel("experts moved")
-    ax.set_ylabel("balancedness")
+    ax.set_xlabel("copies moved")
+    ax.set_ylabel(of)
     ax.grid(color="0.9")
     return ax
 
 
-def _style(index: int) -> dict[str, Any]:
-    """Return colour, marker and dash of a line, each of them its own."""
-    marker, dash = STYLES[index % len(STYLES)]
-    return {"color": COLOURS[index % len(COLOURS)], "marker": marker, "linestyle": dash}
+def _apart(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Join the names of points that are too near each other for names of their own."""
+    near = 0.06 * np.maximum(np.ptp(list(points.values()), axis=0), 1e-300)
+    groups: list[tuple[list[str], tuple[float, float]]] = []
+    for label, point in points.items():
+        for labels, first in groups:
+            if (np.abs(np.subtract(point, first)) < near).all():
+                labels.append(label)
+                break
+        else:
+            groups.append(([label], point))
+    return {", ".join(labels): point for labels, point in groups}
 
 
-def _by_layer(by_label: Mapping[str, npt.NDArray[np.generic]], ax: Axes | None) -> Axes:
+def _shade_beyond(bound: tuple[npt.ArrayLike, npt.ArrayLike], ax: Axes) -> None:
+    """Draw a bound on the lines drawn so far, and shade the side of it where no plan is."""
+    x, y = (np.asarray(values, dtype=float) for values in bound)
+    reached = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()])
+    ax.plot(x, y, color="black", linewidth=2, label="proven bound")
+    low, high = ax.get_ylim()
+    beyond = high if reached.mean() < y.mean() else low
+    ax.fill_between(x, y, beyond, color="0.9", linewidth=0, zorder=0, label="no plan can be here")
+    ax.set_ylim(low, high)
+
+
+def _by_layer(
+    by_label: Mapping[str, npt.NDArray[np.generic]], layers: npt.ArrayLike, ax: Axes | None
+) -> Axes:
     ax = new_axes(height=3.5) if ax is None else ax
     for index, (label, values) in enumerate(by_label.items()):
-        ax.plot(values, markersize=4, label=label, **_style(index))
+        ax.plot(layers, values, linewidth=0.9, markersize=4, label=label, **line_style(index))
     ax.set_ylim(bottom=0)
     for line in ax.get_lines():
         line.set_clip_on(False)
-    ax.set_xlabel("position of the layer")
     ax.grid(axis="y", color="0.9")
-    ax.legend(frameon=False)
+    legend_above(ax)
     return ax

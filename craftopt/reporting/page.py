@@ -1,23 +1,28 @@
-"""A diagnosis and its plans on one page, with jinja2 (the extra ``report``)."""
+"""A verdict and its plans on one page, with jinja2 (the extra ``report``)."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+import os
+import platform
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from craftopt.bounds.whole_plan import layer_costs
-from craftopt.diagnosis import Diagnosis
-from craftopt.diagnosis.measuring import hot_experts
+from craftopt.diagnosis import Diagnosis, diagnose
+from craftopt.documents import write_atomically
 from craftopt.errors import InputError
-from craftopt.evaluation import evaluate, gpu_loads
-from craftopt.loads import BoolArray, FloatArray, Loads
+from craftopt.evaluation import evaluate
+from craftopt.loads import BoolArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.rebalancing import relabel
+from craftopt.reporting import charts, sections
+from craftopt.reporting.commands import commands
+from craftopt.reporting.layers import load_map
 from craftopt.solving import solve
 from craftopt.traces import Trace
 from craftopt.windows import without_idle
@@ -28,91 +33,135 @@ COLOURS = ("#ffffe5", "#fff0b0", "#fec44f", "#ec7014", "#b03a05", "#662506")
 LIMITS = (75, 105, 125, 160, 220)
 # Windows that are shown on their own: those in which today's plan waits longest.
 WORST = 6
+# Names of plans that were not given.
+TODAY, NEW = "experts by id", "new plan"
+
+
+def report(
+    loads: Loads,
+    gpus: int,
+    nodes: int = 1,
+    *,
+    path: str | os.PathLike[str],
+    plans: Mapping[str, Plan] | None = None,
+    source: str = "LOADS",
+    **options: Any,
+) -> Diagnosis:
+    """Write the verdict on a recording, and what it rests on, as one page for a browser.
+
+    The page loads nothing from elsewhere. It has the verdict, the load of every GPU, what copies
+    buy, layers with their gaps, the worst windows, traffic between nodes where a trace is given,
+    the moves in order where the plan in use is given, the commands for the engines, and what was
+    assumed.
+
+    Parameters
+    ----------
+    loads : Loads
+        Windows of traffic, as for `diagnose`.
+    gpus, nodes : int
+    path : str or os.PathLike
+        File to write, such as ``report.html``.
+    plans : mapping of str to Plan, optional
+        What to show, by name; the first is what is served with today (experts by id, without
+        copies, by default). Where it is alone, the plan that the verdict rests on is beside it.
+    source : str
+        How a command line names the recording, for the commands.
+    **options
+        ``model``, ``gpu``, ``trace``, ``seed``, ``workers`` and ``progress`` of `diagnose`.
+
+    Returns
+    -------
+    Diagnosis
+
+    Raises
+    ------
+    InputError
+        As `diagnose`; jinja2 is not installed; a file that cannot be written.
+
+    Examples
+    --------
+    >>> import craftopt as co, tempfile
+    >>> from pathlib import Path
+    >>> loads = co.Loads([[[80, 40, 20, 20]], [[70, 50, 30, 10]]] * 10)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = co.report(loads, gpus=2, path=Path(folder, "report.html"))
+    ...     found.verdict, Path(folder, "report.html").stat().st_size < 2_000_000
+    ('place', True)
+    """
+    _template()  # fail before the work
+    today = next(iter((plans or {}).values()), None)
+    found = diagnose(loads, gpus, nodes, plan=today, **options)
+    page = report_page(
+        loads, found, plans or {}, source, options.get("trace"), options.get("seed", 0)
+    )
+    write_atomically(path, page)
+    return found
 
 
 def report_page(
     loads: Loads,
     found: Diagnosis,
     plans: Mapping[str, Plan],
-    *,
-    trace: Trace | None = None,
     source: str = "LOADS",
+    trace: Trace | None = None,
     seed: int = 0,
-    workers: int | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> str:
-    """Lay out a diagnosis as one HTML page that loads nothing from elsewhere.
-
-    Parameters
-    ----------
-    loads : Loads
-        Windows that the diagnosis is of.
-    found : Diagnosis
-    plans : mapping of str to Plan
-        What to show, by name; the first is what is served with today. Where it is alone, a plan
-        with the budget of the verdict is made on every other window and shown beside it.
-    trace : Trace, optional
-        Tokens to measure the exchange between nodes on.
-    source : str
-        Name of the recording, for titles and commands.
-    seed, workers : int
-        As in `solve`.
-    progress : callable, optional
-        Called with what is done next.
-
-    Raises
-    ------
-    InputError
-        jinja2 is not installed.
-    """
-    try:
-        import jinja2  # noqa: PLC0415 - an optional extra
-        import markupsafe  # noqa: PLC0415 - of jinja2
-    except ImportError:
-        raise InputError("a report needs jinja2; pip install 'craftopt[report]'") from None
-    say = progress or (lambda _: None)
+    """Lay out a diagnosis as one HTML page; see `report`."""
     loads = without_idle(loads)
-    planned = np.arange(loads.windows) % 2 == 1
-    problem = Problem(
-        loads.split(planned)[0] if loads.windows > 1 else loads,
-        found.gpus,
-        nodes=found.nodes,
-        replicas_per_layer=found.chosen.replicas if found.chosen else 0,
-        slots="even",
-    )
-    plans = dict(plans)
-    if len(plans) == 1:
-        say("planning")
-        plans["new plan"] = solve(problem, seed=seed, workers=workers).plan
-    say("laying out")
-    names, of_view, shown = _views(loads, next(iter(plans.values())), planned)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(
-        Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    )
-    maps = [_map(name, plan, loads, of_view) for name, plan in plans.items()]
+    several = loads.windows > 1
+    planned = np.arange(loads.windows) % 2 == 1 if several else np.ones(1, dtype=bool)
+    given, shown = dict(plans), dict(plans)
+    if not given:
+        problem = Problem(loads, found.gpus, nodes=found.nodes)
+        shown[TODAY] = solve(problem, "trivial").plan
+    if len(shown) == 1 and found.chosen:
+        today = next(iter(shown.values()))
+        plan = found.plans[found.chosen.replicas][0]
+        shown[NEW] = relabel(plan, today, within_nodes=True) if given else plan
+    names, of_view, first_view = _views(loads, next(iter(shown.values())), planned)
+    balance = charts.balances(loads, found)
+    tables = [sections.layers(loads, shown, planned), sections.worst_windows(loads, shown, planned)]
+    if trace is not None and found.nodes > 1:
+        tables.append(sections.node_traffic(loads, shown, trace))
+    if given and len(shown) > 1:
+        tables.append(sections.moves(found, loads, shown))
+    maps = [_map(name, plan, loads, of_view) for name, plan in shown.items()]
     layers = loads.layer_ids.tolist()
     data = {"maps": maps, "layers": layers, "gpus": found.gpus, "limits": LIMITS}
-    steps = [f"below {LIMITS[0] / 100:.2f}", *(f"from {limit / 100:.2f}" for limit in LIMITS)]
-    page: str = template.render(
+    page: str = _template().render(
         title=f"{source}, {found.gpus} GPUs on {found.nodes} nodes",
         found=found,
+        why=found.reasons[: len(found.reasons) - len(found.cautions)],
+        shares=charts.shares(found),
         views=names,
-        shown=shown,
+        shown=first_view,
         maps=maps,
         layers=layers,
-        gpus=found.gpus,
         colours=COLOURS,
-        steps=steps,
+        steps=[f"below {LIMITS[0] / 100:.2f}", *(f"from {one / 100:.2f}" for one in LIMITS)],
         shade=lambda load: sum(load >= limit for limit in LIMITS),
-        chart=_chart(found),
-        tables=list(_tables(loads, found, plans, problem, planned, trace)),
-        commands=_commands(found, source),
-        assumed=_assumed(loads, plans, seed),
+        charts=list(charts.budget_charts(found, balance)) if balance else [],
+        memory="part of the experts' memory" if found.cost is None else "memory per GPU",
+        budgets=sections.budgets(found, balance) if balance else None,
+        tables=tables,
+        commands=list(commands(found, source, next(iter(given), None))),
+        assumed=list(_assumed(loads, given, shown, seed)),
         # A "<" in a name must not end the script element.
-        data=markupsafe.Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
     return page
+
+
+def _template() -> Any:
+    try:
+        import jinja2  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise InputError("a report needs jinja2; pip install 'craftopt[report]'") from None
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return environment.from_string(text)
 
 
 def _views(loads: Loads, today: Plan, planned: BoolArray) -> tuple[list[str], BoolArray, int]:
@@ -124,193 +173,45 @@ def _views(loads: Loads, today: Plan, planned: BoolArray) -> tuple[list[str], Bo
     scored = evaluate(today, loads)
     times = scored.max_load.sum(axis=1) / scored.mean_load.sum(axis=1)
     worst = np.sort(np.argsort(-times, kind="stable")[:WORST])
-    names = ["planned windows, mean", "held-out windows, mean"]
+    names = ["all planned windows", "all held-out windows"]
     names += [f"{loads.window_names[w]} ({'planned' if planned[w] else 'held out'})" for w in worst]
     return names, np.vstack([planned, ~planned, one_by_one[worst]]), 1
 
 
 def _map(name: str, plan: Plan, loads: Loads, of_view: BoolArray) -> dict[str, Any]:
-    """Average the loads of GPUs over the mean of their layer, in percent, for every view."""
-    of_gpu = gpu_loads(plan, loads)
-    mean = of_gpu.mean(axis=2, keepdims=True)
-    relative = np.divide(of_gpu, mean, out=np.zeros_like(of_gpu), where=mean > 0)
+    """Compute loads of GPUs over the mean of their layer, in percent, for every view."""
     scored = evaluate(plan, loads)
     shown, times = [], []
     for windows in of_view:
-        shown.append(np.rint(100 * relative[windows].mean(axis=0)).astype(int).tolist())
+        most = load_map(plan, loads.select(np.flatnonzero(windows)))
+        shown.append(np.rint(100 * most).astype(int).tolist())
         time = scored.max_load[windows].sum() / scored.mean_load[windows].sum()
-        times.append(f"{time:.3f}")
+        layer, gpu = np.unravel_index(most.argmax(), most.shape)
+        times.append(
+            f"relative time {time:.3f}; fullest: GPU {gpu} in layer {loads.layer_ids[layer]}, "
+            f"{shown[-1][layer][gpu] / 100:.2f} times the mean"
+        )
     return {"name": name, "loads": shown, "times": times}
 
 
-def _chart(found: Diagnosis) -> dict[str, Any] | None:
-    """Place relative time by budget: held out with its interval, planned, and the bound."""
-    if not found.gains:
-        return None
-    time = {
-        name: [found.relative_time * (1 - getattr(gain, name)) for gain in found.gains]
-        for name in ("held_out", "planned", "most", "low", "high")
-    }
-    top = max(map(max, time.values()))
-    most = max(1, found.gains[-1].replicas)
-
-    def down(value: float) -> float:
-        return round(float(245 - 205 * (value - 1) / max(top - 1, 1e-9)), 1)
-
-    across = [round(80 + 520 * gain.replicas / most, 1) for gain in found.gains]
-    looks = (
-        ("held_out", "held out", "#d55e00", ""),
-        ("planned", "planned", "#0072b2", "7 4"),
-        ("most", "proven bound", "#808080", "2 4"),
-    )
-    lines = [
-        {
-            "name": label,
-            "colour": colour,
-            "dash": dash,
-            "points": " ".join(f"{x},{down(y)}" for x, y in zip(across, time[name], strict=True)),
-            "dots": [
-                (x, down(y), f"{label}, {gain.replicas} copies per layer: {y:.3f}")
-                for x, y, gain in zip(across, time[name], found.gains, strict=True)
-            ],
-        }
-        for name, label, colour, dash in looks
-    ]
-    ticks = np.linspace(1.0, max(top, 1.001), 5)
-    bars = zip(across, map(down, time["low"]), map(down, time["high"]), strict=True)
-    return {
-        "x": [(x, gain.replicas) for x, gain in zip(across, found.gains, strict=True)],
-        "y": [(down(tick), f"{tick:.2f}") for tick in ticks],
-        "bars": list(bars),
-        "lines": lines,
-    }
-
-
-def _tables(
-    loads: Loads,
-    found: Diagnosis,
-    plans: Mapping[str, Plan],
-    problem: Problem,
-    planned: BoolArray,
-    trace: Trace | None,
-) -> Any:
-    """Yield the tables of the page in order."""
-    if found.gains:
-        table = found.table()
-        yield _table("budgets", "Layer time saved, by budget", "", table.header, table.rows)
-    (first, today), *others = plans.items()
-    name, plan = others[0]
-    before, after = evaluate(today, loads), evaluate(plan, loads)
-    several = loads.windows > 1
-    held, used = (~planned, planned) if several else (~planned, ~planned)
-
-    def times(scored: Any, windows: BoolArray) -> FloatArray:
-        return np.asarray(
-            scored.max_load[windows].sum(axis=0)
-            / np.maximum(scored.mean_load[windows].sum(axis=0), 1e-300)
-        )
-
-    costs = layer_costs(problem)
-    column = np.minimum(plan.layer_replicas // problem.replica_step, costs.shape[1] - 1)
-    least = costs[np.arange(loads.layers), column]
-    gaps = after.max_load[used].sum(axis=0) / np.maximum(least, 1e-300) - 1
-    moves = ((plan.copies > 0) & (today.copies == 0)).sum(axis=(1, 2))
-    rows = zip(
-        loads.layer_ids.tolist(),
-        plan.layer_replicas.tolist(),
-        plan.replica_counts.max(axis=1).tolist(),
-        *(
-            [f"{value:.3f}" for value in column]
-            for column in (times(before, held), times(after, held), times(after, used))
-        ),
-        [f"{max(0.0, gap):.1%}" for gap in gaps],
-        moves.tolist(),
-        strict=True,
-    )
-    yield _table(
-        "layers",
-        "Layers",
-        f"Relative time of each layer with {first} and with {name}. Gap: how far it is above "
-        "the proven bound for as many copies in the layer, on planned windows. Moves: copies "
-        f"hosted where {first} has none, {moves.sum():,} in all.",
-        ("layer", "copies added", "most copies of an expert", f"{first}, held out",
-         f"{name}, held out", f"{name}, planned", "gap to the bound", "moves"),
-        rows,
-    )  # fmt: skip
-    yield _table(
-        "windows",
-        "Worst windows",
-        f"Those in which {first} waits longest. Hot for: windows in a row, this one included, in "
-        "which the hottest expert stays among the hottest eighth of its layer.",
-        ("window", "use", first, name, "worst layer", "hot experts (share of tokens)", "hot for"),
-        _windows(loads, before, after, planned),
-    )
-    if trace is not None and found.nodes > 1:
-        matrices = {
-            name: evaluate(plan, loads, trace=trace).traffic for name, plan in plans.items()
-        }
-        yield _table(
-            "nodes",
-            "Traffic between nodes",
-            "Share of the tokens at home in a node that visit another.",
-            ("plan", "home", *(f"node {node}" for node in range(found.nodes))),
-            (
-                (name, f"node {node}", *(f"{part:.1%}" for part in row))
-                for name, traffic in matrices.items()
-                if traffic is not None
-                for node, row in enumerate(traffic.node_matrix)
-            ),
-        )
-
-
-def _table(name: str, title: str, note: str, header: Any, rows: Any) -> dict[str, Any]:
-    return {"id": name, "title": title, "note": note, "header": header, "rows": list(rows)}
-
-
-def _windows(loads: Loads, before: Any, after: Any, planned: BoolArray) -> Any:
-    """Yield the windows that wait longest, with the hottest experts of their worst layer."""
-    mean = before.mean_load.sum(axis=1)
-    now = before.max_load.sum(axis=1) / mean
-    then = after.max_load.sum(axis=1) / mean
-    for window in np.argsort(-now, kind="stable")[:20]:
-        waits = before.max_load[window] - before.mean_load[window]
-        layer = int(np.argmax(waits))
-        tokens = loads.tokens[:, layer]
-        hot = np.argsort(-tokens[window], kind="stable")[:3]
-        # [windows]: whether the hottest expert is among the hottest eighth
-        above = (tokens > tokens[:, hot[:1]]).sum(axis=1) < hot_experts(loads)
-        after_it = np.flatnonzero(~above[window:])
-        share = tokens[window, hot] / max(tokens[window].sum(), 1e-300)
-        yield (
-            loads.window_names[window],
-            "planned" if planned[window] and loads.windows > 1 else "held out",
-            f"{now[window]:.3f}",
-            f"{then[window]:.3f}",
-            int(loads.layer_ids[layer]),
-            ", ".join(f"{e} ({part:.1%})" for e, part in zip(hot, share, strict=True)),
-            int(after_it[0]) if after_it.size else loads.windows - int(window),
-        )
-
-
-def _commands(found: Diagnosis, source: str) -> str:
-    if found.verdict not in {"place", "replicate"}:
-        return f"# nothing to load; the verdict is: {found.verdict}"
-    return (
-        f"craftopt plan {source} --gpus {found.gpus} --nodes {found.nodes} --slots even "
-        f"--replicas-per-layer {found.replicas_per_layer} -o plan.json\n"
-        "# then the file of your engine: sglang, tensorrt-llm, vllm-ascend, vllm or deepseek; it\n"
-        "# says the flags. --pad fills up slots for engines that load whole slots only.\n"
-        "craftopt export plan.json --pad --engine sglang -o location.json"
-    )
-
-
-def _assumed(loads: Loads, plans: Mapping[str, Plan], seed: int) -> list[str]:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("craftopt", "numpy")]
-    return [
-        "Dispatch: even; every copy of an expert serves the same share of its tokens.",
+def _assumed(
+    loads: Loads, given: Mapping[str, Plan], shown: Mapping[str, Plan], seed: int
+) -> Iterator[str]:
+    yield "Dispatch: even; every copy of an expert serves the same share of its tokens."
+    yield (
         f"Windows: {loads.windows} with tokens, every other one planned and the rest held out; "
-        f"{loads.layers} layers of {loads.experts} experts; digest {loads.digest[:12]}.",
-        "Given plans may have been made on windows that are called held out here.",
-        "Plans: " + "; ".join(f"{name}, {plan.replicas:,} copies" for name, plan in plans.items()),
-        f"Seed {seed}; {', '.join(versions)}.",
-    ]
+        f"{loads.layers} layers of {loads.experts} experts; digest {loads.digest[:12]}."
+    )
+    if given:
+        yield "A plan that was given may have been made on windows that are called held out here."
+    if NEW in shown:
+        yield (
+            f"The {NEW} is that of a short search on every other window, to show what was "
+            "measured; the commands make the one to serve with, on all windows."
+        )
+    yield "Plans: " + "; ".join(
+        f"{name}, {plan.replicas:,} extra copies" for name, plan in shown.items()
+    )
+    version = importlib.metadata.version
+    versions = ", ".join(f"{name} {version(name)}" for name in ("craftopt", "numpy", "numba"))
+    yield f"Seed {seed}; {versions}, Python {platform.python_version()}."

@@ -1,56 +1,18 @@
-"""Plots, with matplotlib (the extra ``plot``)."""
+"""What plots share, and that of budgets, with matplotlib (the extra ``plot``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from craftopt.evaluation import gpu_loads
-from craftopt.loads import Loads
-from craftopt.plan import Plan
 from craftopt.serving import Advice
 from craftopt.serving.deployment import GIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-def plot_gpu_loads(
-    plans: Mapping[str, Plan], loads: Loads, layer: int = 0, ax: Axes | None = None
-) -> Axes:
-    """Plot the load of every GPU in one layer, mean over the windows, fullest GPU first.
-
-    Each window's loads are divided by their mean and sorted on their own: the left end is the
-    wait that the layer causes.
-
-    Parameters
-    ----------
-    plans : mapping of str to Plan
-        Plans by label.
-    loads : Loads
-    layer : int
-        0-based position of the layer.
-    ax : matplotlib Axes, optional
-        Where to draw; new axes by default.
-
-    Returns
-    -------
-    matplotlib Axes
-    """
-    ax = new_axes(height=3.5) if ax is None else ax
-    for label, plan in plans.items():
-        of_layer = gpu_loads(plan, loads)[:, layer]
-        of_layer = of_layer[of_layer.sum(axis=1) > 0]
-        relative = -np.sort(-of_layer / of_layer.mean(axis=1, keepdims=True), axis=1)
-        ax.step(np.arange(plan.gpus), relative.mean(axis=0), where="mid", label=label)
-    ax.axhline(1.0, color="0.6", linewidth=0.8)
-    ax.set_xlabel("GPUs, fullest first")
-    ax.set_ylabel("load / mean load")
-    ax.set_title(f"layer {loads.layer_ids[layer]}, mean of {loads.windows} windows")
-    ax.legend()
-    return ax
+# Blue, orange, dark grey of Okabe and Ito: of three different lightnesses.
+COLOURS = ("#0072B2", "#E69F00", "#444444", "#CC79A7")
+STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))
 
 
 def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
@@ -68,18 +30,21 @@ def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
         line = [budget for budget in advice.curve if budget.slots == rule]
         memory = [budget.memory / GIB for budget in line]
         goodput = [budget.requests_per_second for budget in line]
-        ax.plot(memory, goodput, marker=".", linewidth=0.9, label=f"{rule}, planned windows")
+        style = line_style(len(ax.get_lines()))
+        ax.plot(memory, goodput, markersize=3, label=f"{rule}, planned windows", **style)
     points = [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
     for candidate in points:
         place = (candidate.memory.replicas / GIB, candidate.goodput)
         own = candidate is advice.recommended
-        ax.plot(*place, marker="*" if own else "o", color="black", markersize=10 if own else 5)
-        ax.annotate(candidate.name, place, textcoords="offset points", xytext=(6, -10))
+        ax.plot(*place, "k*" if own else "ko", markersize=12 if own else 5)
+        write_beside(ax, candidate.name, place)
+    ax.margins(0.1)
     ax.set_xlabel("replicas, GiB per GPU")
     ax.set_ylabel("requests/s, modelled")
-    ax.set_title("black: full plans on windows not planned on; star: recommended")
+    ax.plot([], [], "ko", markersize=5, label="full plans, unseen windows")
+    ax.plot([], [], "k*", markersize=12, label="recommended")
     ax.grid(color="0.9")
-    ax.legend()
+    legend_above(ax)
     return ax
 
 
@@ -89,3 +54,27 @@ def new_axes(height: float) -> Axes:
 
     _, ax = plt.subplots(figsize=(7, height), layout="constrained")
     return ax
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Return colour, marker and dash of a line, each of them its own."""
+    marker, dash = STYLES[index % len(STYLES)]
+    return {"color": COLOURS[index % len(COLOURS)], "marker": marker, "linestyle": dash}
+
+
+def legend_above(ax: Axes) -> None:
+    """Put the legend where it covers nothing."""
+    wide = sum(map(len, ax.get_legend_handles_labels()[1])) > 60
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if wide else 4, frameon=False)
+
+
+def write_beside(ax: Axes, text: str, point: tuple[float, float]) -> None:
+    """Name a point, on the side of it where the middle of the axis is."""
+    right = point[0] > 1.1 * sum(ax.get_xlim()) / 2
+    ax.annotate(
+        text,
+        point,
+        textcoords="offset points",
+        xytext=(-7 if right else 7, -12),
+        ha="right" if right else "left",
+    )

@@ -143,9 +143,9 @@ class _Node:
             Its largest load.
         """
         best, fullest = self._climb(count, kicks=True)
-        if self.slack or not self._is_bad(fullest):
-            return best, fullest
         replicas = int(count.sum()) - count.size
+        if self.slack or not replicas or not self._is_bad(fullest):
+            return best, fullest
         floor = max(float(self.weight.sum()) / self.gpus, float((self.weight / count).max()))
         least = cardinality_bound(self.weight, replicas, self.gpus, self.copies_limit, floor)[0]
         small = count.size <= _SMALL

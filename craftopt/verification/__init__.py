@@ -45,17 +45,22 @@ window witness is a layer witness too. With several:
 ``{"kind": "credits", "price": int, "scale": "p/q", "windows": {"w": [[e, step, int], ...]}}``
     One choice of copies serves all windows ("common copies"). A credit is for window w (its
     position, as a text) and for a step, the step-th copy of e, which window w needs if its
-    largest load is to be below ``t_we/(step - 1)``. With ``floor_w = max(m_w, max_e
-    t_we/upper_e)`` and the cost of a load (the load itself for time, ``-m_w/load`` for
-    balancedness), two things must hold, with price and credits in units of 1/scale:
+    largest load is to be below the step's *level* ``t_we/(step - 1)``. With ``floor_w = max(m_w,
+    max_e t_we/upper_e)`` and the cost of a load (the load itself for time, ``-m_w/load`` for
+    balancedness), the credits of a window for levels of L or less must sum to at most cost(L) -
+    cost(floor_w), for every L. Price and credits are in units of 1/scale.
 
-    - the credits of a window for loads of L or less sum to at most cost(L) - cost(floor_w), for
-      every L;
-    - the credits of all windows for steps 2..k of an expert sum to at most price (k - 1), for
-      every k.
+    ``"companions": {"w": "p/q"}``, where slots are even, states a price v_w of 0 or more, in
+    tokens, for each of the q - 1 others, at least, beside a copy ("companions at a price"). With
+    D_w the sum over f of ``max(0, v_w - t_wf)``, a level is then the larger of the above and
+    ``(q - 1) v_w + (t_we - D_w)/k``, at k = 1 or k = step - 1, whichever is less; and k copies of
+    e owe a *rebate* of ``max(0, v_w - max(t_we, v_w)/k)``, for balancedness times
+    ``m_w/floor_w^2``.
 
-    Then the layer costs at least ``sum_w cost(floor_w) + sum of credits - price r``, for
-    **every** number of replicas r.
+    Then the layer costs at least ``sum_w cost(floor_w) + sum of credits - sum_e spare_e -
+    price r``, for **every** number of replicas r (with companions, every one that leaves as many
+    on every GPU), where spare_e is the largest of 0 and, for every k up to upper_e, the credits of
+    e for steps up to k and its rebates for k copies, in all windows, less ``price (k - 1)``.
 
 Both may branch, to any depth:
 

@@ -12,11 +12,17 @@ from craftopt.errors import CraftoptError, VerificationError
 from craftopt.verification.checks import fraction, require, whole
 from craftopt.verification.costs import Cell, ExactProblem, Line
 from craftopt.verification.document import Certificate, plan_digest
+from craftopt.verification.pseudo_boolean import check_log, read_log
+from craftopt.verification.refutation import BetterPlan
 from craftopt.verification.rules import check_rules
 from craftopt.verification.traffic import ExactTraffic, Proof, visits_proof
 
 
-def verify(certificate: Certificate | str | os.PathLike[str]) -> None:
+def verify(
+    certificate: Certificate | str | os.PathLike[str],
+    *,
+    log: str | os.PathLike[str] | None = None,
+) -> None:
     """Check every claim of a certificate in exact arithmetic.
 
     The plan keeps every rule; its objective, all witnesses, every layer's and the whole plan's
@@ -26,13 +32,17 @@ def verify(certificate: Certificate | str | os.PathLike[str]) -> None:
     Parameters
     ----------
     certificate : Certificate or path
+    log : path, optional
+        A proof log (``.pbp``, or ``.pbp.xz``) that no plan is better than this one: check that it
+        derives a contradiction from `craftopt.verification.refutation.BetterPlan`.
 
     Raises
     ------
     VerificationError
         A claim that is false; the message names the first one.
     FormatError
-        A file that is no certificate, or one of a version that this one cannot read.
+        A file that is no certificate, or one of a version that this one cannot read; a log that
+        cannot be read.
 
     Examples
     --------
@@ -45,8 +55,12 @@ def verify(certificate: Certificate | str | os.PathLike[str]) -> None:
         certificate = Certificate.load(certificate)
     else:  # what its file would say
         certificate = Certificate.from_json(certificate.to_json())
+    lines = None if log is None else read_log(log)
     try:
         _verify(certificate)
+        if lines is not None:
+            value = fraction(certificate.document["value"])
+            check_log(BetterPlan(certificate.problem, value).formula, lines)
     except VerificationError:
         raise
     except CraftoptError as error:

@@ -79,6 +79,11 @@ class ExactProblem:
         cost = sum((window_cost(load, mean, self.time) for load, mean in pairs), Fraction(0))
         return cost if self.time else Fraction(math.ceil(cost * _STEPS), _STEPS)
 
+    def cells(self, steps: int) -> list[tuple[int, list[int]]]:
+        """List every layer of every window, with its tokens in whole ``1/(steps * unit)``."""
+        rows = self._weights.astype(object) * steps
+        return [(layer, row) for window in rows.tolist() for layer, row in enumerate(window)]
+
     def objective(self, costs: Sequence[Fraction]) -> Fraction:
         """Compute the objective from the costs of all layers."""
         total = sum(costs, Fraction(0))
@@ -128,8 +133,10 @@ class ExactProblem:
         """
         name = self._name(layer, "any number of")
         require(witness["kind"] == "credits", f"{name}: only credits hold for all of them")
+        problem = self.problem
+        least = -problem.loads.experts % problem.gpus if problem.slots == "uniform" else 0
         try:
-            start, price = line_of_credits(witness, self._box(layer, 0))
+            start, price = line_of_credits(witness, self._box(layer, least))
         except VerificationError as error:
             raise VerificationError(f"{name}: {error}") from None
         return self._rounded_down(start), price

@@ -16,6 +16,7 @@ from craftopt.problem import Problem
 from craftopt.result import Options
 from craftopt.search.annealing import anneal
 from craftopt.search.kernels import Schedule
+from craftopt.search.largest import anneal_largest
 from craftopt_formulations._search import kick_layer
 from craftopt_formulations.whole import layer_cost, solve_whole
 
@@ -30,6 +31,12 @@ KICKS = 1000
 SEARCHES, STEPS_PER_COPY = 3, 1000
 # First and last temperature, in mean GPU loads, and the windows of a mini-batch.
 HOT, COLD, IN_PLAY = 1e-3, 1e-5, 256
+# Long annealing of several windows, in rounds of twice the work: deterministic seconds of the first
+# for a layer, loads that a step changes per second, and temperatures, the first ones in turn.
+ROUND, LOADS_PER_SECOND = 0.1, 5e7
+HOTS, COOL = (3e-3, 1e-2), 3e-5
+# A GPU may then host so many times what is even of a layer, where slots are free.
+WIDE = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +102,24 @@ class KnownLayers(Layers):
         self._known.update(zip(keys, found, strict=True))
         return better
 
+    def improve(self, layers: IntArray, replicas: IntArray, work: float) -> float:
+        """Anneal open layers with several windows; return the work that it took.
+
+        Rounds and layers come in one order, whatever the work: more of it goes on where less of
+        it ends, and so never ends worse.
+        """
+        left, turn = work, 0
+        while not self.expired:
+            each = ROUND * 2**turn
+            keys = self.open(layers, replicas, math.inf)[: int(left / each)]
+            if not keys:
+                break
+            found = self.each(lambda index: self._anneal_long(keys[index], turn), len(keys))  # noqa: B023
+            self._known.update(zip(keys, found, strict=True))
+            left -= each * len(keys)
+            turn += 1
+        return work - left
+
     def open(self, layers: IntArray, replicas: IntArray, work: float) -> list[Key]:
         """List the layers that are not proven and had less work."""
         keys = layer_keys(layers, replicas)
@@ -136,17 +161,46 @@ class KnownLayers(Layers):
     def _place(self, key: Key) -> Known:
         return self._judge(key, self.place(self.total[key[0]], key[1], ENOUGH)[0])
 
+    def _anneal_long(self, key: Key, turn: int) -> Known:
+        """Anneal a layer from its best placement, in one round of `improve`."""
+        problem, known, (layer, replicas) = self.problem, self[key], key
+        scaled, weight = self._windows(layer)
+        if not weight.size or self.expired:
+            return known
+        steps = int(ROUND * 2**turn * LOADS_PER_SECOND / weight.size)
+        schedule = Schedule(steps, HOTS[turn % len(HOTS)], COOL)
+        seed = self.seed(layer, replicas * 31 + SEARCHES + turn)
+        time = not problem.goal.maximised
+        rules = self.rules(replicas)
+        if not problem.even_slots:  # hot copies alone, cold ones together
+            rules = rules._replace(low=0, high=min(WIDE * rules.high, problem.loads.experts))
+        copies = anneal_largest(scaled, weight, known.copies, rules, schedule, seed, time)
+        cost = layer_cost(problem, layer, copies)
+        return replace(known, copies=copies, cost=cost) if cost < known.cost else known
+
+    def _windows(self, layer: int) -> tuple[FloatArray, FloatArray]:
+        """Scale the windows that have tokens to a mean GPU load of 1, and say what each counts.
+
+        Returns
+        -------
+        scaled : float64 [experts, windows]
+        weight : float64 [windows]
+            Sums to 1.
+        """
+        tokens = self.problem.loads.tokens[:, layer]
+        mean = tokens.sum(axis=1) / self.problem.gpus
+        used = mean > 0
+        weight = self.problem.goal.window_weights(mean)[used]
+        scaled = np.ascontiguousarray((tokens[used] / mean[used, np.newaxis]).T)
+        return scaled, weight / max(weight.sum(), 1e-300)
+
     def _search(self, key: Key) -> Known:
         """Search a layer from its best placement, with several seeds."""
         problem, known, (layer, replicas) = self.problem, self[key], key
         tokens = problem.loads.tokens[:, layer]
-        mean = tokens.sum(axis=1) / problem.gpus
-        used = mean > 0
-        if not used.any():
+        scaled, weight = self._windows(layer)
+        if not weight.size:
             return known
-        scaled = np.ascontiguousarray((tokens[used] / mean[used, np.newaxis]).T)
-        weight = problem.goal.window_weights(mean)[used]
-        weight = weight / weight.sum()
         copies_now = problem.loads.experts + replicas
         schedule = Schedule(STEPS_PER_COPY * copies_now, HOT, COLD, IN_PLAY)
         alone = problem.loads.windows == 1

@@ -30,7 +30,7 @@ from craftopt.plan import Copies
 from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
 from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
-from craftopt.result import Limit, Options, Outcome
+from craftopt.result import Limit, Options, Outcome, also_planned
 from craftopt_formulations._layers import CLOSED, ENOUGH, KnownLayers
 from craftopt_formulations.whole import flags, plan_cost, solve_whole
 
@@ -38,6 +38,8 @@ from craftopt_formulations.whole import flags, plan_cost, solve_whole
 WORK = 60
 # What a layer gets at first; those still open then share what is left.
 FIRST_WORK = 0.5
+# What a layer with several windows is searched for before it is given to CP-SAT.
+IMPROVE = 0.5
 # The largest models that are built, in flags: of a layer, and of the whole plan.
 LAYER_FLAGS, WHOLE_FLAGS = 8192, 4096
 # Layers placed while the nominal allocation is made, per layer.
@@ -78,7 +80,7 @@ def _plan_with_stricter(problem: Problem, options: Options, logged: bool) -> Out
     seconds = time.perf_counter() - start
     better = other.plan is not None and order(objective_value(other.plan, problem)) < order(value)
     taken = "its plan is better and taken" if better else "its plan is no better"
-    message = f"slots={stricter.slots!r} planned as well, {seconds:.1f} s: {taken}"
+    message = f"{also_planned(stricter.slots, seconds)}: {taken}"
     return replace(outcome, plan=other.plan if better else outcome.plan, message=message)
 
 
@@ -93,7 +95,13 @@ def _stricter(problem: Problem) -> Problem | None:
 
 def _plan(problem: Problem, options: Options, logged: bool) -> Outcome:
     exact = _Exact(problem, options, logged)
-    steps = (exact.start, exact.search_layers, exact.prove_layers, exact.prove_whole)
+    steps = (
+        exact.start,
+        exact.search_layers,
+        exact.improve_layers,
+        exact.prove_layers,
+        exact.prove_whole,
+    )
     for number, step in enumerate(steps, start=1):
         if number > 1 and (exact.infeasible or exact.closed or exact.layers.expired):
             break
@@ -160,10 +168,21 @@ class _Exact:
             allocation.measure(every, replicas // step)
         self.offer(layers.whole(replicas))
 
+    def improve_layers(self) -> None:
+        """Search layers with several windows at length, where CP-SAT cannot with all the work."""
+        problem, layers = self.problem, self.layers
+        if self.pinned or self.copies is None or problem.loads.windows == 1:
+            return
+        replicas = self.copies.sum(axis=(1, 2), dtype=np.int64) - problem.loads.experts
+        most = IMPROVE * replicas.size
+        work = self.left if self._too_large() else min(self.left / 2, most)
+        self.left -= layers.improve(np.arange(problem.loads.layers), replicas, work)
+        self.offer(layers.whole(replicas))
+
     def prove_layers(self) -> None:
         """Give layers to CP-SAT, those first whose numbers of replicas the bound rests on."""
         problem = self.problem
-        if self.pinned or flags(problem) > LAYER_FLAGS * problem.loads.layers:
+        if self.pinned or self._too_large():
             return
         reserve = self.left / 2 if self._whole_helps() else 0.0
         for work in (FIRST_WORK, 10 * FIRST_WORK, math.inf):
@@ -235,6 +254,10 @@ class _Exact:
         against = self.cost if self.problem.goal.maximised else self.bound
         gap = (self.cost - self.bound) / max(abs(against), 1e-300)
         _log.info("%s: gap %.6f %%, work left %.1f", step, 100 * gap, self.left)
+
+    def _too_large(self) -> bool:
+        """Whether a layer is too large a model for CP-SAT."""
+        return flags(self.problem) > LAYER_FLAGS * self.problem.loads.layers
 
     def _whole_helps(self) -> bool:
         # Where layers decompose, summing them is no relaxation.

@@ -140,6 +140,14 @@ def test_the_same_loads_move_nothing():
     assert np.array_equal(again, shuffled)
 
 
+def test_the_same_loads_move_nothing_though_a_short_search_missed_moves_that_pay():
+    mean = np.random.default_rng(503).lognormal(sigma=0.9, size=(60, 384))
+    weight = np.round(mean * 16_500 / mean.mean())
+    plan = vllm.CraftoptEplbPolicy.rebalance_experts
+    first = plan(weight, 432, 1, 1, 48, np.tile(np.arange(432) % 384, (60, 1)))
+    assert np.array_equal(plan(weight, 432, 1, 1, 48, first), first)
+
+
 @pytest.mark.parametrize("shape", [(58, 256, 32, 288), (3, 64, 8, 80)])
 def test_noise_moves_at_most_a_part_in_twenty_of_the_slots_of_a_first_plan(shape):
     layers, experts, gpus, slots = shape

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from craftopt.engines import vllm as ours
 
 vllm = pytest.importorskip("vllm")
 
-LAYERS, EXPERTS, PER_RANK, STEPS = 3, 16, 12, 32
+LAYERS, EXPERTS, PER_RANK, STEPS, IDLE_FROM = 3, 16, 12, 32, 16
 
 
 @pytest.mark.parametrize(
@@ -80,48 +81,51 @@ def model(rank: int, ranks: int) -> SimpleNamespace:
     )
 
 
-def serve(rank: int, ranks: int, port: int, idle_from: int, results: object) -> None:
+def serve(rank: int, ranks: int, port: int, background: bool, results: object) -> None:
     """Run EplbState on one rank: count tokens, let it rearrange, check the weights."""
     os.environ[ours.SWITCH] = "1"
+    import vllm_on_cpu  # noqa: PLC0415
     from vllm.config import VllmConfig, set_current_vllm_config  # noqa: PLC0415
     from vllm.distributed import parallel_state  # noqa: PLC0415
     from vllm.distributed.eplb import eplb_state  # noqa: PLC0415
     from vllm.plugins import load_general_plugins  # noqa: PLC0415
 
     load_general_plugins()
-    # No accelerator that could be waited for, or whose time could be taken.
-    stub = SimpleNamespace(
-        record=lambda: None, synchronize=lambda: None, elapsed_time=lambda other: 0.0
-    )
-    torch.Event = lambda **_: stub
-    torch.accelerator.current_stream = lambda *_: stub
+    vllm_on_cpu.install()
     config = VllmConfig()
     with set_current_vllm_config(config):
         parallel_state.init_distributed_environment(
             ranks, rank, f"tcp://127.0.0.1:{port}", rank, backend="gloo"
         )
-        group = parallel_state.init_model_parallel_group(
-            [list(range(ranks))], rank, "gloo", group_name="ep"
+        parallel_state._EP, parallel_state._EPLB = (
+            parallel_state.init_model_parallel_group(
+                [list(range(ranks))], rank, "gloo", group_name=name
+            )
+            for name in ("ep", "eplb")
         )
-        parallel_state._EP = parallel_state._EPLB = group
         parallel_state._NODE_COUNT = 1
         parallel = config.parallel_config
         options = parallel.eplb_config
-        options.use_async, options.window_size, options.step_interval = False, 4, 8
+        options.use_async, options.window_size, options.step_interval = background, 4, 8
         options.communicator = "torch_gloo"
         state = eplb_state.EplbState(parallel, torch.device("cpu"))
         held = model(rank, ranks)
         state.add_model(held, SimpleNamespace(compute_hash=lambda: "tiny"), "tiny")
         (of_model,) = state.model_states.values()
+        if background:
+            state.start_async_loop()
         rng, moved = np.random.default_rng(0), []
         for step in range(STEPS):
             if step % 8 == 0:
                 mean = rng.lognormal(sigma=1.0, size=(LAYERS, EXPERTS)) * 50
             before = of_model.physical_to_logical_map.clone()
-            tokens = rng.poisson(mean) * (step < idle_from)
+            tokens = rng.poisson(mean) * (step < IDLE_FROM)
             count = torch.stack([(row[:, None] == torch.arange(EXPERTS)).sum(0) for row in before])
             share = torch.tensor(tokens) / count
             of_model.expert_load_pass.copy_(share.gather(1, before)[:, :].int() // ranks)
+            while of_model.rebalanced and of_model.pending_result is None:
+                assert state.async_worker.is_alive()
+                time.sleep(0.01)  # until the thread has moved a layer
             state.step()
             after = of_model.physical_to_logical_map
             moved.append(int((after != before).sum()))
@@ -132,13 +136,13 @@ def serve(rank: int, ranks: int, port: int, idle_from: int, results: object) -> 
         results.put((rank, after.tolist(), moved))  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_eplb_state_moves_the_right_weights_on_every_rank(ranks):
+@pytest.mark.parametrize(("ranks", "background"), [(2, False), (4, False), (2, True)])
+def test_eplb_state_moves_the_right_weights_on_every_rank(ranks, background):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(serve, (ranks, port, 16, results), nprocs=ranks)
+    mp.spawn(serve, (ranks, port, background, results), nprocs=ranks)
     found = [results.get() for _ in range(ranks)]
     assert len({str(table) for _, table, _ in found}) == 1
     moved = found[0][2]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import types
+import unittest.mock
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import craftopt as co
 from craftopt.engines import vllm_ascend as ours
 
 SOURCE = os.environ.get("VLLM_ASCEND_SOURCE", "")
@@ -21,8 +24,8 @@ if not Path(SOURCE, "vllm_ascend").is_dir():
 pytest.importorskip("vllm.model_executor.layers.fused_moe.expert_map_manager")
 
 # The package imports the NPU's runtime on the way to the worker, which needs none of it. (After
-# vLLM: transformers would take the stub for an NPU.)
-sys.path.insert(0, SOURCE)
+# vLLM: transformers would take the stub for an NPU. Not on sys.path, where processes that other
+# tests spawn would find its plugin for vLLM.)
 package = types.ModuleType("vllm_ascend")
 package.__path__ = [str(Path(SOURCE, "vllm_ascend"))]
 groups = types.ModuleType("vllm_ascend.distributed.parallel_state")
@@ -34,7 +37,7 @@ sys.modules |= {
     groups.__name__: groups,
 }
 
-from vllm_ascend.eplb.core import eplb_worker  # noqa: E402
+from vllm_ascend.eplb.core import eplb_utils, eplb_worker  # noqa: E402
 from vllm_ascend.eplb.core.policy.policy_factory import PolicyFactory  # noqa: E402
 
 LAYERS, EXPERTS, DEVICES, SLOTS, ROUNDS = 5, 64, 8, 10, 4
@@ -96,3 +99,39 @@ def test_the_worker_refuses_no_layer_and_balances_as_flashlb(monkeypatch, capsys
     with capsys.disabled():
         print(f"\nmax/mean by round: craftopt {np.round(mine, 3)}, FlashLB {np.round(theirs, 3)}")
     assert max(mine) < 1.15
+
+
+@pytest.mark.parametrize("policy", ["swift_balance", "flashlb"])
+def test_craftopts_policy_passes_vllm_ascends_own_tests_of_its(policy, monkeypatch):
+    monkeypatch.setattr(torch, "npu", SimpleNamespace(device_count=lambda: 16), raising=False)
+    monkeypatch.setattr(
+        PolicyFactory, "generate_policy", staticmethod(lambda _: ours.CraftoptEplbPolicy())
+    )
+    file = Path(SOURCE, "tests", "ut", "eplb", "core", "policy", "test_policy_factory.py")
+    spec = importlib.util.spec_from_file_location("their_tests", file)
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    result = unittest.TestResult()
+    theirs.TestEplbRebalancePolicies(f"test_{policy}_rebalance_experts").run(result)
+    assert result.wasSuccessful(), result.failures + result.errors
+    assert result.testsRun == 1
+
+
+def test_an_exported_map_is_loaded_as_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "npu", lambda self: self, raising=False)
+    rng = np.random.default_rng(0)
+    loads = co.Loads(rng.lognormal(sigma=1.0, size=(LAYERS, EXPERTS)) * 100)
+    extra = DEVICES * SLOTS - EXPERTS
+    plan = co.solve(co.Problem(loads, DEVICES, slots="uniform", replicas_per_layer=extra)).plan
+    co.export(plan, "vllm-ascend", tmp_path / "map.json")
+    config = SimpleNamespace(
+        expert_map_path=str(tmp_path / "map.json"), dynamic_eplb=False, num_redundant_experts=0
+    )
+    table = plan.phy2log().reshape(LAYERS, DEVICES, SLOTS)
+    for layer, rank in np.ndindex(LAYERS, DEVICES):
+        moe = SimpleNamespace(num_experts=EXPERTS, ep_size=DEVICES, ep_rank=rank)
+        every, mine, log2phy, redundant = eplb_utils.init_eplb_config(config, layer, moe)
+        assert redundant == extra
+        assert torch.equal(every[rank], mine)
+        assert mine[table[layer, rank]].tolist() == list(range(SLOTS))
+        assert (plan.phy2log()[layer][log2phy] == np.arange(EXPERTS)).all()

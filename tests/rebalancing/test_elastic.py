@@ -14,7 +14,7 @@ from strategies import quiet
 
 import craftopt as co
 from craftopt.cli import main
-from craftopt.engines import vllm
+from craftopt.engines import sglang, vllm, vllm_ascend
 
 CASE = DATA / "cases" / "dead_gpu"
 
@@ -190,4 +190,17 @@ def test_an_elastic_sequence_loses_nothing_and_hooks_plan_at_every_step():
         )
         stay = min(old.shape[1], slots.shape[1])
         assert (old[:, :stay] == slots[:, :stay]).any()
-        assert co.Plan.from_phy2log(slots, gpus, 256).duplicates == 0
+        planned = co.Plan.from_phy2log(slots, gpus, 256)
+        by_slot = np.take_along_axis(weight / planned.replica_counts, slots, 1)
+        table = slots.reshape(2, gpus, width)
+        moved = vllm_ascend.CraftoptEplbPolicy().rebalance_experts(
+            table, by_slot.reshape(table.shape)
+        )
+        tables = [
+            slots,
+            sglang.rebalance_experts(weight, gpus * width, width, None, 1, "deepseek")[0],
+            np.asarray(moved[2]).reshape(slots.shape),
+        ]
+        for hosts in (co.Plan.from_phy2log(each, gpus, 256) for each in tables):
+            assert hosts.duplicates == 0
+            assert hosts.replica_counts.min() >= 1

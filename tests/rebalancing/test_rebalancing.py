@@ -79,9 +79,10 @@ def test_plans_keep_every_rule_and_the_moves(task, max_moves, seed):
     assert broken_rules(found.plan, checked) == set()
     assert found.violations == ()
     assert found.moves == slow_moves(found.plan, old)
-    assert found.objective == pytest.approx(slow_objective(found.plan, problem), rel=1e-9)
+    planned_for = found.problem  # the windows of the last kind of traffic
+    assert found.objective == pytest.approx(slow_objective(found.plan, planned_for), rel=1e-9)
     if broken_rules(old, problem) == set():
-        before = slow_objective(old, problem)
+        before = slow_objective(old, planned_for)
         assert found.previous_objective == pytest.approx(before, rel=1e-9)
         if problem.objective == "time":
             assert found.objective <= before * (1 + 1e-9)
@@ -581,6 +582,45 @@ def test_the_command_writes_what_the_function_finds(run, files):
     assert said["curve"][-1][0] == expected.moves
     steps = json.loads((folder / "steps.json").read_text())["steps"]
     assert sum(step["action"] == "receive" for step in steps) == expected.moves
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """Write windows of the old plan's traffic and, last, two of another kind; tell these."""
+    problem, old = drifted(objective="time")
+    new = problem.loads.tokens[:2]
+    before = co.load_example("deepseek-r1").tokens[:6, ::20]
+    problem = problem.replace(loads=co.Loads(np.concatenate([before, new])))
+    old.save(tmp_path / "old.json")
+    np.savez(tmp_path / "loads.npz", counts=problem.loads.tokens)
+    return tmp_path, problem, old, new
+
+
+def test_windows_of_an_earlier_kind_of_traffic_are_left_out_unless_asked_for(changed):
+    _, problem, old, new = changed
+    found = rebalance(problem, old, 40, work_limit=WORK)
+    alone = rebalance(problem.replace(loads=co.Loads(new)), old, 40, work_limit=WORK)
+    assert np.array_equal(found.plan.copies, alone.plan.copies)
+    assert found.objective == alone.objective
+    assert "planned on 2 of 8 windows" in found.message
+    every = rebalance(problem, old, 40, all_windows=True, work_limit=WORK)
+    assert every.problem.loads == problem.loads
+    assert "windows" not in every.message
+
+
+def test_the_command_says_which_windows_it_planned_on_and_when_the_moves_pay(run, changed):
+    folder, *_ = changed
+    link = ("--expert-bytes", 1e6, "--link-bytes-per-second", 1e9)
+    call = (folder / "old.json", folder / "loads.npz", "--max-moves", 40)
+    _, out, _ = run(*call)
+    assert "planned on 2 of 8 windows" in out
+    assert "--all-windows uses them" in out
+    _, out, _ = run(*call, "--all-windows")
+    assert "planned on" not in out
+    said = json.loads(run(*call, *link, "--json")[1])
+    assert "planned on 2 of 8 windows" in said["note"]
+    saved = said["relative_time_before"] / said["relative_time"] - 1
+    assert said["seconds_until_it_pays"] * saved == pytest.approx(said["seconds"])
 
 
 def test_the_command_relabels_and_leaves_dead_gpus_out(run, files):

@@ -82,7 +82,8 @@ class Judge:
             layer = ids.index(entry["layer_id"])
             if entry["replicas"] is None:
                 bounds = proven.setdefault((layer, None), [])
-                bounds.append(self.line(layer, entry["witness"], self.box))
+                least = self.problem.replica_choices.min()
+                bounds.append(self.line(layer, least, entry["witness"], self.box))
             else:
                 bounds = proven.setdefault((layer, entry["replicas"]), [])
                 bounds.append(self.layer_cost(layer, entry["replicas"], entry["witness"]))
@@ -185,7 +186,7 @@ class Judge:
                 witness, box, replicas, lambda part, b: self.of_layer(layer, replicas, part, b)
             )
         if kind == "credits":
-            start, price = self.line(layer, witness, box)
+            start, price = self.line(layer, replicas, witness, box)
             return start - price * replicas
         parts = witness["windows"] if kind == "windows" else [witness]
         insist(len(parts) == self.problem.loads.windows)
@@ -258,30 +259,55 @@ class Judge:
                         worth = sum(Fraction(profits[e], c) for e, c in held) - slot * size
                         insist(worth - (extra if self.even and size > q else 0) <= scale)
 
-    def line(self, layer: int, witness: Any, box: Box) -> tuple[Fraction, Fraction]:
+    def line(self, layer: int, replicas: int, witness: Any, box: Box) -> tuple[Fraction, Fraction]:
         insist(witness["kind"] == "credits")
         scale, price = Fraction(witness["scale"]), witness["price"]
         insist(scale > 0 and price >= 0)
+        offers = {int(w): Fraction(v) for w, v in witness.get("companions", {}).items()}
+        insist(all(v >= 0 for v in offers.values()) and (self.even or not any(offers.values())))
+        windows = range(self.problem.loads.windows)
+        insist(all(int(w) in windows for w in [*witness["windows"], *offers]))
+        beside = (len(box) + int(replicas)) // self.problem.gpus - 1 if self.even else -1
         start = Fraction(0)
-        of_step: dict[tuple[int, int], int] = {}
-        insist(all(int(w) < self.problem.loads.windows for w in witness["windows"]))
-        for window in range(self.problem.loads.windows):
+        # Credits and rebates, in tokens or balancedness, that the steps of experts pay for.
+        of_step: dict[tuple[int, int], Fraction] = {}
+        rebates: dict[tuple[int, int], Fraction] = {}
+        for window in windows:
             tokens, mean = self.tokens[window][layer], self.mean(layer, window)
             floor = max(mean, *(t / most for t, (_, most) in zip(tokens, box, strict=True)))
             start += self.cost(floor, mean)
+            v = offers.get(window, Fraction(0))
+            lacks = [max(Fraction(0), v - t) for t in tokens]
+            for e, k in itertools.product(range(len(box)), range(1, box[0][1] + 1)):
+                spared = max(Fraction(0), v - tokens[e] / k)
+                hosts = range(1, self.problem.gpus + 1)
+                rebate = max(min(j, k) * spared / j - lacks[e] / j for j in hosts)
+                if not self.time:
+                    rebate *= mean / floor**2 if floor else 0
+                rebates[e, k] = rebates.get((e, k), Fraction(0)) + rebate
+
+            def level(
+                e: int, step: int, tokens: Any = tokens, v: Any = v, lacks: Any = lacks
+            ) -> Fraction:
+                ends = [(tokens[e] - sum(lacks)) / j + beside * v for j in (1, step - 1)]
+                return max(tokens[e] / (step - 1), min(ends))
+
             credits = witness["windows"].get(str(window), [])
             for e, step, amount in credits:
                 insist(amount >= 0 and step >= 2 and 0 <= e < len(tokens))
             for e, step, amount in credits:
-                level = tokens[e] / (step - 1)
-                below = sum(a for f, s, a in credits if tokens[f] / (s - 1) <= level)
-                room = (self.cost(level, mean) - self.cost(floor, mean)) * scale
+                load = level(e, step)
+                below = sum(a for f, s, a in credits if level(f, s) <= load)
+                room = (self.cost(load, mean) - self.cost(floor, mean)) * scale
                 insist(amount == 0 or below <= room)
-                of_step[e, step] = of_step.get((e, step), 0) + amount
+                of_step[e, step] = of_step.get((e, step), Fraction(0)) + amount / scale
                 start += amount / scale
-        for e, step in of_step:
-            taken = sum(amount for (f, s), amount in of_step.items() if f == e and s <= step)
-            insist(taken <= price * (step - 1))
+        for e, (_, most) in enumerate(box):
+            owed = []
+            for k in range(1, most + 1):
+                credit = sum(amount for (f, s), amount in of_step.items() if f == e and s <= k)
+                owed.append(credit + rebates.get((e, k), 0) - price * (k - 1) / scale)
+            start -= max(owed, default=Fraction(0))
         return start, price / scale
 
     def split(self, witness: Any, box: Box, replicas: int, prove: Any) -> Fraction | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
+import itertools
 import re
+import shlex
 import shutil
 import subprocess
 from collections import Counter
@@ -13,6 +16,8 @@ import numpy as np
 import pytest
 
 import craftopt as co
+from craftopt.diagnosis import Cost
+from craftopt.reporting import sections
 from craftopt.reporting.page import report_page
 
 
@@ -38,14 +43,17 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def loads() -> co.Loads:
     tokens = np.random.default_rng(0).multinomial(400, np.arange(1, 9) / 36, size=(8, 2))
-    return co.Loads(tokens, window_names=[f"</script><b>{w}" for w in range(8)])
+    return co.Loads(tokens, window_names=[f"</script><b>a long name/{w:050}" for w in range(8)])
 
 
 @pytest.fixture(scope="module")
-def text(loads) -> str:
-    found = co.diagnose(loads, 4, 2, workers=1)
-    today = co.solve(co.Problem(loads, 4, nodes=2, slots="even"), "trivial").plan
-    return report_page(loads, found, {"today": today}, workers=1)
+def found(loads) -> co.Diagnosis:
+    return co.diagnose(loads, 4, 2, workers=1)
+
+
+@pytest.fixture(scope="module")
+def text(loads, found) -> str:
+    return report_page(loads, found, {})
 
 
 def test_the_page_loads_nothing_from_elsewhere(text):
@@ -75,18 +83,86 @@ def test_names_of_windows_are_text_and_nothing_else(text):
 
 def test_a_single_window_is_reported_too(loads):
     single = loads.total()
-    today = co.solve(co.Problem(single, 4, slots="even"), "trivial").plan
-    page = report_page(single, co.diagnose(single, 4), {"today": today}, workers=1)
+    page = report_page(single, co.diagnose(single, 4), {})
     assert "collect more windows first" in page
+    assert "Nothing to load" in page
+
+
+def test_the_plan_shown_is_the_one_that_was_measured(loads, found, text):
+    time = found.relative_time * (1 - found.chosen.held_out)
+    held = co.evaluate(found.plans[found.replicas_per_layer][0], loads.select(range(0, 8, 2)))
+    assert f"relative time {held.relative_time:.3f}" in text
+    assert f"held out, {found.replicas_per_layer} copies per layer" in text
+    assert f": {time:.3f}" in text
+
+
+def test_tables_have_a_column_for_every_plan_and_moves_come_in_order(loads, found):
+    problem = co.Problem(loads, 4, nodes=2, slots="uniform")
+    plans = {name: co.solve(problem, name).plan for name in ("trivial", "eplb", "fast")}
+    page = report_page(loads, found, plans)
+    for name in plans:
+        assert f">{name}, held out</button>" in page
+    assert "new plan" not in page
+    moved = co.plan_migration(plans["trivial"], plans["fast"]).moves
+    assert f"From trivial to fast: {moved} copies" in page
+    body = page.split('<table id="moves">')[1].split("</table>")[0]
+    rounds = [int(row) for row in re.findall(r"<tr><td>(\d+)<", body)]
+    assert len(rounds) == moved
+    assert rounds == sorted(rounds)
+
+
+def test_memory_is_said_in_gib_where_the_model_is_known(loads, found):
+    cost = Cost(copy=0.25 * 2**30, memory=0.0, prefill=0.0, decode=0.0, exchange=0.0)
+    page = report_page(loads, dataclasses.replace(found, cost=cost), {})
+    assert "4 copies per layer (1.00 GiB)" in page
+
+
+def test_the_gap_of_a_layer_is_to_a_bound_that_holds(loads):
+    """All plans of one tiny layer: none is better than the bound that a page shows."""
+    tokens = loads.select([1, 3]).with_layers([0], [0])
+    scattered = [np.array(gpus) for gpus in itertools.product(range(2), repeat=8)]
+    even = [gpus for gpus in scattered if gpus.sum() == 4]
+    plans = [co.Plan((gpus == np.arange(2)[:, None]).T[None].astype(np.uint8)) for gpus in even]
+    planned = np.ones(2, dtype=bool)
+    gaps = [sections.layers(tokens, {"one": plan}, planned).rows[0][3] for plan in plans]
+    times = np.array([co.evaluate(plan, tokens).relative_time for plan in plans])
+    shown = np.array([float(gap.rstrip("%")) / 100 for gap in gaps])
+    assert (shown >= times / times.min() - 1 - 0.001).all()
 
 
 def test_a_large_model_fits_into_two_megabytes():
     tokens = np.random.default_rng(0).integers(1, 2000, (12, 58, 256))
     loads = co.Loads(tokens)
-    today = co.solve(co.Problem(loads, 64, nodes=8, slots="even"), "trivial").plan
-    found = co.diagnose(loads.total(), 64, 8)
-    page = report_page(loads, found, {"today": today, "same": today})
+    problem = co.Problem(loads, 64, nodes=8, slots="even")
+    plans = {name: co.solve(problem, name).plan for name in ("trivial", "eplb-counts")}
+    page = report_page(loads, co.diagnose(loads.total(), 64, 8), plans)
     assert len(page.encode()) <= 2_000_000
+
+
+def test_the_command_line_writes_the_page_and_its_commands_run(tmp_path, monkeypatch, capsys):
+    from craftopt import cli  # noqa: PLC0415
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["craftopt", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    trace = co.load_example_trace("gpt-oss-20b")
+    np.savez("trace.npz", topk_ids=trace.topk_ids[:, :3], layer_ids=trace.layer_ids[:3])
+    recording = ("trace.npz", "--batch", 9000, "--experts", 32, "--gpus", 8)
+    run("plan", *recording, "--replicas", 0, "--method", "trivial", "-o", "today.json")
+    said = run("report", "trace.npz", "today.json", *recording[1:], "-o", "report.html")
+    page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.index(" ".join(said.split("\nwrote")[0].split())) < page.index("<h2")
+    scripts = [re.sub(r"\\\n", "", text) for text in re.findall(r"<pre>(.*?)</pre>", page, re.S)]
+    lines = [line for text in scripts for line in text.splitlines() if line.startswith("craftopt")]
+    assert len(lines) == 5
+    for line in lines:
+        run(*shlex.split(line)[1:])
+    assert {path.name for path in tmp_path.iterdir()} >= {"location.json", "moe.yaml", "steps.json"}
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -98,13 +174,23 @@ const check = (promise, kept) => { if (!kept) found.push(promise); };
 const all = selector => [...page.querySelectorAll(selector)];
 const fire = (element, event) => element.dispatchEvent(event);
 check("it fits into 390 px", page.documentElement.scrollWidth <= 390);
-const colours = () => all("svg rect").map(cell => cell.getAttribute("class")).join();
+const colours = () => all("svg rect").map(cell => cell.getAttribute("class").slice(0, 2)).join();
 const before = colours(), view = page.getElementById("view");
-view.value = "2";
+const shown = {};
+for (const option of view.options) {
+  view.value = option.value;
+  fire(view, new Event("change"));
+  shown[colours()] = page.getElementById("time0").textContent;
+}
+check("planned, held out and every window look different", Object.keys(shown).length > 6);
+view.value = "1";
 fire(view, new Event("change"));
-check("another window has other colours", colours() !== before);
+check("the way back shows the same", colours() === before);
+const told = () => page.getElementById("said").textContent;
 fire(page.getElementById("map0"), new KeyboardEvent("keydown", {key: "ArrowRight"}));
-check("arrow keys tell values", page.getElementById("said").textContent.includes("GPU 1:"));
+check("arrow keys tell values", told().includes("layer 0, GPU 1:"));
+fire(page.querySelector("#map1 rect:last-of-type"), new MouseEvent("mouseover", {bubbles: true}));
+check("pointing tells values", told().includes("layer 1, GPU 3:"));
 const rows = () => all("#layers tbody tr");
 const button = page.querySelector("#layers th button");
 button.click();
@@ -114,6 +200,7 @@ const filter = page.getElementById("f-windows");
 filter.value = "held out";
 fire(filter, new Event("input"));
 check("tables filter", all("#windows tbody tr:not([hidden])").length === 4);
+check("filters say how many", page.getElementById("n-windows").textContent === "4 of 8 rows");
 document.getElementById("found").textContent = "broken: " + [...errors, ...found].join("; ");
 """
 

@@ -116,6 +116,9 @@ def tiny_problem(rng: np.random.Generator) -> co.Problem:
     if rng.random() < 0.2:
         gpus, replicas, tokens = HARD[rng.integers(len(HARD))]
         return co.Problem(co.Loads([tokens]), gpus, replicas=replicas, slots="even")
+    if rng.random() < 0.1:  # a hot expert has companions, another one in each window
+        tokens = rng.permuted([[30, 5, 3, 4, 4], [5, 30, 4, 3, 4]], axis=0)
+        return co.Problem(co.Loads(tokens[:, np.newaxis]), 3, replicas=1, slots="even")
     gpus = int(rng.integers(2, 4))
     experts = int(rng.integers(3, 6))
     windows, layers = (int(size) for size in rng.integers(1, 3, 2))
@@ -198,6 +201,7 @@ def with_digests(document: dict[str, Any]) -> dict[str, Any]:
 
 
 KINDS = {"mean", "copies", "cardinality", "configuration", "branch", "windows", "credits"}
+KINDS |= {"companions"}  # credits with a price for companions
 
 # --- mutations ------------------------------------------------------------------------------
 
@@ -316,6 +320,7 @@ def try_mutations(wanted: int, seed: int) -> dict[str, int]:
         assert Judge(document).all_true()
         entries = document["layers"] + document["allocation"]
         kinds |= {entry["witness"]["kind"] for entry in entries}
+        kinds |= {"companions" for entry in entries if entry["witness"].get("companions")}
         for _ in range(8):
             mutant = mutate(document, rng)
             if mutant == document:

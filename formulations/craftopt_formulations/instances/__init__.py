@@ -6,10 +6,11 @@ Each instance is one JSON file here. Tokens are whole numbers, values and bounds
 """
 
 from craftopt_formulations.instances.instance import (
+    Found,
     Instance,
     Proof,
     list_instances,
     load_instance,
 )
 
-__all__ = ["Instance", "Proof", "list_instances", "load_instance"]
+__all__ = ["Found", "Instance", "Proof", "list_instances", "load_instance"]

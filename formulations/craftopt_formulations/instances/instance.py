@@ -29,22 +29,35 @@ class Proof:
     ----------
     by : str
         ``certified: ...`` with the kinds of witnesses, which `craftopt.verify` checks in exact
-        arithmetic, or ``solver: ...`` with the solver's name and version, whose word it is.
+        arithmetic; ``log: ...`` with the solver whose every step was checked
+        (``formulations/logs``); or ``solver: ...`` with the solver's name and version, whose word
+        it is.
     work : str
-        The same on every machine: boxes of branching trees, or a ``work_limit`` of the method
-        exact, in CP-SAT's deterministic seconds.
+        The same on every machine: boxes of branching trees, steps of a log, or a ``work_limit`` of
+        the method exact, in CP-SAT's deterministic seconds.
     seconds : float
         On the machine where it was proven; an order of magnitude.
+    on : str
+        The day, as 2026-11-26.
     """
 
     by: str
     work: str
     seconds: float
+    on: str
 
     @property
     def certified(self) -> bool:
         """Whether no solver has to be believed."""
-        return self.by.startswith("certified")
+        return not self.by.startswith("solver")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Say who found the best plan, and on which day."""
+
+    by: str
+    on: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,21 +72,25 @@ class Instance:
         The problem's objective, relative time or mean balancedness, of ``plan``.
     plan : Plan
         The best plan known.
+    found : Found
+        Who found it.
     bound : Fraction
         No plan has a better objective.
     proof : Proof
         Who proved the bound.
-    work_limit : int
-        With it the method exact finds a plan as good, and proves as much if the solver did.
+    work_limit : int or None
+        With it the method exact finds a plan as good, and proves as much if the solver did; None
+        where it did not with 60.
     """
 
     name: str
     problem: Problem
     best: Fraction
     plan: Plan
+    found: Found
     bound: Fraction
     proof: Proof
-    work_limit: int
+    work_limit: int | None
 
     @property
     def gap(self) -> Fraction:
@@ -96,6 +113,7 @@ class Instance:
             "problem": self.problem.rules,
             "tokens": self.problem.loads.tokens.astype(np.int64).tolist(),
             "best": str(self.best),
+            "found": vars(self.found),
             "bound": str(self.bound),
             "proof": vars(self.proof),
             "work_limit": self.work_limit,
@@ -125,6 +143,7 @@ class Instance:
             problem=problem,
             best=Fraction(document["best"]),
             plan=Plan(copies, nodes=problem.nodes, method="", loads_digest=loads.digest),
+            found=Found(**document["found"]),
             bound=Fraction(document["bound"]),
             proof=Proof(**document["proof"]),
             work_limit=document["work_limit"],

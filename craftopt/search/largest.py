@@ -1,0 +1,209 @@
+"""Simulated annealing on the largest GPU loads themselves, for long searches of one layer.
+
+`craftopt.search.annealing` follows a smooth stand-in, which is better for few steps and for
+traffic to come. With many steps, and on the windows that are planned, the objective itself is:
+the three largest loads of every window tell what is left of the largest where two GPUs change.
+
+Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
+`kernels`, `annealing` or `surrogate`, delete the caches.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from craftopt.loads import FloatArray, IntArray
+from craftopt.plan import Copies
+from craftopt.search.annealing import REFRESH, draw_exchange, write_copies
+from craftopt.search.kernels import Rules, Schedule, accepts, draw, home_nodes, seeded
+from craftopt.search.surrogate import (
+    Rows,
+    Step,
+    WindowLoads,
+    draw_replacement,
+    is_possible,
+    set_rows,
+    state_of,
+    sum_loads,
+    take,
+)
+
+# One in so many steps of a layer with replicas replaces a copy: they take long.
+_REPLACED = 20
+
+
+class Peaks(NamedTuple):
+    """The largest loads of every window, descending, and the GPUs that carry them."""
+
+    load: FloatArray  # [3, windows]
+    gpu: IntArray  # [3, windows]
+
+
+def anneal_largest(
+    tokens: FloatArray,
+    weight: FloatArray,
+    start: Copies,
+    rules: Rules,
+    schedule: Schedule,
+    seed: int,
+    time: bool,
+) -> Copies:
+    """Anneal one layer on the weighted sum of its windows' costs.
+
+    Parameters
+    ----------
+    tokens : float64 [experts, windows]
+        Loads, each window scaled to a mean GPU load of 1.
+    weight : float64 [windows]
+        What each window counts; sums to 1.
+    start : uint8 [experts, gpus]
+        At most one copy of an expert on a GPU.
+    rules : Rules
+    schedule : Schedule
+        Temperatures in mean GPU loads; all windows count at a time.
+    seed : int
+    time : bool
+        Whether a window costs its largest load, rather than minus its balancedness.
+
+    Returns
+    -------
+    uint8 [experts, gpus]
+        The best of the second half.
+    """
+    return _anneal(tokens, weight, start.copy(), rules, schedule, seed, time)
+
+
+@njit(cache=True, nogil=True)
+def _anneal(
+    tokens: FloatArray,
+    weight: FloatArray,
+    start: Copies,
+    rules: Rules,
+    schedule: Schedule,
+    seed: int,
+    time: bool,
+) -> Copies:
+    steps, hot, cold, _ = schedule
+    width = start.shape[1] // rules.nodes
+    node_of = home_nodes(start, rules.nodes)
+    state = state_of(tokens, weight, start, rules.high)
+    gpus, experts, loads, rows = state
+    peaks = Peaks(np.empty((3, weight.size)), np.empty((3, weight.size), dtype=np.int64))
+    random = seeded(seed)
+    cost, best_cost, best = np.inf, np.inf, start
+    cooling = (cold / hot) ** (1.0 / max(steps, 1))
+    temperature = hot
+    for turn in range(steps):
+        temperature *= cooling
+        if turn % REFRESH == 0:
+            sum_loads(gpus, loads)
+            for w in range(weight.size):
+                _find_peaks(loads.load, peaks, w)
+            cost = _cost(peaks.load[0], weight, time)
+        first = draw(random, rules.nodes) * width if rules.nodes > 1 else 0
+        if experts.several[0] == 0 or draw(random, _REPLACED) > 0:
+            step = draw_exchange(random, gpus, loads.load, rules, first)
+        else:
+            step = draw_replacement(random, state, node_of, rules, 6)
+        if not is_possible(step, gpus.hosted):
+            continue
+        largest = loads.scratch[0]
+        if step.drop < 0:
+            _largest_after_exchange(step, loads, peaks, largest)
+        else:
+            set_rows(step, width, state)
+            _largest_after_rows(loads.load, rows, peaks, largest)
+        fresh = _cost(largest, weight, time)
+        if not accepts(random, fresh - cost, temperature):
+            continue
+        take(step, state)
+        if step.drop < 0:
+            _update_peaks(loads.load, peaks, step.a, step.b)
+        else:
+            for w in range(weight.size):
+                _find_peaks(loads.load, peaks, w)
+        cost = fresh
+        if cost < best_cost and 2 * turn >= steps:
+            best_cost = cost
+            write_copies(gpus, best)
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _find_peaks(load: FloatArray, peaks: Peaks, w: int) -> None:
+    """Find the three largest loads of a window; 0 on no GPU where there are fewer."""
+    first = second = third = 0.0
+    g1 = g2 = g3 = -1
+    for g in range(load.shape[0]):
+        x = load[g, w]
+        if x > first:
+            third, g3, second, g2, first, g1 = second, g2, first, g1, x, g
+        elif x > second:
+            third, g3, second, g2 = second, g2, x, g
+        elif x > third:
+            third, g3 = x, g
+    top, gpu = peaks
+    top[0, w], top[1, w], top[2, w] = first, second, third
+    gpu[0, w], gpu[1, w], gpu[2, w] = g1, g2, g3
+
+
+@njit(cache=True, nogil=True)
+def _update_peaks(load: FloatArray, peaks: Peaks, a: int, b: int) -> None:
+    """Find the largest loads again where those of two GPUs have changed."""
+    top, gpu = peaks
+    for w in range(load.shape[1]):
+        known = max(load[a, w], load[b, w]) <= top[2, w]
+        for k in range(3):
+            known = known and gpu[k, w] != a and gpu[k, w] != b
+        if not known:
+            _find_peaks(load, peaks, w)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _cost(largest: FloatArray, weight: FloatArray, time: bool) -> float:
+    total = 0.0
+    for w in range(weight.size):
+        total += weight[w] * (largest[w] if time else -1.0 / max(largest[w], 1e-300))
+    return total
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _largest_after_exchange(
+    step: Step, loads: WindowLoads, peaks: Peaks, largest: FloatArray
+) -> None:
+    a, b = step.a, step.b
+    up, down = loads.share[step.taken], loads.share[step.given]
+    load1, load2 = loads.load[a], loads.load[b]
+    top, gpu = peaks
+    for w in range(largest.size):
+        shift = up[w] - down[w]
+        rest = top[2, w]
+        if gpu[1, w] != a and gpu[1, w] != b:
+            rest = top[1, w]
+        if gpu[0, w] != a and gpu[0, w] != b:
+            rest = top[0, w]
+        largest[w] = max(rest, load1[w] + shift, load2[w] - shift)
+
+
+@njit(cache=True, nogil=True)
+def _largest_after_rows(load: FloatArray, rows: Rows, peaks: Peaks, largest: FloatArray) -> None:
+    """Find the largest loads after the replacement that `set_rows` was called for."""
+    for w in range(largest.size):
+        rest = 0.0
+        for g in range(load.shape[0]):
+            touched = False
+            for k in range(rows.touched.size):
+                if rows.touched[k] < 0:
+                    break
+                touched = touched or rows.touched[k] == g
+            if not touched:
+                rest = max(rest, load[g, w])
+        largest[w] = rest
+    for k in range(rows.touched.size):
+        if rows.touched[k] < 0:
+            break
+        for w in range(largest.size):
+            largest[w] = max(largest[w], rows.load[k, w])
