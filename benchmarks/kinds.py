@@ -24,7 +24,7 @@ import numpy as np
 
 import craftopt as co
 from benchmarks.few_shot import Tokens, alike, arguments, problem, read
-from craftopt.kinds import like_latest
+from craftopt.kinds import near_latest
 
 MOVED = 0.25
 
@@ -68,13 +68,11 @@ def mixtures(parts: dict[str, Tokens], gpus: int, replicas: int, share: float) -
         mixed = [share * split[one][1][w] + (1 - share) * split[other][1][w] for w in range(many)]
         new, loads = np.array(mixed[:1]), co.Loads(np.array(mixed[many // 2 :]))
         both = np.concatenate([old, new])
-        near, blends = like_latest(both)
         for row, windows in {
             "old windows of all kinds": old,
             "old windows of the two kinds": np.concatenate([split[one][0], split[other][0]]),
             "one new window": new,
-            "it and near old ones": both[near],
-            "it, near old ones and blends (the rule)": np.concatenate([both[near], blends]),
+            "it and near old ones (the rule)": both[near_latest(both)],
             "clairvoyant": loads.tokens,
         }.items():
             plan = co.solve(task(windows), "fast").plan

@@ -125,7 +125,7 @@ def certify(
     steps = loads.layers * (1 if trace is None else 2)
     prover = _Prover(problem, evidence or {}, time_limit)
     exact = prover.exact
-    costs = [exact.plan_cost(layer, plan) for layer in range(loads.layers)]
+    costs = exact.plan_costs(plan)
     own = list(enumerate(plan.layer_replicas.tolist()))
     layers = []
     for cell, cost in zip(own, costs, strict=True):

@@ -18,11 +18,12 @@ from craftopt.problem import Problem
 from craftopt.traces import Trace
 
 # A miniature has this many experts, GPUs, and replicas per layer, and at most these windows and
-# layers: no plan of theirs is as good as its bound, so that methods go on to improve it.
+# layers: no plan of theirs is as good as its bound, so that methods go on to improve it, and heavy
+# copies have companions, which that bound counts.
 EXPERTS, GPUS, REPLICAS = 8, 4, 4
 FEW = 2048  # tokens that are not warned of
 TOKENS = (
-    ((60, 56, 12, 12, 2, 1, 1, 1), (0, 33, 3, 41, 5, 5, 17, 9)),
+    ((70, 25, 12, 12, 8, 6, 6, 6), (0, 33, 3, 41, 5, 5, 17, 9)),
     ((2, 0, 19, 44, 1, 7, 13, 57), (36, 6, 62, 0, 3, 1, 5, 12)),
 )
 

@@ -111,5 +111,5 @@ _ = plot_migration(found.curve([10, 25, 50, 100, 200, 400]))
 
 # %% [markdown]
 # `found.migration()` says in which order, so that no expert is ever without a copy. Step by step
-# for your engine: [SGLang](../engines/sglang.md), [vLLM](../engines/vllm.md),
-# [TensorRT-LLM](../engines/tensorrt-llm.md), [vllm-ascend](../engines/vllm-ascend.md).
+# for your engine: [SGLang](../engines.md), [vLLM](../engines.md),
+# [TensorRT-LLM](../engines.md), [vllm-ascend](../engines.md).

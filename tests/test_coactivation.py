@@ -243,6 +243,7 @@ def test_readers_name_each_other(tmp_path):
         co.read_coactivation(tmp_path / "loads.npz")
 
 
+@pytest.mark.filterwarnings("ignore:.*holds the same tokens")  # of three rows, over and over
 def test_a_trace_is_counted_by_the_reader(tmp_path):
     ids = np.tile([[[0, 1]], [[1, 2]], [[2, 0]]], (1000, 1, 1))
     np.savez(tmp_path / "trace.npz", topk_ids=ids)

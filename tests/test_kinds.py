@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from craftopt.kinds import like_latest, near_latest
+from craftopt.kinds import near_latest
 
 
 def of_kind(kind: int, windows: int, seed: int = 0) -> np.ndarray:
@@ -30,28 +30,6 @@ def test_all_windows_are_kept_where_kinds_take_turns_or_nothing_changes():
     assert near_latest(of_kind(1, 10)).all()
     assert near_latest(np.ones((4, 2, 8))).all()
     assert near_latest(of_kind(1, 1)).tolist() == [True]
-
-
-def test_a_new_mixture_of_earlier_kinds_is_blended_from_their_windows():
-    earlier = np.concatenate([of_kind(1, 4), of_kind(2, 4), of_kind(3, 4)])
-    mixed = 0.5 * of_kind(1, 1, seed=5) + 0.5 * of_kind(2, 1, seed=6)
-    near, blends = like_latest(np.concatenate([earlier, mixed]))
-    assert near.tolist() == [False] * 12 + [True]
-    assert len(blends) == 8
-    assert np.allclose(blends.sum(axis=2), mixed.sum(axis=2))
-    truth = 0.5 * of_kind(1, 99).mean(axis=0) + 0.5 * of_kind(2, 99).mean(axis=0)
-    assert np.abs(blends.mean(axis=0) - truth).sum() < np.abs(mixed[0] - truth).sum()
-
-
-def test_nothing_is_blended_for_a_kind_that_no_mixture_explains_or_where_nothing_changes():
-    for tokens in (
-        np.concatenate([of_kind(1, 4), of_kind(2, 4), of_kind(3, 1)]),
-        of_kind(1, 6),
-        of_kind(1, 1),
-    ):
-        near, blends = like_latest(tokens)
-        assert near.tolist() == near_latest(tokens).tolist()
-        assert blends.shape == (0, 3, 32)
 
 
 def test_windows_without_tokens_tell_nothing_of_a_kind():

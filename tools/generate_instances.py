@@ -193,17 +193,16 @@ def make_instance(name: str) -> Instance:
         if result.status.value == "optimal":
             break
     exact = ExactProblem(problem)
-    costs = [exact.plan_cost(layer, result.plan) for layer in range(problem.loads.layers)]
     instance = Instance(
         name=name,
         problem=problem,
-        best=exact.objective(costs),
+        best=exact.objective(exact.plan_costs(result.plan)),
         plan=result.plan,
         bound=attainable(problem, _lowered(problem, result.bound)),
         proof=Proof(
             f"solver: CP-SAT {version('ortools')}",
             f"work_limit {work}",
-            _short(result.runtime),
+            short(result.runtime),
             today(),
         ),
         found=Found("craftopt, method exact", today()),
@@ -234,7 +233,7 @@ def _certified(instance: Instance) -> Instance:
 def _with_certificate(
     instance: Instance, certificate: Certificate, boxes: int, start: float
 ) -> Instance:
-    seconds = _short(time.perf_counter() - start)
+    seconds = short(time.perf_counter() - start)
     by = f"certified: {', '.join(kinds_of(certificate))}"
     return replace(
         instance,
@@ -317,7 +316,8 @@ def _is_as_sharp(first: Instance, second: Instance) -> bool:
     return first.gap <= max(second.gap, Fraction(1, 10**9))
 
 
-def _short(seconds: float) -> float:
+def short(seconds: float) -> float:
+    """Round seconds to two digits."""
     return float(f"{seconds:.2g}")
 
 

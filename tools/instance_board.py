@@ -80,8 +80,7 @@ def _submit_plan(instance: Instance, plan: Plan, who: str) -> str:
     problem = instance.problem
     check_rules(problem, plan)
     exact = ExactProblem(problem)
-    layers = range(problem.loads.layers)
-    value = exact.objective([exact.plan_cost(layer, plan) for layer in layers])
+    value = exact.objective(exact.plan_costs(plan))
     better = value > instance.best if problem.goal.maximised else value < instance.best
     if not better:
         raise InputError(

@@ -23,7 +23,7 @@ from craftopt.verification.pseudo_boolean import check_log, trim_log
 from craftopt.verification.refutation import BetterPlan
 from craftopt_formulations.instances import Found, Instance, Proof, list_instances, load_instance
 from craftopt_formulations.refuting import refute
-from generate_instances import today, write_instance
+from generate_instances import short, today, write_instance
 
 LOGS = Path(__file__).parents[1] / "formulations" / "logs"
 
@@ -36,15 +36,14 @@ def prove(instance: Instance, seconds: float) -> tuple[Instance, list[str] | Non
         found = refute(instance.problem, instance.best, seconds)
         if found.better is None:
             break
-        layers = range(instance.problem.loads.layers)
-        costs = [exact.plan_cost(layer, found.better) for layer in layers]
-        best, by = exact.objective(costs), Found(f"Exact {version('exact')}", today())
+        best = exact.objective(exact.plan_costs(found.better))
+        by = Found(f"Exact {version('exact')}", today())
         instance = replace(instance, plan=found.better, best=best, found=by, work_limit=None)
     if found.steps is None:
         return instance, None
     log = trim_log(found.steps)
     check_log(BetterPlan(instance.problem, instance.best).formula, log)
-    spent = float(f"{time.perf_counter() - start:.2g}")
+    spent = short(time.perf_counter() - start)
     proof = Proof(f"log: Exact {version('exact')}", f"{len(log) - 1} steps", spent, today())
     return replace(instance, bound=instance.best, proof=proof), log
 

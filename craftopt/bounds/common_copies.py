@@ -52,7 +52,7 @@ class Companions(NamedTuple):
     ``prices``: float64 [windows], in tokens; at 0 nothing is said.
     """
 
-    count: int
+    beside: int
     prices: FloatArray
 
 
@@ -176,7 +176,8 @@ class Credits:
         paid = np.zeros((first.size, copies_limit), dtype=np.int64)
         if companions is not None and companions.prices.any():
             weight = per_load(tokens, gpus, copies_limit, objective) * self.scale
-            paid = _rebates(tokens, companions.prices, weight, copies_limit)
+            # Copies: the kernel is compiled once, for arrays that can be written.
+            paid = _rebates(np.array(tokens), np.array(companions.prices), weight, copies_limit)
         # The last step is beyond the limit: what needs it cannot be had.
         charges = np.full((first.size, copies_limit), total)
         charges[:, :-1] = np.maximum(charge - np.diff(paid), 0)
@@ -215,7 +216,7 @@ def _levels(
     shared, lacking = np.zeros(means.size), np.zeros(means.size)
     if companions is not None:
         prices = companions.prices
-        shared = companions.count * prices
+        shared = companions.beside * prices
         lacking = np.maximum(prices[:, np.newaxis] - tokens, 0.0).sum(axis=1)
     found = []
     for copies in range(1, copies_limit + 1):

@@ -74,6 +74,8 @@ def best_companions(
     offers[:, 1:] = np.sort(np.partition(tokens, most - 1, axis=1)[:, :most], axis=1)
     means, floors = floors_of(tokens, gpus, copies_limit)
     weight = per_load(tokens, gpus, copies_limit, objective)
+    # Copies: the kernel is compiled once, for arrays that can be written.
+    tokens, means, floors, weight = (np.array(given) for given in (tokens, means, floors, weight))
     costs, idle = np.zeros(offers.shape), 0
     for _ in range(ROUNDS):
         costs += _costs(tokens, means, floors, weight, counts, count, offers, objective == "time")

@@ -137,14 +137,16 @@ def companions_of(
     Returns
     -------
     companions : Companions, optional
-        None unless slots are even.
+        None where slots are not even, or a GPU may host a copy alone.
     start : float
-        The layer costs at least ``start - price x replicas``, in the unit of `layer_costs`.
+        The layer costs at least ``start - price x replicas``, in the unit of `layer_costs`; minus
+        infinity without companions.
     """
     tokens, most = problem.loads.tokens[:, layer], problem.copies_limit
     beside = (problem.loads.experts + replicas) // problem.gpus - 1 if problem.even_slots else 0
-    found = best_companions(tokens, problem.gpus, most, beside, price, problem.objective)
-    return found if beside > 0 else (None, found[1])
+    if beside < 1:
+        return None, -np.inf
+    return best_companions(tokens, problem.gpus, most, beside, price, problem.objective)
 
 
 def shared_costs(problem: Problem, layer: int, choices: IntArray) -> FloatArray:

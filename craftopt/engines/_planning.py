@@ -13,7 +13,7 @@ import numpy as np
 from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, divide_gpus, whole
 from craftopt.formats.reading import read_coactivation
-from craftopt.kinds import like_latest
+from craftopt.kinds import near_latest
 from craftopt.loads import BoolArray, FloatArray, IntArray, Loads
 from craftopt.plan import Copies, Plan
 from craftopt.planners.fast import plan_fast
@@ -56,8 +56,8 @@ def plan_slots(
     ----------
     tokens : float64 [windows, layers, experts]
         In the order of time; windows without tokens do not count, nor those of another kind of
-        traffic than the last, but in blends (`like_latest`). One window is planned by placement
-        and exchanges; several are planned for each of them, added up to `WINDOWS` at most.
+        traffic than the last (`near_latest`). One window is planned by placement and exchanges;
+        several are planned for each of them, added up to `WINDOWS` at most.
     slots : int
         Physical slots of a layer.
     gpus, nodes : int
@@ -234,7 +234,7 @@ def _pairs_of(file: str, _changed: int) -> Coactivation:
 
 
 def _windows(tokens: FloatArray) -> FloatArray:
-    """Add up neighbours to `WINDOWS`; leave out idle windows, and choose as `like_latest` does."""
+    """Add up neighbours to `WINDOWS`; leave out idle windows and those of another kind."""
     values = np.asarray(tokens)
     if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "iuf":
         raise InputError(
@@ -253,8 +253,8 @@ def _windows(tokens: FloatArray) -> FloatArray:
             for start, end in zip(starts, ends, strict=True)
         ]
     )
-    near, blends = like_latest(windows)
-    return np.concatenate([windows[near], blends])
+    kept: FloatArray = windows[near_latest(windows)]
+    return kept
 
 
 def _check(experts: int, slots: int, gpus: int, nodes: int, groups: int) -> None:

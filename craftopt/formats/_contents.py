@@ -154,7 +154,8 @@ def odd_choices(trace: Trace) -> list[str]:
     """Say where an expert is chosen by every token: no router does that."""
     if trace.tokens < _ENOUGH_TOKENS or trace.experts <= trace.topk_ids.shape[2]:
         return []
-    parts = range(2, min(16, trace.tokens // _FEW_TOKENS) + 1)
+    # The most first: of four ranks alike, two halves are alike as well.
+    parts = range(min(16, trace.tokens // _FEW_TOKENS), 1, -1)
     for times in (n for n in parts if not trace.tokens % n):
         each = trace.topk_ids.reshape(times, -1, *trace.topk_ids.shape[1:])
         if (each == each[0]).all():

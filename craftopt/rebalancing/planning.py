@@ -16,8 +16,8 @@ from craftopt.bounds import whole_plan_bound
 from craftopt.compiling import first_use
 from craftopt.errors import InputError, number
 from craftopt.evaluation import objective_value, violations
-from craftopt.kinds import like_latest
-from craftopt.loads import BoolArray, Loads, as_array, read_only
+from craftopt.kinds import near_latest
+from craftopt.loads import BoolArray, as_array, read_only
 from craftopt.plan import Copies, Plan
 from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
@@ -165,9 +165,8 @@ def rebalance(
         GPU load (and of the price of traffic, in the same unit), or onto that of the balancedness.
     all_windows : bool
         Plan for all windows. By default those of another kind of traffic than the last one are
-        left out, as they do harm: farther from it, by the Hellinger distance of the experts'
-        shares, than 1.6 times the median distance of consecutive windows. Where a mixture of them
-        is near the last one, blends of them are planned for as well. `Result.message` says so.
+        left out, as they do harm, and `Result.message` says so: farther from it, by the Hellinger
+        distance of the experts' shares, than 1.6 times the median distance of consecutive windows.
     active : array_like of bool [gpus], optional
         False where a GPU is dead; by default those that the old plan calls dead. The plan uses
         the others alone, and no more slots than they have, if these suffice.
@@ -282,18 +281,12 @@ def rebalance(
 
 
 def _of_last_kind(problem: Problem) -> tuple[Problem, str]:
-    """Plan for the windows that tell of the last kind of traffic alone, and say which they are."""
-    given = problem.loads
-    near, blends = like_latest(given.tokens)
+    """Leave out windows of other kinds of traffic than the last one's, and say so."""
+    near = near_latest(problem.loads.tokens)
     if near.all():
         return problem, ""
-    kept = given.select(np.flatnonzero(near))
-    names = [*kept.window_names, *(f"blend/{blend:05d}" for blend in range(len(blends)))]
-    loads = Loads(np.concatenate([kept.tokens, blends]), given.layer_ids, names)
-    also = f" and {len(blends)} blends" if len(blends) else ""
-    return problem.variant(loads=loads), (
-        f"planned on {kept.windows} of {given.windows} windows{also}: the others are of "
-        "another kind of traffic than the last"
+    return problem.variant(loads=problem.loads.select(np.flatnonzero(near))), (
+        f"planned on {near.sum()} of {near.size} windows: the others are of another kind of traffic"
     )
 
 

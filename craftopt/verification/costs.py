@@ -79,6 +79,10 @@ class ExactProblem:
         cost = sum((window_cost(load, mean, self.time) for load, mean in pairs), Fraction(0))
         return cost if self.time else Fraction(math.ceil(cost * _STEPS), _STEPS)
 
+    def plan_costs(self, plan: Plan) -> list[Fraction]:
+        """Compute the cost of every layer."""
+        return [self.plan_cost(layer, plan) for layer in range(self.problem.loads.layers)]
+
     def cells(self, steps: int) -> list[tuple[int, list[int]]]:
         """List every layer of every window, with its tokens in whole ``1/(steps * unit)``."""
         rows = self._weights.astype(object) * steps

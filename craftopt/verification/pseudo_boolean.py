@@ -63,6 +63,11 @@ class Constraint:
         return " ".join([*terms, ">=", str(self.degree), ";"])
 
     @property
+    def side(self) -> int:
+        """What signed weights times flags sum to at least: a ~x is a - a x."""
+        return self.degree + sum(weight for weight in self.weights.values() if weight < 0)
+
+    @property
     def slack(self) -> int:
         """By how much all literals together weigh more than the degree; below 0: impossible."""
         return sum(map(abs, self.weights.values())) - self.degree
@@ -123,9 +128,7 @@ class Formula:
         rows, sides = [" N cost"], []
         for number, constraint in enumerate(self.constraints, 1):
             rows.append(f" G c{number}")
-            # a ~x = a - a x
-            negated = sum(weight for weight in constraint.weights.values() if weight < 0)
-            sides.append(f" rhs c{number} {constraint.degree + negated}")
+            sides.append(f" rhs c{number} {constraint.side}")
             for flag, weight in constraint.weights.items():
                 columns[flag - 1].append(f" {self.names[flag - 1]} c{number} {weight}")
         bounds = [f" BV bnd {name}" for name in self.names]

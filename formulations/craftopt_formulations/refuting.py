@@ -46,10 +46,8 @@ def refute(problem: Problem, value: Fraction, seconds: float = 60.0) -> Refutati
         for name in names:
             solver.addVariable(name, 0, 1)
         for constraint in formula.constraints:
-            # a ~x = a - a x
-            negated = sum(weight for weight in constraint.weights.values() if weight < 0)
             terms = [(weight, names[flag - 1]) for flag, weight in constraint.weights.items()]
-            solver.addConstraint(terms, True, constraint.degree + negated)
+            solver.addConstraint(terms, True, constraint.side)
         state = solver.runFull(False, seconds)
         if state == "SAT":
             flags = [bool(value) for value in solver.getLastSolutionFor(names)]

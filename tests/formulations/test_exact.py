@@ -192,3 +192,13 @@ def test_real_traffic_is_within_two_parts_in_ten_thousand():
     loads = co.read_loads(measured("glm52_five_domains")).total()
     result = co.solve(co.Problem(loads, 64, replicas=512), "exact")
     assert result.gap <= 2e-4
+
+
+def test_more_work_on_windows_never_ends_worse():
+    rng = np.random.default_rng(4)
+    tokens = rng.lognormal(0, 1, (1, 2, 64)) * rng.lognormal(0, 0.8, (4, 2, 64))
+    problem = co.Problem(co.Loads(tokens), gpus=16, replicas_per_layer=16, slots="uniform")
+    plans = [co.solve(problem, "exact", work_limit=work) for work in (0, 1, 2, 2)]
+    times = [result.objective for result in plans]
+    assert times[0] > times[1] >= times[2]
+    assert (plans[2].plan.copies == plans[3].plan.copies).all()

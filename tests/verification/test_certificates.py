@@ -113,7 +113,7 @@ HARD = (
 
 
 def tiny_problem(rng: np.random.Generator) -> co.Problem:
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         gpus, replicas, tokens = HARD[rng.integers(len(HARD))]
         return co.Problem(co.Loads([tokens]), gpus, replicas=replicas, slots="even")
     if rng.random() < 0.1:  # a hot expert has companions, another one in each window

@@ -245,6 +245,7 @@ def test_no_layer_is_held_apart_where_slots_are_free(traced):
     assert certificate.traffic.bound == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*holds the same tokens")  # of four rows, over and over
 def test_the_command_line_certifies_traffic(traced, tmp_path):
     problem, trace = traced
     np.savez(tmp_path / "trace.npz", topk_ids=trace.topk_ids)

@@ -111,7 +111,7 @@ def _beyond_price(
             break
         taken += credits.get(copies, 0)
         rebate = sum(
-            saved * max(Fraction(0), companion - Fraction(max(tokens[expert], companion), copies))
+            saved * max(Fraction(0), companion - max(Fraction(tokens[expert]), companion) / copies)
             for tokens, companion, saved in rebates
         )
         beyond = max(beyond, taken + rebate - price * (copies - 1))
