@@ -256,9 +256,9 @@ def change_by_exchange(step: Step, loads: WindowLoads) -> float:
 @step_kernel
 def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
     """Estimate what the replacement that `set_rows` was called for changes of the surrogate."""
-    power, slope, parts = loads.power, loads.slope, loads.parts
+    power, norm, slope, parts = loads.power, loads.norm, loads.slope, loads.parts
     for w in range(slope.size):
-        parts[w] = 0.0
+        parts[w] = norm[w]
     for k in range(rows.touched.size):
         gpu = rows.touched[k]
         if gpu < 0:
@@ -270,7 +270,7 @@ def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
             q *= q
             parts[w] += q - power[gpu, w]
     for w in range(slope.size):
-        parts[w] *= slope[w]
+        parts[w] = loads.weight[w] * root(max(parts[w], 0.0)) - 8.0 * slope[w] * norm[w]
     return _total(parts)
 
 
