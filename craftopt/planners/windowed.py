@@ -33,7 +33,7 @@ HOT, COLD = 1e-3, 2e-5
 # the end, where sampling noise would decide. Fewer windows than a small batch all count at once.
 STAGES = ((0.7, 32), (0.3, 256))
 # Annealing steps per copy in a layer, unless work_limit says otherwise.
-STEPS_PER_COPY = 2000
+STEPS_PER_COPY = 1200
 # A point of a benefit curve gets this fraction of the steps: one in ...
 CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.

@@ -47,9 +47,8 @@ from craftopt.search.surrogate import (
 # Steps after which loads are summed again and, with more windows than count at a time, the next
 # mini-batch is drawn.
 REFRESH = 10_000
-# Of a thousand steps, how many replace copies, depending on how often they were taken since the
-# last refresh, compared with exchanges.
-LEAST_REPLACEMENTS, MOST_REPLACEMENTS = 50, 300
+# One in so many steps of a layer with replicas replaces a copy: they take long.
+REPLACED = 5
 
 
 def anneal(
@@ -121,9 +120,6 @@ def _take_steps(
     sampled = batch.size > loads.weight.size
     width = gpus.filled.size // rules.nodes
     best_cost = np.inf
-    # Exchanges and replacements since the last refresh, and those of them that were taken.
-    exchanges = exchanged = replacements = replaced = 0
-    per_thousand = MOST_REPLACEMENTS
     cooling = fall(hot, cold, steps)
     temperature = hot
     for turn in range(steps):
@@ -133,32 +129,20 @@ def _take_steps(
                 draw_batch(random, batch, tokens, weight, state)
             sum_loads(gpus, loads)
             norm_cost(loads)
-            if turn > 0:
-                rate1 = (exchanged + 1.0) / (exchanges + 1.0)
-                rate2 = (replaced + 1.0) / (replacements + 1.0)
-                per_thousand = int(1000.0 * rate2 / (rate1 + rate2))
-                per_thousand = min(max(per_thousand, LEAST_REPLACEMENTS), MOST_REPLACEMENTS)
-                exchanges = exchanged = replacements = replaced = 0
         first = draw(random, rules.nodes) * width if rules.nodes > 1 else 0
-        if experts.several[0] == 0 or draw(random, 1000) >= per_thousand:
+        if experts.several[0] == 0 or draw(random, REPLACED) > 0:
             step = draw_exchange(random, gpus, loads.load, rules, first)
         else:
-            step = draw_replacement(random, state, node_of, rules, 6)
+            step = draw_replacement(random, state, node_of, rules)
         if not is_possible(step, gpus.hosted):
             continue
         if step.drop < 0:
-            exchanges += 1
             change = change_by_exchange(step, loads)
         else:
-            replacements += 1
             set_rows(step, state)
             change = change_by_rows(loads, rows)
         if not accepts(random, change, temperature):
             continue
-        if step.drop < 0:
-            exchanged += 1
-        else:
-            replaced += 1
         take(step, state)
         cost = norm_cost(loads)
         if not sampled and cost < best_cost and 2 * turn >= steps:

@@ -138,7 +138,7 @@ def _trace_front(
         elif experts.several[0] == 0 or kind < 6:
             step = _draw_exchange(random, gpus, loads.load, first, width)
         else:
-            step = draw_replacement(random, state, node_of, any_copies, 3)
+            step = draw_replacement(random, state, node_of, any_copies)
         if not is_possible(step, gpus.hosted):
             continue
         if step.drop >= 0 and experts.copies[step.add] >= rules.copies_limit:

@@ -151,8 +151,8 @@ def anneal_joint(
     windows = loads.weight.size
     nodes_held = new_nodes(count.size, nodes, windows, visits.pooled)
     change = Change(
-        np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64),
-        np.empty((3, gpu_count)), np.empty((3, nodes)), np.empty(nodes), np.empty(nodes),
+        np.empty(2, dtype=np.int64), np.empty(2, dtype=np.int64), np.empty(2, dtype=np.int64),
+        np.empty((2, gpu_count)), np.empty((2, nodes)), np.empty(nodes), np.empty(nodes),
         np.empty((nodes, windows)),
         Rows(
             np.empty((nodes, nodes_held.visited.weight.size)),
@@ -192,7 +192,7 @@ def anneal_joint(
         if experts.several[0] == 0 or draw(random, 10) < 7:
             step = draw_exchange(random, gpus, loads.load, rules, first)
         else:
-            step = draw_replacement(random, state, node_of, rules, 6)
+            step = draw_replacement(random, state, node_of, rules)
         if not is_possible(step, hosted):
             continue
         allowed = temperature * exponential(random)
@@ -211,7 +211,7 @@ def anneal_joint(
             _set_shared_rows(many, change, hosted, nodes, nearest, shares, experts, loads, rows)
             change_of_cost = change_by_rows(loads, rows)
         # Along the tangents, no step saves more than an eighth of the visits.
-        if change_of_cost - visit_cost / 8.0 > allowed:
+        if change_of_cost - (visit_cost / 8.0 if simple else visit_cost) > allowed:
             continue
         moved = 0
         if priced:
@@ -315,17 +315,13 @@ def _sum_shared_loads(gpus: Gpus, experts: Experts, shares: FloatArray, loads: W
 def _list_changes(step: Step, change: Change) -> int:
     """List the experts whose copies a step changes; return how many."""
     expert, leaves, enters = change.expert, change.leaves, change.enters
-    many = 1
-    if step.drop < 0:
-        expert[0], leaves[0], enters[0] = step.given, step.a, step.b
-    else:
+    if step.drop >= 0:
         expert[0], leaves[0], enters[0] = step.drop, step.a, NONE
-        expert[1], leaves[1], enters[1] = step.add, NONE, step.b
-        many = 2
-    if step.taken >= 0:
-        expert[many], leaves[many], enters[many] = step.taken, step.b, step.a
-        many += 1
-    return many
+        expert[1], leaves[1], enters[1] = step.add, NONE, step.a
+        return 2
+    expert[0], leaves[0], enters[0] = step.given, step.a, step.b
+    expert[1], leaves[1], enters[1] = step.taken, step.b, step.a
+    return 1 if step.taken < 0 else 2
 
 
 @njit(cache=True, nogil=True, forceinline=True)

@@ -108,7 +108,7 @@ def _anneal(
         if experts.several[0] == 0 or draw(random, _REPLACED) > 0:
             step = draw_exchange(random, gpus, loads.load, rules, first)
         else:
-            step = draw_replacement(random, state, node_of, rules, 6)
+            step = draw_replacement(random, state, node_of, rules)
         if not is_possible(step, gpus.hosted):
             continue
         largest = loads.parts

@@ -86,8 +86,7 @@ class Step(NamedTuple):
     """A change of copies: an exchange (or move) or, with ``drop``, a replacement.
 
     Exchange: ``given``, item i of GPU a, for ``taken``, item j of GPU b, or for a free slot there
-    (both NONE). Replacement: a copy of ``drop`` on a for one of ``add``, there or on b, whose item
-    j, ``taken``, goes to a.
+    (both NONE). Replacement: on a, which is b, a copy of ``drop`` for one of ``add``.
     """
 
     a: int
@@ -278,46 +277,24 @@ def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
 def set_rows(step: Step, state: State) -> None:
     """Compute the loads after a replacement."""
     hosted, (tokens, copies, hosts, _, _, _) = state.gpus.hosted, state.experts
-    a, b, drop, add = step.a, step.b, step.drop, step.add
+    a, drop, add = step.a, step.drop, step.add
     less, more = copies[drop], copies[add]
     growth, relief = 1.0 / (less - 1) - 1.0 / less, 1.0 / (more + 1) - 1.0 / more
-    touched, row, load, share = (
-        state.rows.touched,
-        state.rows.load,
-        state.loads.load,
-        state.loads.share,
-    )
+    touched, row, load = state.rows.touched, state.rows.load, state.loads.load
     many = 0
-    for k in range(less + more + 1):
+    for k in range(less + more):
         if k < less:
-            gpu = hosts[drop, k]
-        elif k < less + more:
-            gpu = hosts[add, k - less]
+            gpu, of_drop = hosts[drop, k], growth
+            of_add = relief if hosted[add, gpu] else 0.0
+            if gpu == a:
+                of_drop, of_add = -1.0 / less, 1.0 / (more + 1)
+        else:
+            gpu, of_drop, of_add = hosts[add, k - less], 0.0, relief
             if hosted[drop, gpu]:
                 continue
-        else:
-            gpu = b
-            if hosted[drop, gpu] or hosted[add, gpu]:
-                continue
-        of_drop = of_add = of_taken = 0.0
-        if hosted[drop, gpu]:
-            of_drop = growth
-        if hosted[add, gpu]:
-            of_add = relief
-        if gpu == a:
-            of_drop = -1.0 / less
-            of_taken += 1.0
-        if gpu == b:
-            of_add = 1.0 / (more + 1)
-            of_taken -= 1.0
         touched[many] = gpu
         for w in range(load.shape[1]):
-            row[many, w] = (
-                load[gpu, w]
-                + of_drop * tokens[drop, w]
-                + of_add * tokens[add, w]
-                + of_taken * share[step.taken, w]
-            )
+            row[many, w] = load[gpu, w] + of_drop * tokens[drop, w] + of_add * tokens[add, w]
         many += 1
     touched[many] = NONE
 
@@ -334,10 +311,8 @@ def draw_two_gpus(random: Random, load: FloatArray, first: int, width: int) -> t
 
 
 @inlined
-def draw_replacement(
-    random: Random, state: State, node_of: IntArray, rules: Rules, apart: int
-) -> Step:
-    """Draw a copy to go and an expert to get one, in ``apart`` of ten steps on another GPU."""
+def draw_replacement(random: Random, state: State, node_of: IntArray, rules: Rules) -> Step:
+    """Draw a copy to go and an expert to get one in its place, mostly one of a full GPU."""
     items, filled = state.gpus.items, state.gpus.filled
     count = state.experts.copies
     width = filled.size // rules.nodes
@@ -353,14 +328,7 @@ def draw_replacement(
         add = draw(random, count.size)
     if add == drop or count[add] >= rules.copies_limit or node_of[add] != node_of[drop]:
         return NO_STEP
-    b, j, taken = a, NONE, NONE
-    if draw(random, 10) < apart:
-        b = first + draw(random, width)
-        if b == a or filled[b] == 0:
-            return NO_STEP
-        j = draw(random, filled[b])
-        taken = items[b, j]
-    return Step(a, b, NONE, j, NONE, taken, drop, add)
+    return Step(a, a, NONE, NONE, NONE, NONE, drop, add)
 
 
 @inlined
@@ -369,9 +337,7 @@ def is_possible(step: Step, hosted: BoolArray) -> bool:
     a, b, _, _, given, taken, drop, add = step
     if a < 0 or (taken >= 0 and hosted[taken, a]):
         return False
-    if drop < 0:
-        return not hosted[given, b]
-    return not hosted[add, b] and taken not in (drop, add)
+    return not hosted[given if drop < 0 else add, b]
 
 
 @step_kernel

@@ -94,11 +94,11 @@ class Nodes(NamedTuple):
 class Change(NamedTuple):
     """Experts whose copies change in a step, and what follows for GPUs and nodes."""
 
-    expert: IntArray  # [3]
-    leaves: IntArray  # [3]: the GPU that loses a copy, or NONE
-    enters: IntArray  # [3]: the GPU that gets one, or NONE
-    shares: FloatArray  # [3, gpus]: what GPUs serve of the expert then
-    shift: FloatArray  # [3, nodes]: how much more nodes serve of it
+    expert: IntArray  # [2]
+    leaves: IntArray  # [2]: the GPU that loses a copy, or NONE
+    enters: IntArray  # [2]: the GPU that gets one, or NONE
+    shares: FloatArray  # [2, gpus]: what GPUs serve of the expert then
+    shift: FloatArray  # [2, nodes]: how much more nodes serve of it
     assigned: FloatArray  # [nodes]
     expected: FloatArray  # [nodes]
     load: FloatArray  # [nodes, windows], by row
@@ -223,6 +223,3 @@ def take_visits(many: int, moved: int, change: Change, visits: Visits, held: Nod
         more1, more2 = change.shift[0, node], change.shift[1, node] if many > 1 else 0.0
         for other in range(partners.shape[1]):
             partners[node, other] += more1 * pairs[first, other] + more2 * pairs[second, other]
-        if many > 2:
-            for other in range(partners.shape[1]):
-                partners[node, other] += change.shift[2, node] * pairs[expert[2], other]
