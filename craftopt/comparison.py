@@ -13,6 +13,7 @@ from craftopt.coactivation import Coactivation, standard_error
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.evaluation import Evaluation, evaluate, mean_activated
+from craftopt.executors import Executor
 from craftopt.loads import Loads
 from craftopt.objective import ObjectiveName
 from craftopt.plan import Plan
@@ -265,7 +266,7 @@ def compare(
     trace: Trace | None = None,
     coactivation: Coactivation | None = None,
     seed: int = 0,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Plan with several methods, and score them on the planned and on held-out windows.
@@ -337,7 +338,7 @@ def compare_domains(
     trace: Trace | None = None,
     coactivation: Coactivation | None = None,
     seed: int = 0,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Comparison]:
     """Leave out each domain in turn: plan on the windows of the others, serve its own.

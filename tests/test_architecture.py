@@ -45,6 +45,7 @@ RANKING = (
     {"traces"},
     {"coactivation", "links"},
     {"loads"},
+    {"executors"},
     {"documents", "display"},
     {"errors"},
 )

@@ -149,7 +149,7 @@ class WindowedSearch(Layers):
         return [
             self.each(
                 partial(self._anneal, replicas=replicas, share=CURVE_SHARE),
-                self.problem.loads.layers,
+                range(self.problem.loads.layers),
                 done=index * part,
                 part=part,
             )
@@ -159,27 +159,27 @@ class WindowedSearch(Layers):
     def _short_cost(self, layers: IntArray, replicas: IntArray) -> float:
         """Sum what short annealing reaches in some layers."""
         found = self.each(
-            lambda index: self._anneal(
-                int(layers[index]), int(replicas[layers[index]]), CURVE_SHARE
-            )[1],
-            layers.size,
+            partial(self._anneal, share=CURVE_SHARE),
+            layers.tolist(),
+            replicas[layers].tolist(),
             done=1 / 3,
             part=0.0,
         )
-        return sum(found)
+        return sum(cost for _, cost in found)
 
     def plan(self, replicas: IntArray) -> Copies:
         """Anneal all layers, with ``replicas`` [layers] each; return the copies of the plan."""
         curves = 0.0 if self.problem.slots == "uniform" else 1 / 3
         part = (1.0 - curves) / self.plans
         found = self.each(
-            lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],
-            replicas.size,
+            partial(self._anneal, share=1),
+            range(replicas.size),
+            replicas.tolist(),
             done=curves + self._planned * part,
             part=part,
         )
         self._planned += 1
-        return self.join(found)[0]
+        return self.join([copies for copies, _ in found])[0]
 
     def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
         """Anneal a layer for one in ``share`` of its steps; return copies and cost."""
