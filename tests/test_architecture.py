@@ -46,6 +46,7 @@ RANKING = (
     {"coactivation", "links"},
     {"portable"},
     {"loads"},
+    {"executors"},
     {"documents", "display"},
     {"errors"},
 )

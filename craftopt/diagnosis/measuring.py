@@ -288,12 +288,17 @@ def hot_experts(loads: Loads) -> int:
     return max(1, loads.experts // 8)
 
 
+def hottest_marked(loads: Loads, count: int) -> BoolArray:
+    """Mark the experts with the most tokens, bool [windows, layers, experts]."""
+    order = np.argsort(-loads.tokens, axis=2, kind="stable")[:, :, :count]
+    marks = np.zeros(loads.tokens.shape, dtype=bool)
+    np.put_along_axis(marks, order, True, axis=2)
+    return marks
+
+
 def _shared_hot(loads: Loads) -> FloatArray:
     """Compute the share of hot experts that two windows have in common, [windows, windows]."""
     hot = hot_experts(loads)
-    ranks = np.argsort(-loads.tokens, axis=2, kind="stable")[:, :, :hot]
-    marks = np.zeros(loads.tokens.shape, dtype=np.float32)
-    np.put_along_axis(marks, ranks, 1.0, axis=2)
-    flat = marks.reshape(loads.windows, -1)
+    flat = hottest_marked(loads, hot).reshape(loads.windows, -1).astype(np.float32)
     shared: FloatArray = (flat @ flat.T).astype(np.float64) / (hot * loads.layers)
     return shared

@@ -32,6 +32,9 @@ HOT, COLD = 1e-3, 2e-5
 # Mini-batch schedule, (share of steps, windows): small batches at high temperature, larger ones at
 # the end, where sampling noise would decide. Fewer windows than a small batch all count at once.
 STAGES = ((0.7, 32), (0.3, 256))
+# So few windows do not say which experts to copy: a search that is free to choose fits their
+# coincidences, and serves other windows worse than copies by the mean load.
+FEW_WINDOWS = 4
 # Annealing steps per copy in a layer, unless work_limit says otherwise.
 STEPS_PER_COPY = 1200
 # A point of a benefit curve gets this fraction of the steps: one in ...
@@ -53,7 +56,8 @@ def plan_windowed(problem: Problem, options: Options) -> Outcome:
     Annealing minimises a smooth surrogate, the mean over windows of a p-norm of the GPU loads,
     weighted by tokens for the objective time. The objective itself decides between a layer's
     start and what annealing made of it, over the allocation, and between the whole plan, the
-    previous one and the nominal one: the result is no worse on the planned windows.
+    previous one and the nominal one: the result is no worse on the planned windows. With few
+    windows annealing keeps the copies of every expert and changes their hosts alone.
     """
     search = WindowedSearch(problem, options)
     chosen, *stricter = search.allocations()
@@ -150,7 +154,7 @@ class WindowedSearch(Layers):
         return [
             self.each(
                 partial(self._anneal, replicas=replicas, share=CURVE_SHARE),
-                self.problem.loads.layers,
+                range(self.problem.loads.layers),
                 done=index * part,
                 part=part,
             )
@@ -160,27 +164,27 @@ class WindowedSearch(Layers):
     def _short_cost(self, layers: IntArray, replicas: IntArray) -> float:
         """Sum what short annealing reaches in some layers."""
         found = self.each(
-            lambda index: self._anneal(
-                int(layers[index]), int(replicas[layers[index]]), CURVE_SHARE
-            )[1],
-            layers.size,
+            partial(self._anneal, share=CURVE_SHARE),
+            layers.tolist(),
+            replicas[layers].tolist(),
             done=1 / 3,
             part=0.0,
         )
-        return sum(found)
+        return sum(cost for _, cost in found)
 
     def plan(self, replicas: IntArray) -> Copies:
         """Anneal all layers, with ``replicas`` [layers] each; return the copies of the plan."""
         curves = 0.0 if self.problem.slots == "uniform" else 1 / 3
         part = (1.0 - curves) / self.plans
         found = self.each(
-            lambda layer: self._anneal(layer, int(replicas[layer]), 1)[0],
-            replicas.size,
+            partial(self._anneal, share=1),
+            range(replicas.size),
+            replicas.tolist(),
             done=curves + self._planned * part,
             part=part,
         )
         self._planned += 1
-        return self.join(found)[0]
+        return self.join([copies for copies, _ in found])[0]
 
     def _anneal(self, layer: int, replicas: int, share: int) -> tuple[Copies, float]:
         """Anneal a layer for one in ``share`` of its steps; return copies and cost."""
@@ -190,6 +194,8 @@ class WindowedSearch(Layers):
         if not steps:
             return start, cost
         rules = self.rules(replicas)
+        if self.problem.loads.windows <= FEW_WINDOWS:
+            rules = rules._replace(copies_limit=0)
         found = self._cool(
             layer,
             start,
