@@ -31,6 +31,9 @@ HOT, COLD = 1e-3, 2e-5
 # Mini-batch schedule, (share of steps, windows): small batches at high temperature, larger ones at
 # the end, where sampling noise would decide. Fewer windows than a small batch all count at once.
 STAGES = ((0.7, 32), (0.3, 256))
+# So few windows do not say which experts to copy: a search that is free to choose fits their
+# coincidences, and serves other windows worse than copies by the mean load.
+FEW_WINDOWS = 4
 # Annealing steps per copy in a layer, unless work_limit says otherwise.
 STEPS_PER_COPY = 2000
 # A point of a benefit curve gets this fraction of the steps: one in ...
@@ -52,7 +55,8 @@ def plan_windowed(problem: Problem, options: Options) -> Outcome:
     Annealing minimises a smooth surrogate, the mean over windows of a p-norm of the GPU loads,
     weighted by tokens for the objective time. The objective itself decides between a layer's
     start and what annealing made of it, over the allocation, and between the whole plan, the
-    previous one and the nominal one: the result is no worse on the planned windows.
+    previous one and the nominal one: the result is no worse on the planned windows. With few
+    windows annealing keeps the copies of every expert and changes their hosts alone.
     """
     search = WindowedSearch(problem, options)
     chosen, *stricter = search.allocations()
@@ -195,6 +199,8 @@ class WindowedSearch(Layers):
         if not steps:
             return start, cost
         rules = self.rules(replicas)
+        if self.problem.loads.windows <= FEW_WINDOWS:
+            rules = rules._replace(copies_limit=0)
         found = self._cool(
             layer,
             start,

@@ -36,7 +36,7 @@ class Rules(NamedTuple):
     low, high : int
         Fewest and most copies of a GPU.
     copies_limit : int
-        Most copies of an expert.
+        Most copies of an expert that gets another one; 0 leaves their numbers as they are.
     """
 
     nodes: int
