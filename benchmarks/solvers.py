@@ -135,7 +135,7 @@ def cell(row: dict[str, str] | None, optimum: float | None) -> str:
     if row is None:
         return ""
     if row["status"] != "optimal":
-        return f"stops ({row['status']})"
+        return f"stops after {float(row['seconds']):.2g} ({row['status']})"
     off = optimum is not None and abs(float(row["objective"]) / optimum - 1) > _AGREE
     return f"{float(row['seconds']):.2g}{'*' if off else ''}"
 

@@ -196,16 +196,16 @@ def today() -> str:
 def table() -> str:
     """List all instances as a Markdown table, for ``docs/instances.md``."""
     rows = [
-        "| instance | best known | gap | proven by | work | seconds |",
-        "|---|---|---|---|---|---|",
+        "| instance | best known | bound | gap | found by | on | proven by | on | work | seconds |",
+        "|" + "---|" * 10,
     ]
     for name in list_instances():
-        instance = load_instance(name)
-        gap = f"{float(100 * instance.gap):.2f} %, open" if instance.is_open else "-"
-        proof = instance.proof
+        it = load_instance(name)
+        gap = f"{float(100 * it.gap):.2f} %, open" if it.is_open else "-"
         rows.append(
-            f"| `{name}` | {float(instance.best):.6f} | {gap} | {proof.by} | {proof.work} "
-            f"| {proof.seconds:.2g} |"
+            f"| `{name}` | {float(it.best):.6f} | {float(it.bound):.6f} | {gap} | {it.found.by} "
+            f"| {it.found.on} | {it.proof.by} | {it.proof.on} | {it.proof.work} "
+            f"| {it.proof.seconds:.2g} |"
         )
     return "\n".join(rows)
 

@@ -180,7 +180,7 @@ _OWN = (
     Spec("even", 64, 8, 0, "olmoe-1b-7b/7"),
     Spec("even", 64, 8, 8, "olmoe-1b-7b/7", windows=8),
     Spec("even", 64, 16, 0, "olmoe-1b-7b/0", windows=8),
-    Spec("even", 64, 32, 32, "olmoe-1b-7b/15"),
+    Spec("even", 64, 32, 32, "olmoe-1b-7b/15", max_copies=8),
     Spec("uniform", 64, 16, 16, "olmoe-1b-7b/15"),
     Spec("uniform", 64, 32, 0, "olmoe-1b-7b/7", windows=2),
     Spec("free", 64, 8, 24, "olmoe-1b-7b/0", layers=3, windows=4),
