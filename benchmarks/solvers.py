@@ -5,7 +5,7 @@
 Popularity of the i-th expert is 1/i, with noise drawn anew in each of three windows. A solver that
 has not proven its optimum in time is not tried at larger sizes. A second call goes on from the
 file. Seconds are of the processor, of the solver's process where it has its own; the limit is by
-the clock. Prints Markdown; a star marks an optimum that another solver's contradicts.
+the clock. Prints Markdown, and where solvers disagree.
 """
 
 from __future__ import annotations
@@ -130,27 +130,29 @@ def add(file: Path, row: tuple[Any, ...]) -> None:
     write_atomically(file, text.getvalue())
 
 
-def cell(row: dict[str, str] | None, optimum: float | None) -> str:
-    """Say what a solver did: its seconds, or how it stopped."""
-    if row is None:
-        return ""
-    if row["status"] != "optimal":
-        return f"stops after {float(row['seconds']):.2g} ({row['status']})"
-    off = optimum is not None and abs(float(row["objective"]) / optimum - 1) > _AGREE
-    return f"{float(row['seconds']):.2g}{'*' if off else ''}"
-
-
 def print_table(rows: list[dict[str, str]]) -> None:
-    """Print processor seconds by formulation, size and solver."""
-    print("| formulation | experts x GPUs |", " | ".join(SOLVERS), "|")
-    print("|" + "---|" * (2 + len(SOLVERS)))
-    for name, (experts, gpus) in itertools.product(BUILDERS, SIZES):
-        size = (name, str(experts), str(gpus))
-        own = {row["solver"]: row for row in rows if tuple(row.values())[:3] == size}
-        optima = [float(row["objective"]) for row in own.values() if row["status"] == "optimal"]
-        cells = [cell(own.get(solver), np.median(optima) if optima else None) for solver in SOLVERS]
-        if own:
-            print(f"| {name} | {experts} x {gpus} |", " | ".join(cells), "|")
+    """Print seconds at the largest size that all solvers prove, and where each of them stops."""
+    print(
+        "| formulation | all prove |", " | ".join([*SOLVERS, *(f"{s} stops" for s in SOLVERS)]), "|"
+    )
+    print("|" + "---|" * (2 + 2 * len(SOLVERS)))
+    for name in BUILDERS:
+        found = {(row["experts"], row["gpus"], row["solver"]): row
+                 for row in rows if row["formulation"] == name}  # fmt: skip
+        sizes = [(str(experts), str(gpus)) for experts, gpus in SIZES]
+        proven = {key for key, row in found.items() if row["status"] == "optimal"}
+        common = [size for size in sizes if all((*size, solver) in proven for solver in SOLVERS)]
+        seconds = [float(found[*common[-1], solver]["seconds"]) for solver in SOLVERS]
+        cells = [f"{spent:.2g}" if spent else "< 0.01" for spent in seconds]
+        for solver in SOLVERS:
+            stops = [size for size in sizes if (*size, solver) in {*found} - proven]
+            cells.append(" x ".join(stops[0]) if stops else "-")
+        print(f"| {name} | {' x '.join(common[-1])} |", " | ".join(cells), "|")
+        for size in sizes:
+            optima = {solver: float(found[*size, solver]["objective"])
+                      for solver in SOLVERS if (*size, solver) in proven}  # fmt: skip
+            if optima and max(optima.values()) > min(optima.values()) * (1 + _AGREE):
+                print(f"DISAGREE on {name} {size}: {optima}")
     print("\nversions:", ", ".join(sorted({row["version"] for row in rows})))
 
 
