@@ -23,7 +23,7 @@ RANKING = (
     {"diagnosis"},
     {"online", "serving", "engines", "certificates"},
     {"formats"},
-    {"comparison"},
+    {"comparison", "bench_exact"},
     {"solving"},
     {"rebalancing"},
     {"planners", "baselines"},
