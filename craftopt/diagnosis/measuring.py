@@ -283,7 +283,7 @@ class Measuring:
             options = Options(seed=self.seed, work_limit=WORK, workers=self.workers)
             search = WindowedSearch(self._problem(planned, budgets[-1]), options)
             most = CURVE_PART * budgets[-1]
-            points = [most]
+            points: list[float] = [most]
             while points[-1] > min(filter(None, budgets), default=most) / CURVE_PART:
                 points.append(points[-1] / 2)
             self.searches[key] = search, search.benefit(points)

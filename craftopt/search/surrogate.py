@@ -5,9 +5,6 @@ loads, with p = 8. Loads, their 8th powers and the powers' sums over the GPUs ar
 so that a step costs time linear in the windows. What a step would change is estimated along the
 tangents of the 8th roots, which are renewed with every step taken. So a proposal needs no roots,
 and, as the root is concave, it costs no more than it seems to.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
 """
 
 from __future__ import annotations
@@ -15,8 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.kernels import (
