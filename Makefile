@@ -19,7 +19,7 @@ help:
 	@echo "make notebooks  run the notebooks; make docs shows what they print"
 	@echo "make engines  run inside the own code of vLLM, SGLang and vllm-ascend (4 GB)"
 	@echo "make studies  run the long sweeps: proofs, damaged files, mutations (hours)"
-	@echo "make browser  run the report in chromium"
+	@echo "make browser  run the report in chromium, with pictures in build/browser"
 	@echo "make lint   check style and types"
 	@echo "make bench  measure the planners"
 	@echo "make docs   build the documentation into build/docs"

@@ -23,7 +23,7 @@ from craftopt.errors import InputError
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
-from craftopt.recordings import LEAST_WINDOWS, windows_needed
+from craftopt.recordings import LEAST_WINDOWS, in_words, windows_needed
 from craftopt.serving.catalogue import find_gpu, find_model
 from craftopt.serving.deployment import GIB, Deployment
 from craftopt.serving.facts import Gpu, Model
@@ -63,7 +63,8 @@ class Diagnosis(Displayed):
     persistence : Persistence or None
         None with a single window.
     windows_needed : int
-        Windows at which the gain would be known to a tenth, or to half of what is worth having.
+        Windows at which the gain would be known to a tenth, or to half of what is worth having;
+        one more than can be said where those recorded are too few for an estimate.
     critical_nodes : tuple of float or None
         Nodes per token of the busiest node, today and planned, where a trace was given.
     cost : Cost or None
@@ -121,10 +122,10 @@ class Diagnosis(Displayed):
             what = "moving experts, without copies,"
             figures += f"; copies add {_percent(self.shares['copies'])}"
         if self.verdict == "collect more windows first":
+            needed = in_words(self.windows_needed, self.windows)
             return (
                 f"{self.verdict}: {what} may save nothing, or more than {LEAST_GAIN:.0%}; it "
-                f"{figures}; about {self.windows_needed:,} windows would tell, and there are "
-                f"{self.windows}"
+                f"{figures}; {needed} windows would tell, and there are {self.windows}"
             )
         if self.verdict == "leave it":
             return f"leave it: {what} {figures}; below {LEAST_GAIN:.0%} it is not worth it"
@@ -208,8 +209,9 @@ class Diagnosis(Displayed):
         elif self.nodes > 1:
             found.append("Exchange between nodes is not known without a trace.")
         if self.chosen:
+            needed = in_words(self.windows_needed, self.windows)
             found.append(
-                f"Windows: {self.windows}; about {self.windows_needed} are enough to know the gain "
+                f"Windows: {self.windows}; {needed} are needed to know the gain "
                 f"to within {margin(self.chosen):.1%}."
             )
         return (*found, *self.cautions)

@@ -41,7 +41,8 @@ def new_plan(
     )
     if today is None:
         return solve(problem, seed=seed, workers=workers).plan
-    return rebalance(problem, today, seed=seed, workers=workers).plan
+    # The verdict is on all windows, so the plan is for all.
+    return rebalance(problem, today, all_windows=True, seed=seed, workers=workers).plan
 
 
 def commands(found: Diagnosis, source: str, today: str | None) -> Iterator[tuple[str, str]]:
@@ -67,7 +68,7 @@ def commands(found: Diagnosis, source: str, today: str | None) -> Iterator[tuple
     else:
         plan = (
             f"craftopt rebalance {shlex.quote(today)} {source} {cluster} \\\n"
-            f"  --replicas {redundant * found.layers} -o plan.json --steps steps.json"
+            f"  --replicas {redundant * found.layers} --all-windows -o plan.json --steps steps.json"
         )
     yield f"The plan, {redundant} copies per layer: engines load whole slots", plan
     for engine, (title, server) in SERVERS.items():
@@ -75,11 +76,5 @@ def commands(found: Diagnosis, source: str, today: str | None) -> Iterator[tuple
         lines = load_flags(engine, file, gpus, redundant)
         flags = " ".join(line for line in lines if line.startswith("--"))
         notes = "".join(f"\n{line}" for line in lines if not line.startswith("--"))
-        yield (
-            title,
-            (
-                f"craftopt export plan.json --engine {engine} -o {file}\n"
-                f"{server.format(gpus=gpus)} {flags}".replace(" --", " \\\n  --")
-                + notes
-            ),
-        )
+        serve = f"{server.format(gpus=gpus)} {flags}".replace(" --", " \\\n  --")
+        yield title, f"craftopt export plan.json --engine {engine} -o {file}\n{serve}{notes}"

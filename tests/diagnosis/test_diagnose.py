@@ -202,6 +202,12 @@ def test_half_the_width_needs_four_times_the_windows():
     assert recordings.windows_needed(10, 0.0, 0.01) == recordings.LEAST_WINDOWS
 
 
+def test_what_is_needed_is_not_guessed_far_beyond_the_windows_there_are():
+    assert recordings.in_words(recordings.windows_needed(3, 0.9, 0.01), 3) == "more than 12"
+    assert recordings.in_words(recordings.windows_needed(1, 0.9, 0.01), 1) == "more than 8"
+    assert recordings.in_words(recordings.windows_needed(3, 0.02, 0.01), 3) == "about 12"
+
+
 @pytest.mark.parametrize("name", ["deepseek-r1", "qwen3-235b"])
 def test_synthetic_examples_look_made_up(name):
     assert recordings.looks_made_up(co.load_example(name))
