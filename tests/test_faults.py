@@ -26,6 +26,8 @@ def writes(file: Path) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if node.args and getattr(node.args[0], "id", "") == "stream":
+            continue  # in memory
         modes = [*node.args, *(word.value for word in node.keywords if word.arg == "mode")]
         words = {mode.value for mode in modes if isinstance(mode, ast.Constant)}
         wanted = {word for word in words if isinstance(word, str) and set(word) & set("wax+")}
