@@ -60,10 +60,8 @@ browser: $(VENV)/.installed-dev
 	mkdir -p build
 	$(BIN)/python -m pytest -m browser --basetemp=build/browser tests/reporting
 
-# numba's cache does not notice an edit in a callee in another file: compile anew.
 bench: $(VENV)/.installed-dev
-	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
-	NUMBA_CACHE_DIR="$$cache" $(BIN)/python -m pytest --benchmark-columns=min,median,stddev,rounds $(BENCHMARKS)
+	$(BIN)/python -m pytest --benchmark-columns=min,median,stddev,rounds $(BENCHMARKS)
 
 docs: $(EXECUTED)/.done
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs

@@ -23,9 +23,9 @@ problem, European Journal of Operational Research 171 (2006).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from craftopt.heap import sort
+from craftopt.jit import njit
 from craftopt.loads import FloatArray
 
 # Prices tried first, spread over the light experts; then all between the best one's neighbours.

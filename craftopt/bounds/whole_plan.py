@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 
 from craftopt.bounds.activated import least_activated
 from craftopt.bounds.cardinality import cardinality_bound
@@ -15,6 +14,7 @@ from craftopt.bounds.companions import best_companions
 from craftopt.bounds.copies import max_copy_load
 from craftopt.bounds.costs import window_cost
 from craftopt.bounds.groups import mean_loads
+from craftopt.jit import njit
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem

@@ -282,8 +282,8 @@ class Measuring:
             budgets = self.budgets() if fold else [replicas]
             options = Options(seed=self.seed, work_limit=WORK, workers=self.workers)
             search = WindowedSearch(self._problem(planned, budgets[-1]), options)
-            most = float(CURVE_PART * budgets[-1])
-            points = [most]
+            most = CURVE_PART * budgets[-1]
+            points: list[float] = [most]
             while points[-1] > min(filter(None, budgets), default=most) / CURVE_PART:
                 points.append(points[-1] / 2)
             self.searches[key] = search, search.benefit(points)

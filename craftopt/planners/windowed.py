@@ -20,6 +20,7 @@ from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.layers import Layers
 from craftopt.planners.nominal import nominal_copies
+from craftopt.portable import power
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome, also_planned
 from craftopt.search.annealing import anneal
@@ -35,7 +36,7 @@ STAGES = ((0.7, 32), (0.3, 256))
 # coincidences, and serves other windows worse than copies by the mean load.
 FEW_WINDOWS = 4
 # Annealing steps per copy in a layer, unless work_limit says otherwise.
-STEPS_PER_COPY = 2000
+STEPS_PER_COPY = 1200
 # A point of a benefit curve gets this fraction of the steps: one in ...
 CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
@@ -243,8 +244,8 @@ class WindowedSearch(Layers):
         for share, in_play in stages:
             stage = Schedule(
                 int(steps * share),
-                hot * (cold / hot) ** done,
-                hot * (cold / hot) ** (done + share),
+                hot * power(cold / hot, done),
+                hot * power(cold / hot, done + share),
                 in_play,
             )
             found = kernel(
