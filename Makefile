@@ -66,7 +66,8 @@ bench: $(VENV)/.installed-dev
 
 # What tests/test_counts.py compares with: renewed where more or less work is meant.
 counts: $(VENV)/.installed-dev
-	$(BIN)/python tests/test_counts.py > build-counts.json && mv build-counts.json tests/data/counts.json
+	mkdir -p build && $(BIN)/python tests/test_counts.py > build/counts.json
+	mv build/counts.json tests/data/counts.json
 
 docs: $(EXECUTED)/.done
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs

@@ -65,12 +65,16 @@ def test_certify(measure, problems):
     measure("certify, 40 windows", R1, lambda: co.certify(problem, plan), rounds=3)
 
 
-def test_advise_and_diagnose(measure, problems, request):
+@pytest.mark.parametrize("answer", ["advise", "diagnose"])
+def test_answer(measure, problems, request, answer):
     if request.config.getoption("benchmark_disable"):
         pytest.skip("advice is on all layers of a model; nothing is measured")
     loads = problems(R1).loads
-    measure("advise", R1, lambda: co.advise(loads, R1, "h200", 64, 8), rounds=3)
-    measure("diagnose", R1, lambda: co.diagnose(loads, 64, 8), rounds=3)
+    answers = {
+        "advise": lambda: co.advise(loads, R1, "h200", 64, 8),
+        "diagnose": lambda: co.diagnose(loads, 64, 8),
+    }
+    measure(answer, R1, answers[answer], rounds=3)
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])
