@@ -1,7 +1,4 @@
-"""How long planning takes: whole models by method, and the kernels below.
-
-``make bench`` compiles anew before it measures, in an empty ``NUMBA_CACHE_DIR``.
-"""
+"""How long planning takes: whole models by method, and the kernels below."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def first_use(name: str, problem: Problem, run: Callable[[Problem], object]) -> 
     Returns
     -------
     float
-        Seconds that compiling, or loading from numba's cache, took; 0 if done before.
+        Seconds that compiling, or loading what is cached, took; 0 if done before.
     """
     global _running  # noqa: PLW0603
     kind = (name, *_kind(problem))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -141,3 +142,24 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             raise
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from None
+
+
+def write_sealed(path: Path, name: bytes, content: bytes) -> None:
+    """Write a file of a cache, so that `read_sealed` knows what it belongs to and if it is whole.
+
+    Raises
+    ------
+    InputError
+        As `write_atomically`.
+    """
+    write_atomically(path, hashlib.sha256(name + content).digest() + content)
+
+
+def read_sealed(path: Path, name: bytes) -> bytes | None:
+    """Read what `write_sealed` wrote under this name; None if it is missing, damaged or other's."""
+    try:
+        held = path.read_bytes()
+    except OSError:
+        return None
+    seal, content = held[:32], held[32:]
+    return content if hashlib.sha256(name + content).digest() == seal else None

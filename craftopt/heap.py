@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Final, cast
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 # The place of the heaviest item. A literal 0 would have `sift_down` compiled twice.

@@ -11,6 +11,8 @@ from craftopt.windows import in_mean_loads
 
 # Fewer windows say little, however alike they are.
 LEAST_WINDOWS = 8
+# How many are needed is said up to so many times as many as there are, and not beyond.
+FARTHEST = 4
 # How well it is to be known how much of a window the others foresee: plus or minus this.
 FORESEEN_MARGIN = 0.05
 # Loads look made up by names of windows with these words, by a variance over that of chance below
@@ -51,6 +53,9 @@ def foreseen(loads: Loads) -> tuple[FloatArray, float]:
 def windows_needed(windows: int, half_width: float, margin: float) -> int:
     """Estimate how many windows are enough to know a mean, at least `LEAST_WINDOWS`.
 
+    An estimate of many times the windows that there are would be a guess: it ends at one more
+    than `farthest`.
+
     Parameters
     ----------
     windows : int
@@ -63,10 +68,29 @@ def windows_needed(windows: int, half_width: float, margin: float) -> int:
     Examples
     --------
     >>> from craftopt.recordings import windows_needed
-    >>> windows_needed(20, half_width=0.03, margin=0.01)
-    180
+    >>> windows_needed(20, half_width=0.015, margin=0.01), windows_needed(20, 0.1, margin=0.01)
+    (45, 81)
     """
-    return max(LEAST_WINDOWS, math.ceil(windows * (half_width / margin) ** 2))
+    needed = max(LEAST_WINDOWS, math.ceil(windows * (half_width / margin) ** 2))
+    return min(needed, farthest(windows) + 1)
+
+
+def farthest(windows: int) -> int:
+    """Compute the most windows that so many let one estimate as needed."""
+    return max(LEAST_WINDOWS, FARTHEST * windows)
+
+
+def in_words(needed: int, windows: int) -> str:
+    """Say what `windows_needed` estimated from so many windows.
+
+    Examples
+    --------
+    >>> from craftopt.recordings import in_words
+    >>> in_words(45, windows=20), in_words(81, windows=20)
+    ('about 45', 'more than 80')
+    """
+    most = farthest(windows)
+    return f"about {needed}" if needed <= most else f"more than {most}"
 
 
 def windows_enough(loads: Loads) -> int:
@@ -94,13 +118,13 @@ def few_windows(loads: Loads) -> str:
     >>> import craftopt as co
     >>> from craftopt.recordings import few_windows
     >>> few_windows(co.Loads([[[8, 2]], [[7, 3]]]))
-    'windows=2 are few (about 11 would be enough): on other windows EPLB may do as well'
+    'windows=2 are few (more than 8 are needed): on other windows EPLB may do as well'
     """
     enough = windows_enough(loads)
     if loads.windows >= enough:
         return ""
     return (
-        f"windows={loads.windows} are few (about {enough} would be enough): "
+        f"windows={loads.windows} are few ({in_words(enough, loads.windows)} are needed): "
         "on other windows EPLB may do as well"
     )
 

@@ -23,8 +23,8 @@ problem, European Journal of Operational Research 171 (2006).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray
 
 # Prices tried first, spread over the light experts; then all between the best one's neighbours.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -106,8 +107,10 @@ def main() -> None:
         if text:  # without arguments, the help has been printed
             print(f"craftopt: {text}", file=sys.stderr)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
+    except typer.Abort:  # Ctrl-C: at once, without waiting for threads that search
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def plan_slots(
         copies = planned.copies
     else:  # one window, or fewer copies would be better for the loads: the slots are to be filled
         frame = Layers(problem, options)
-        placed = frame.each(lambda layer: frame.place(frame.total[layer], slots - experts), layers)
+        placed = frame.each(partial(frame.place, replicas=slots - experts), frame.total)
         copies = np.stack([of_layer for of_layer, _ in placed])
     if before is None:
         return Plan(copies).phy2log()

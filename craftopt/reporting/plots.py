@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from craftopt.bench_exact import Run, lines_of
 from craftopt.serving import Advice
@@ -37,12 +40,14 @@ def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
         style = line_style(len(ax.get_lines()))
         ax.plot(memory, goodput, markersize=3, label=f"{rule}, planned windows", **style)
     points = [*advice.candidates, *([advice.eplb] if advice.eplb else [])]
+    places = {}
     for candidate in points:
         place = (candidate.memory.replicas / GIB, candidate.goodput)
         own = candidate is advice.recommended
         ax.plot(*place, "k*" if own else "ko", markersize=12 if own else 5)
-        write_beside(ax, candidate.name, place)
+        places[candidate.name] = place
     ax.margins(0.1)
+    write_beside(ax, places)
     ax.set_xlabel("replicas, GiB per GPU")
     ax.set_ylabel("requests/s, modelled")
     ax.plot([], [], "ko", markersize=5, label="full plans, unseen windows")
@@ -106,13 +111,23 @@ def legend_above(ax: Axes) -> None:
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if wide else 4, frameon=False)
 
 
-def write_beside(ax: Axes, text: str, point: tuple[float, float]) -> None:
-    """Name a point, on the side of it where the middle of the axis is."""
-    right = point[0] > 1.1 * sum(ax.get_xlim()) / 2
-    ax.annotate(
-        text,
-        point,
-        textcoords="offset points",
-        xytext=(-7 if right else 7, -12),
-        ha="right" if right else "left",
-    )
+def write_beside(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Name points on the side where the middle of the axis is; those that lie together, at once."""
+    near = 0.1 * np.maximum(np.ptp(list(points.values()), axis=0), 1e-300)
+    groups: list[tuple[list[str], tuple[float, float]]] = []
+    for label, point in points.items():
+        for labels, first in groups:
+            if (np.abs(np.subtract(point, first)) < near).all():
+                labels.append(label)
+                break
+        else:
+            groups.append(([label], point))
+    for labels, point in groups:
+        right = point[0] > 1.1 * sum(ax.get_xlim()) / 2
+        ax.annotate(
+            "; ".join(labels),
+            point,
+            textcoords="offset points",
+            xytext=(-7, -12) if right else (7, 5),
+            ha="right" if right else "left",
+        )

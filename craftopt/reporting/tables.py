@@ -15,7 +15,7 @@ from craftopt.comparison import Comparison
 from craftopt.display import sparkline
 from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
-from craftopt.recordings import foreseen, looks_made_up, windows_enough
+from craftopt.recordings import foreseen, in_words, looks_made_up, windows_enough
 from craftopt.routing import Dispatch
 from craftopt.routing.timing import DispatchFigures
 from craftopt.traces import Trace
@@ -99,7 +99,7 @@ def loads_table(loads: Loads, name: str) -> Table:
     }
     if loads.windows > 1:
         rows["foreseen"] = f"{foreseen(loads)[1]:.0%} of a window's skew, by the other windows"
-        rows["enough windows"] = f"about {windows_enough(loads)}"
+        rows["enough windows"] = in_words(windows_enough(loads), loads.windows)
     made_up = looks_made_up(loads)
     if made_up:
         rows["looks made up"] = made_up

@@ -13,16 +13,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt.search.annealing import REFRESH, draw_exchange, write_copies
-from craftopt.search.kernels import Rules, Schedule, accepts, draw, home_nodes, seeded
+from craftopt.search.annealing import REFRESH, draw_exchange, write_items
+from craftopt.search.kernels import Rules, Schedule, accepts, draw, fall, home_nodes, seeded
 from craftopt.search.surrogate import (
     Rows,
     Step,
     WindowLoads,
+    copies_of,
     draw_replacement,
     is_possible,
     set_rows,
@@ -93,8 +94,8 @@ def _anneal(
     gpus, experts, loads, rows = state
     peaks = Peaks(np.empty((3, weight.size)), np.empty((3, weight.size), dtype=np.int64))
     random = seeded(seed)
-    cost, best_cost, best = np.inf, np.inf, start
-    cooling = (cold / hot) ** (1.0 / max(steps, 1))
+    cost, best_cost, best = np.inf, np.inf, gpus.items.copy()
+    cooling = fall(hot, cold, steps)
     temperature = hot
     for turn in range(steps):
         temperature *= cooling
@@ -107,14 +108,14 @@ def _anneal(
         if experts.several[0] == 0 or draw(random, _REPLACED) > 0:
             step = draw_exchange(random, gpus, loads.load, rules, first)
         else:
-            step = draw_replacement(random, state, node_of, rules, 6)
+            step = draw_replacement(random, state, node_of, rules)
         if not is_possible(step, gpus.hosted):
             continue
-        largest = loads.scratch[0]
+        largest = loads.parts
         if step.drop < 0:
             _largest_after_exchange(step, loads, peaks, largest)
         else:
-            set_rows(step, width, state)
+            set_rows(step, state)
             _largest_after_rows(loads.load, rows, peaks, largest)
         fresh = _cost(largest, weight, time)
         if not accepts(random, fresh - cost, temperature):
@@ -128,8 +129,8 @@ def _anneal(
         cost = fresh
         if cost < best_cost and 2 * turn >= steps:
             best_cost = cost
-            write_copies(gpus, best)
-    return best
+            write_items(gpus.items, best)
+    return copies_of(best, start.shape[0])
 
 
 @njit(cache=True, nogil=True)

@@ -58,6 +58,12 @@ def gain(replicas, held_out, width=0.01):
         ([gain(0, 0.05), gain(4, 0.091), gain(8, 0.1)], ("replicate", 4)),
         ([gain(0, 0.05), gain(4, 0.12), gain(8, 0.1)], ("replicate", 4)),
         ([gain(0, 0.4), gain(8, 0.43)], ("place", 0)),  # moving alone has 90 % of it
+        ([gain(0, -0.05), gain(4, 0.1), gain(8, -0.1)], ("replicate", 4)),
+        # copies add less than 2 %, so that moving alone would have to be worth it, and be certain
+        ([gain(0, 0.009, 0.04), gain(8, 0.02, 0.001)], ("collect more windows first", 0)),
+        ([gain(0, 0.009, 0.001), gain(8, 0.028, 0.001)], ("leave it", 0)),
+        # 90 % of the gain, and its interval is the one that counts
+        ([gain(0, 0.01), gain(4, 0.095, 0.1), gain(8, 0.1)], ("collect more windows first", 0)),
     ],
 )
 def test_rules_are_asked_in_their_order(gains, verdict):
@@ -194,6 +200,12 @@ def test_windows_that_are_alike_foresee_each_other_and_noise_foresees_nothing(fl
 def test_half_the_width_needs_four_times_the_windows():
     assert recordings.windows_needed(10, 0.02, 0.01) == 40
     assert recordings.windows_needed(10, 0.0, 0.01) == recordings.LEAST_WINDOWS
+
+
+def test_what_is_needed_is_not_guessed_far_beyond_the_windows_there_are():
+    assert recordings.in_words(recordings.windows_needed(3, 0.9, 0.01), 3) == "more than 12"
+    assert recordings.in_words(recordings.windows_needed(1, 0.9, 0.01), 1) == "more than 8"
+    assert recordings.in_words(recordings.windows_needed(3, 0.02, 0.01), 3) == "about 12"
 
 
 @pytest.mark.parametrize("name", ["deepseek-r1", "qwen3-235b"])

@@ -13,6 +13,7 @@ from strategies import problems, quiet
 import craftopt as co
 from craftopt.datasets import is_synthetic
 from craftopt.evaluation import objective_value
+from craftopt.planners.layers import Layers
 
 RULES = ("uniform", "even", "free")
 # A previous plan is kept where it is this close to the mean, so a start may end this much worse.
@@ -231,10 +232,20 @@ def test_budget_that_buys_nothing_is_left():
         assert result.status is co.Status.OPTIMAL
 
 
-def test_budget_that_buys_nothing_takes_no_time():
+def test_budget_that_buys_nothing_takes_no_placements(monkeypatch):
     loads = co.Loads(np.floor(np.random.default_rng(0).lognormal(2, 2, (2, 32))))
-    plan(co.Problem(loads, 20, replicas=40))
-    assert plan(co.Problem(loads, 20, replicas=4000)).runtime < 0.5
+    place, placed = Layers.place, []
+
+    def count(self, *given):
+        placed.append(given)
+        return place(self, *given)
+
+    monkeypatch.setattr(Layers, "place", count)
+    every_copy_everywhere = 2 * 32 * (20 - 1)
+    plan(co.Problem(loads, 20, replicas=every_copy_everywhere))
+    enough = len(placed)
+    plan(co.Problem(loads, 20, replicas=4000))
+    assert len(placed) == 2 * enough
 
 
 def test_uniform_takes_fewer_slots_where_that_is_better():
