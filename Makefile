@@ -11,7 +11,7 @@ ENGINES ?= $(CURDIR)/build/engines
 VLLM = 0.32.0
 ASCEND = 0.23.0.post1
 
-.PHONY: help demo test notebooks engines studies browser lint bench docs linkcheck clean
+.PHONY: help demo test notebooks engines studies browser lint bench counts docs linkcheck clean
 
 help:
 	@echo "make demo   compare the methods on measured traffic; write build/report.html"
@@ -19,9 +19,10 @@ help:
 	@echo "make notebooks  run the notebooks; make docs shows what they print"
 	@echo "make engines  run inside the own code of vLLM, SGLang and vllm-ascend (4 GB)"
 	@echo "make studies  run the long sweeps: proofs, damaged files, mutations (hours)"
-	@echo "make browser  run the report in chromium"
+	@echo "make browser  run the report in chromium, with pictures in build/browser"
 	@echo "make lint   check style and types"
 	@echo "make bench  measure the planners"
+	@echo "make counts renew the counts of work that a test compares"
 	@echo "make docs   build the documentation into build/docs"
 	@echo "make linkcheck  ask for every external link of the documentation"
 	@echo "make clean  remove the virtual environment and all that was built"
@@ -29,6 +30,7 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/craftopt compare gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 --slots even --replicas-per-layer 8 --holdout odd-even --foreign sorry_bench_base
 	mkdir -p build && $(BIN)/craftopt report gpt-oss-20b --batch 1024 --trace gpt-oss-20b --gpus 8 --nodes 2 -o build/report.html
+	@echo "Next: open build/report.html in a browser. Yours: $(BIN)/craftopt report YOUR_RECORDING --gpus 64 --nodes 8 -o report.html"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --benchmark-disable tests craftopt formulations tools $(BENCHMARKS)
@@ -56,12 +58,16 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 browser: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m browser tests/reporting
+	mkdir -p build
+	$(BIN)/python -m pytest -m browser --basetemp=build/browser tests/reporting
 
-# numba's cache does not notice an edit in a callee in another file: compile anew.
 bench: $(VENV)/.installed-dev
-	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
-	NUMBA_CACHE_DIR="$$cache" $(BIN)/python -m pytest --benchmark-columns=min,median,stddev,rounds $(BENCHMARKS)
+	$(BIN)/python -m pytest --benchmark-columns=min,median,stddev,rounds $(BENCHMARKS)
+
+# What tests/test_counts.py compares with: renewed where more or less work is meant.
+counts: $(VENV)/.installed-dev
+	mkdir -p build && $(BIN)/python tests/test_counts.py > build/counts.json
+	mv build/counts.json tests/data/counts.json
 
 docs: $(EXECUTED)/.done
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs

@@ -18,6 +18,7 @@ import numpy as np
 
 import craftopt as co
 from craftopt.baselines.craft import replay_benefits, replica_choices
+from craftopt.reporting.plots import line_style
 from craftopt.serving import (
     Deployment,
     Workload,
@@ -146,11 +147,12 @@ def plot_observations(file: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     sizes = replica_choices(64)
     sixteen = sizes.tolist().index(16)
-    for name, example in MODELS.items():
+    for index, (name, example) in enumerate(MODELS.items()):
+        style = line_style(index) | {"markersize": 4}
         loads = co.load_example(example)
         gain = replay_benefits(loads, 64)
-        axes[0].plot(loads.layer_ids, gain[:, sixteen], label=f"{name}, 16 replicas")
-        axes[1].plot(sizes, gain.mean(axis=0), marker="o", markersize=3, label=name)
+        axes[0].plot(loads.layer_ids, gain[:, sixteen], label=f"{name}, 16 replicas", **style)
+        axes[1].plot(sizes, gain.mean(axis=0), label=name, **style)
         means = zip(sizes, gain.mean(axis=0), strict=True)
         print(f"{name}, 64 GPUs: mean gain in balancedness by replicas per layer",
               ", ".join(f"{size}: {value:.3f}" for size, value in means))  # fmt: skip

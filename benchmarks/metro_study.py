@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 import craftopt as co
+from craftopt.reporting.plots import line_style
 from craftopt.serving import (
     Deployment,
     Profile,
@@ -494,9 +495,9 @@ def plot(traffics: list[Traffic], file: Path) -> None:
         lines["METRO, fewest hosts first"] = [
             traffic.greedy(1.5, size, fewest).mean() for size in PLOT_SIZES
         ]
-        for label, values in lines.items():
+        for index, (label, values) in enumerate(lines.items()):
             above = 100 * (np.array(values) / np.array(exact) - 1)
-            ax.plot(PLOT_SIZES, above, marker="o", markersize=3, label=label)
+            ax.plot(PLOT_SIZES, above, label=label, **line_style(index) | {"markersize": 4})
         ax.axhline(10.9, color="0.5", linewidth=1, linestyle=":")
         ax.set_xscale("log", base=2)
         ax.set_xticks(PLOT_SIZES, [str(size) for size in PLOT_SIZES])

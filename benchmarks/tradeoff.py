@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import craftopt as co
+from craftopt.reporting.plots import line_style
 
 METHODS = ("eplb-counts", "craft", "nominal", "fast")
 REPLICAS_PER_LAYER = (0, 2, 4, 8, 16, 32, 64)
@@ -54,10 +55,11 @@ def print_table(points: dict[str, list[tuple[float, float, float]]]) -> None:
 def plot(points: dict[str, list[tuple[float, float, float]]], path: Path) -> None:
     """Plot balancedness against replicas: solid lines served windows, dashed ones planned."""
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    for label, line in points.items():
+    for index, (label, line) in enumerate(points.items()):
         replicas, planned, served = zip(*line, strict=True)
-        (drawn,) = ax.plot(replicas, served, marker="o", markersize=3, label=label)
-        ax.plot(replicas, planned, linestyle="--", linewidth=0.9, color=drawn.get_color())
+        style = line_style(index) | {"linestyle": "-", "markersize": 4}
+        ax.plot(replicas, served, label=label, **style)
+        ax.plot(replicas, planned, "--", linewidth=0.9, color=style["color"])
     # Doubling the replicas is one step to the right, and 0 has a place.
     ax.set_xscale("symlog", base=2, linthresh=2)
     ax.set_xticks(REPLICAS_PER_LAYER, [f"{tick:g}" for tick in REPLICAS_PER_LAYER])

@@ -20,6 +20,7 @@ import numpy as np
 import craftopt as co
 from benchmarks.traffic_study import figures, halves, spread
 from craftopt.bounds.traffic import companion_bound, token_sets
+from craftopt.reporting.plots import write_beside
 
 PRICES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 SEED, BATCH, LAYERS, SAMPLE = 100, 8, 3, 2000
@@ -51,14 +52,8 @@ def plot(points: dict[str, np.ndarray], bound: float, title: str, path: Path) ->
     eplb, *line = points.values()
     slow, _, critical = np.array(line).T
     ax.plot(critical, slow, marker="o", markersize=4, label="fast, price of a node")
-    for name, x, y in zip(list(points)[1:], critical, slow, strict=True):
-        ax.annotate(
-            name.removeprefix("price "),
-            (x, y),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize="small",
-        )
+    names = [name.removeprefix("price ") for name in list(points)[1:]]
+    write_beside(ax, dict(zip(names, zip(critical, slow, strict=True), strict=True)))
     ax.plot(eplb[2], eplb[0], "s", color="0.4", markersize=5, label="EPLB")
     ax.axvline(bound, color="0.4", linestyle="--", linewidth=0.9, label="no plan is left of this")
     ax.set_xlabel("critical nodes per token")

@@ -20,6 +20,10 @@ from craftopt.errors import NoPlanError as NoPlanError
 from craftopt.errors import VerificationError as VerificationError
 from craftopt.evaluation import Evaluation as Evaluation
 from craftopt.evaluation import evaluate as evaluate
+from craftopt.executors import Dask as Dask
+from craftopt.executors import Executor as Executor
+from craftopt.executors import Resumable as Resumable
+from craftopt.executors import Threads as Threads
 from craftopt.formats import export as export
 from craftopt.formats import read_coactivation as read_coactivation
 from craftopt.formats import read_loads as read_loads

@@ -13,6 +13,7 @@ from craftopt.coactivation import Coactivation, standard_error
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
 from craftopt.evaluation import Evaluation, evaluate, mean_activated
+from craftopt.executors import Executor
 from craftopt.loads import Loads
 from craftopt.objective import ObjectiveName
 from craftopt.plan import Plan
@@ -186,7 +187,11 @@ class Comparison(Displayed):
             rows.append(cells)
         least = "a planned sum of time and traffic below"
         least = least if problem.traffic_price > 0 else _BOUNDS[problem.objective]
-        notes = [f"No plan has {least} {self.bound:.4f}: gaps are to that bound."]
+        notes = [
+            "Time: fullest over mean GPU load, summed; balanced: the inverse, averaged. 1 is "
+            "perfect. Dup.: copies on a GPU that has the expert already.",
+            f"No plan has {least} {self.bound:.4f}: gaps are to that bound.",
+        ]
         if self.traffic is None and problem.nodes > 1:
             notes.append(f"Traffic between nodes is {NOT_MEASURED}.")
         notes += [f"{row.method}: {row.note}" for row in self.rows if row.note]
@@ -261,7 +266,7 @@ def compare(
     trace: Trace | None = None,
     coactivation: Coactivation | None = None,
     seed: int = 0,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Plan with several methods, and score them on the planned and on held-out windows.
@@ -307,9 +312,9 @@ def compare(
     score = partial(evaluate, dispatch=dispatch, trace=trace, coactivation=coactivation)
     source = None
     if trace is not None:
-        source = f"{trace}, standard error {standard_error(trace.tokens):.3f}"
+        source = f"{trace.tokens:,} tokens, standard error {standard_error(trace.tokens):.3f}"
     elif coactivation is not None:
-        source = f"{coactivation}, estimated, standard error {coactivation.standard_error:.3f}"
+        source = f"pair counts, estimated, standard error {coactivation.standard_error:.3f}"
     if (served is not None or foreign is not None) and problem.wants_traffic:
         held = planned_tokens(problem.coactivation, problem.loads)
         problem = problem.variant(coactivation=held)
@@ -333,7 +338,7 @@ def compare_domains(
     trace: Trace | None = None,
     coactivation: Coactivation | None = None,
     seed: int = 0,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Comparison]:
     """Leave out each domain in turn: plan on the windows of the others, serve its own.
@@ -412,7 +417,8 @@ def _row(
     note: str,
 ) -> Row:
     """Score a result on planned, served and foreign windows."""
-    over_budget, note = note == _OVER, note or result.message
+    over_budget = note == _OVER
+    note = (note or result.message).removeprefix(f"{label} ")
     if not result.has_plan:
         return Row(
             label, result.status.value, None, None, None, None, None, None, None,

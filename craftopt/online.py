@@ -21,6 +21,7 @@ from craftopt.evaluation import evaluate, evaluate_for
 from craftopt.kinds import NEAR, hellinger, root_shares
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
+from craftopt.portable import exp_array, log
 from craftopt.problem import Problem
 from craftopt.rebalancing import count_moves, rebalance, relabel
 from craftopt.result import Options
@@ -421,7 +422,8 @@ def move_cost(
 
 def _weights(windows: int, half_life: float) -> FloatArray:
     """Weight windows exponentially, the last one most; the weights sum to 1."""
-    weight = 0.5 ** (np.arange(windows)[::-1] / half_life)
+    age = np.arange(windows, dtype=np.float64)[::-1]
+    weight = exp_array(age * log(0.5) / half_life)
     scaled: FloatArray = weight / weight.sum()
     return scaled
 

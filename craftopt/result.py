@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,9 +10,12 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+
 from craftopt.display import Displayed, Table
-from craftopt.errors import NoPlanError, number, whole
+from craftopt.errors import InputError, NoPlanError, number, whole
 from craftopt.evaluation import Evaluation, evaluate_for, objective_value, violations
+from craftopt.executors import Executor, Resumable, Threads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.traffic import traffic_summary
@@ -51,21 +53,21 @@ class Options:
         Most work, in the method's own unit; the same plan on any machine.
     time_limit : float, optional
         Seconds; a safety stop after which equal plans are not promised.
-    workers : int, optional
-        Threads; all processors by default.
+    workers : int or Executor, optional
+        Threads, or what runs the search of layers; all processors by default.
     progress : callable, optional
         Called with the share of the work done, 0 to 1.
 
     Raises
     ------
     InputError
-        A value outside its range.
+        A value outside its range; a time limit where finished layers are kept.
     """
 
     seed: int = 0
     work_limit: int | None = None
     time_limit: float | None = None
-    workers: int | None = None
+    workers: int | Executor | None = None
     progress: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
@@ -74,17 +76,23 @@ class Options:
             whole("work_limit", self.work_limit, 0)
         if self.time_limit is not None:
             number("time_limit", self.time_limit, above=0)
-        if self.workers is not None:
+        if self.workers is not None and not hasattr(self.workers, "run"):
             whole("workers", self.workers, 1)
+        if self.time_limit is not None and isinstance(self.workers, Resumable):
+            raise InputError(
+                f"time_limit={self.time_limit:g} may cut layers short, which are then no layers to "
+                "keep; pass work_limit, or stop with Ctrl-C"
+            )
 
     def deadline(self) -> float:
         """Start the clock: return the moment of `time.monotonic` to stop at."""
         return math.inf if self.time_limit is None else time.monotonic() + self.time_limit
 
     @property
-    def threads(self) -> int:
-        """Threads to use."""
-        return self.workers or os.cpu_count() or 1
+    def executor(self) -> Executor:
+        """What runs the search of layers."""
+        given = self.workers
+        return Threads(given) if given is None or isinstance(given, int | np.integer) else given
 
 
 @dataclass(frozen=True)

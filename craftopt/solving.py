@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from craftopt.bounds import whole_plan_bound
 from craftopt.compiling import GPUS, REPLICAS, TOKENS, first_use
 from craftopt.errors import InputError, choice
+from craftopt.executors import Executor
 from craftopt.loads import Loads
 from craftopt.objective import ObjectiveName
 from craftopt.plan import Plan
@@ -202,7 +203,7 @@ def solve(
     seed: int = 0,
     work_limit: int | None = None,
     time_limit: float | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Result:
     """Plan with one method, and measure the plan.
@@ -218,8 +219,10 @@ def solve(
         Most work, in the method's own unit (`Method.work`); the same plan on any machine.
     time_limit : float, optional
         Seconds; a safety stop after which equal plans are not promised.
-    workers : int, optional
-        Threads; all processors by default. The plan does not depend on it.
+    workers : int or Executor, optional
+        Threads, or where else layers are searched: on a cluster (`Dask`), or with what is
+        finished kept for a later run (`Resumable`). All processors by default. The plan does not
+        depend on it.
     progress : callable, optional
         Called with the share of the work done, 0 to 1, by methods that take long.
 
@@ -275,7 +278,7 @@ def solve(
 def warm_up(names: Iterable[str] | None = None) -> dict[str, float]:
     """Compile what methods need, so that the first plan of a process starts at once.
 
-    Kernels are cached on disk (numba's cache): compiled once on a machine, they are loaded in
+    Kernels are cached on disk (`craftopt.jit`): compiled once on a machine, they are loaded in
     a moment by every later process.
 
     Parameters

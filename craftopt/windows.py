@@ -9,6 +9,7 @@ import numpy as np
 from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, number, whole
 from craftopt.loads import FloatArray, Loads
+from craftopt.portable import exp_array
 from craftopt.traces import Trace
 
 # Domain of the windows that a trace was cut into across its domains.
@@ -233,7 +234,7 @@ def shrink(tokens: FloatArray) -> FloatArray:
     plain = _prediction_error(others, sample)
     best, errors = np.zeros_like(distance), plain
     for bandwidth in np.maximum(bandwidths, 1e-12):
-        kernel = np.exp(-distance / bandwidth)
+        kernel = exp_array(-distance / bandwidth)
         kernel /= kernel.sum(axis=1, keepdims=True)
         error = _prediction_error(np.einsum("wv,vc->wc", kernel, sample), sample)
         if error.sum() < errors.sum():

@@ -6,7 +6,7 @@ from sphinx.application import Sphinx
 from craftopt import __version__
 
 project = "craftopt"
-author = "The craftopt authors"
+author = copyright = "the craftopt authors"
 version = release = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -48,8 +48,7 @@ for method in ("eplb-counts", "nominal", "fast", "exact"):
 lines = {method: (budgets, [r.objective for r in line]) for method, line in results.items()}
 bounds = [result.bound for result in results["exact"]]
 ax = plot_tradeoff(lines, (budgets, bounds), of="relative time")
-ax.set_xlabel("replicas")
-_ = ax.fill_between(budgets, 1, bounds, color="0.85", zorder=0)
+_ = ax.set_xlabel("replicas")
 # %% [markdown]
 # Where `exact` touches the grey, it is optimal. White between the two is open: a better plan, or a
 # better bound, may be there; more work (`work_limit=`) closes more of it. `fast` plans for the

@@ -32,6 +32,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import craftopt as co
+from craftopt.reporting.layers import plot_pareto
+from craftopt.reporting.plots import line_style
 from craftopt.routing import check_witness
 from craftopt.serving import Deployment, Profile, find_gpu, find_model, step_time
 from craftopt.serving.timing import ASSIGNMENTS
@@ -59,17 +61,16 @@ none = [fullest(plans[1.0], size, "exact") for size in SIZES]
 
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 ax.plot(SIZES, none, color="black", linestyle=":", label="no replicas, any rule")
-for (rule, line), colour, marker in zip(
-    copies.items(), ("#0072B2", "#E69F00", "#CC79A7", "#444444"), "os^D", strict=True
-):
-    ax.plot(SIZES, line, color=colour, marker=marker, label=f"1.5 x copies, {rule}")
+for index, (rule, line) in enumerate(copies.items()):
+    ax.plot(SIZES, line, label=f"1.5 x copies, {rule}", **line_style(index))
 ax.set_xscale("log", base=2)
 ax.set_xticks(SIZES, SIZES)
 ax.set(xlabel="tokens in the batch", ylabel="experts read by the busiest GPU", ylim=(0, None))
 _ = ax.legend(frameon=False)
 # %% [markdown]
-# Spread evenly, replicas make the busiest GPU read more than without any. Routed exactly, they
-# never do, and in small batches they help.
+# Spread evenly, replicas make the busiest GPU read half as much again as without any. Routed
+# exactly, they help in small batches, and in large ones, where every expert is active, they hardly
+# do harm.
 #
 # ## One batch
 #
@@ -170,5 +171,26 @@ for ratio, rule, exchange in [
 
 # %% [markdown]
 # Where every expert is active, no routing reads fewer copies than a plan without replicas has.
-# Replicas pay in prefill; in decode the best routing only takes their harm away. All rules are in
+# Replicas pay in prefill; in decode the best routing only takes their harm away.
+#
+# ## One plan for both
+#
+# Prefill waits for the GPU with the most tokens, decode for the one that reads most experts. Every
+# third layer, batches of 1,024 tokens and of 16, half of them not seen; numbers are the weight of
+# decode. The line joins the plans that no other beats in both.
+
+# %%
+part = co.Trace(trace.topk_ids[:, ::3], trace.experts)
+prefill, prompts = co.holdout(part.batches(1024), "odd-even")
+decoded, steps = co.holdout(part.batches(16, "random").select(range(100)), "odd-even")
+for_prefill = co.Problem(prefill, gpus=GPUS, replicas_per_layer=16, slots="uniform")
+for_decode = for_prefill.replace(loads=decoded, objective="activated")
+shown = {"EPLB": co.solve(for_prefill, "eplb").plan}
+for weight in (0, 0.1, 0.5, 1):
+    shown[f"{weight:g}"] = co.plan_for_both(for_prefill, for_decode, weight=weight)
+_ = plot_pareto(shown, prompts, steps)
+
+# %% [markdown]
+# Equal weights cost prefill 2 % and have most of what decode can gain; the plan for decode alone
+# costs prefill a quarter. EPLB's plan is behind in both. All rules are in
 # [routing](../routing.md), [METRO's claims](../research/metro.md) are studied on real traces.

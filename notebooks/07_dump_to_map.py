@@ -46,7 +46,8 @@ plan = co.solve(problem).plan
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
 for ax, shown, title in zip(axes, (today, plan), ("today", "planned"), strict=True):
     plot_load_map(shown, served, window=8, most=3, ax=ax)
-    ax.set_title(title)
+    ax.set_title(f"{title}: time {co.evaluate(shown, served).relative_time:.2f}")
+_ = figure.colorbar(ax.images[0], ax=axes, label="load / mean load of the layer")
 
 # %% [markdown]
 # A window that the plan has not seen, before and after.
@@ -105,11 +106,11 @@ assert (back.copies == plan.copies).all()
 # %%
 quarter = planned.windows // 4
 first, last = (co.Loads(part) for part in (planned.tokens[:quarter], planned.tokens[-quarter:]))
-old = co.solve(problem.replace(loads=first, objective="balancedness")).plan
-found = co.rebalance(problem.replace(loads=last, objective="balancedness"), old)
+old = co.solve(problem.replace(loads=first)).plan
+found = co.rebalance(problem.replace(loads=last), old)
 _ = plot_migration(found.curve([10, 25, 50, 100, 200, 400]))
 
 # %% [markdown]
 # `found.migration()` says in which order, so that no expert is ever without a copy. Step by step
-# for your engine: [SGLang](../engines.md), [vLLM](../engines.md),
-# [TensorRT-LLM](../engines.md), [vllm-ascend](../engines.md).
+# for your engine: [SGLang](../engines/sglang.md), [vLLM](../engines/vllm.md),
+# [TensorRT-LLM](../engines/tensorrt-llm.md), [vllm-ascend](../engines/vllm-ascend.md).

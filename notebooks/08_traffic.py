@@ -52,6 +52,7 @@ figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 ax.plot(critical, slow, marker="o", color="#0072B2")
 for price, x, y in zip(PRICES, critical, slow, strict=True):
     ax.annotate(f"{price:g}", (x, y), xytext=(5, 4), textcoords="offset points")
+ax.margins(0.1)
 ax.axvline(bound, linestyle="--", color="0.4", label="bound on nodes per token")
 ax.set(xlabel="nodes per token at the busiest node, sequences not seen", ylabel="relative time")
 _ = ax.legend(frameon=False)

@@ -478,7 +478,7 @@ def test_compare_prints_foreign_and_traffic_of_a_measured_example():
     )  # fmt: skip
     assert "foreign: 2 windows of a domain that no plan has seen" in table
     assert table.count(" foreign") == 4  # balanced, time, nodes per token, critical
-    assert "Critical: received by the busiest" in table
+    assert "standard error 0.006. Critical: received" in table
 
 
 @pytest.mark.filterwarnings("ignore::craftopt.errors.CraftoptWarning")

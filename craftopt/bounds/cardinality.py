@@ -23,8 +23,9 @@ problem, European Journal of Operational Research 171 (2006).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from craftopt.heap import sort
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 # Prices tried first, spread over the light experts; then all between the best one's neighbours.
@@ -75,8 +76,11 @@ def cardinality_bound(
         return floor, 0.0
     margin = _ROUNDING * copies * gpus
     gains = np.empty(copies * slots + tokens.size)
-    prices = np.sort(tokens / np.maximum(1.0, np.ceil(tokens / floor)))
-    count = int(np.searchsorted(prices, floor / slots, side="right"))
+    prices, count = np.empty(tokens.size), 0
+    for expert in range(tokens.size):
+        prices[expert] = tokens[expert] / max(1.0, np.ceil(tokens[expert] / floor))
+        count += 1 if prices[expert] <= floor / slots else 0
+    sort(prices)
     load, price = floor, 0.0
     stride = max(1, count // _COARSE)
     first, last = 0, count
@@ -202,6 +206,8 @@ def _excess(
     if excess <= 0.0:
         return excess - spare * price
     if count > spare:
-        gains[:count].sort()
-        return float(excess - gains[count - spare : count].sum())
-    return float(excess - gains[:count].sum() - (spare - count) * price)
+        sort(gains[:count])
+    first, gained = max(0, count - spare), 0.0
+    for place in range(first, count):
+        gained += gains[place]
+    return excess - gained - (spare - (count - first)) * price

@@ -10,9 +10,9 @@ pass. The sum over windows bounds time: each window is free to choose its own co
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from craftopt.heap import TOP, sift_down
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 

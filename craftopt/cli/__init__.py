@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import craftopt as co
+from craftopt.cli.bench import bench_exact
 from craftopt.cli.certificates import certify, verify
 from craftopt.cli.engines import export
 from craftopt.cli.models import export_model
@@ -34,6 +36,7 @@ COMMANDS = (
     export_model,
     info,
     advise,
+    bench_exact,
     warm_up,
 )
 
@@ -104,8 +107,10 @@ def main() -> None:
         if text:  # without arguments, the help has been printed
             print(f"craftopt: {text}", file=sys.stderr)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
+    except typer.Abort:  # Ctrl-C: at once, without waiting for threads that search
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -32,12 +32,14 @@ from craftopt.cli.shared import (
     Slots,
     TraceOption,
     Workers,
+    going_on,
     make_problem,
     on_nodes,
     print_json,
     print_rich,
     progress,
     reading,
+    running,
 )
 from craftopt.cli.traffic import Pricing, pricing
 from craftopt.errors import InputError, choice
@@ -48,9 +50,11 @@ from craftopt.windows import without_domain
 
 @reading
 @pricing
+@running
 def plan(
     reader: Reader,
     pricing: Pricing,
+    workers: int | co.Executor | None,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -71,7 +75,6 @@ def plan(
         ),
     ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; a safety stop.")] = None,
-    workers: Workers = None,
     output: PlanOutput = None,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +84,7 @@ def plan(
         max_copies,
     )  # fmt: skip
     problem = pricing.problem(problem, reader, dispatch)
-    with progress(f"planning with {method}") as report:
+    with going_on(workers), progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
             cast(co.MethodName, method),
@@ -113,9 +116,11 @@ def plan(
 
 @reading
 @pricing
+@running
 def compare(
     reader: Reader,
     pricing: Pricing,
+    workers: int | co.Executor | None,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -140,7 +145,6 @@ def compare(
     blend: Blend = None,
     dispatch: DispatchOption = "even",
     seed: Seed = 0,
-    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan with several methods and show them side by side, on unseen windows too."""
@@ -171,7 +175,7 @@ def compare(
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
         names = list(co.methods())
-    with progress("comparing") as report:
+    with going_on(workers), progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
                 problem, names, dispatch=rule, trace=tokens, coactivation=pairs,

@@ -49,8 +49,17 @@ class Gain:
     most: float
 
 
+def candidate(gains: Sequence[Gain]) -> Gain:
+    """Return what would be done: move alone, or the smallest budget with most of the gain."""
+    moving, best = gains[0], max(gains, key=lambda gain: gain.held_out)
+    if best.held_out - moving.held_out < LEAST_GAIN:
+        return moving
+    enough = ENOUGH * max(0.0, gains[-1].held_out)
+    return next((gain for gain in gains if gain.held_out >= enough), best)
+
+
 def decide(gains: Sequence[Gain], windows: int) -> tuple[Verdict, int]:
-    """Apply the rules in their order; return the verdict and the copies per layer.
+    """Return the verdict on the `candidate`, by the first rule that applies, and its copies.
 
     Examples
     --------
@@ -60,28 +69,17 @@ def decide(gains: Sequence[Gain], windows: int) -> tuple[Verdict, int]:
     """
     if windows < FEWEST_WINDOWS:
         return "collect more windows first", 0
-    best = max(gains, key=lambda gain: gain.held_out)
-    if best.low <= 0 <= best.high and best.high > LEAST_GAIN:
+    found = candidate(gains)
+    if found.low <= 0 <= found.high and found.high > LEAST_GAIN:
         return "collect more windows first", 0
-    if best.held_out < LEAST_GAIN:
+    if found.held_out < LEAST_GAIN:
         return "leave it", 0
-    if best.held_out - gains[0].held_out < LEAST_GAIN:
-        return "place", 0
-    enough = ENOUGH * gains[-1].held_out
-    smallest = next(gain.replicas for gain in gains if gain.held_out >= enough)
-    return ("replicate" if smallest else "place"), smallest
+    return ("replicate" if found.replicas else "place"), found.replicas
 
 
 def margin(gain: Gain) -> float:
     """Return how well a gain must be known: to a tenth, or so that rule 1 cannot apply."""
     return max(LEAST_GAIN / 2, gain.held_out / 10)
-
-
-def chosen(verdict: Verdict, replicas: int, gains: Sequence[Gain]) -> Gain | None:
-    """Return the gain that a verdict speaks of; None with a single window."""
-    if verdict in ("place", "replicate"):
-        return next(gain for gain in gains if gain.replicas == replicas)
-    return max(gains, key=lambda gain: gain.held_out, default=None)
 
 
 def cautions(

@@ -13,8 +13,8 @@ from craftopt.diagnosis.rules import (
     LEVEL,
     Gain,
     Verdict,
+    candidate,
     cautions,
-    chosen,
     decide,
     margin,
 )
@@ -33,12 +33,12 @@ from craftopt.windows import without_idle
 
 # What the parts of today's layer time are.
 SHARES = {
-    "work": "is left when all GPUs are equally loaded",
+    "work": "is the work itself (all GPUs equally loaded)",
     "moving": "is saved by moving experts",
-    "copies": "is saved by copies on top",
-    "dispatch": "by a better dispatch on top",
-    "unforeseen": "is imbalance that these plans did not foresee",
-    "unavoidable": "is imbalance that no plan can remove",
+    "copies": "more by copies",
+    "dispatch": "more by a better dispatch",
+    "unforeseen": "is waiting that these plans did not foresee",
+    "unavoidable": "is waiting that no plan can remove",
 }
 
 
@@ -95,8 +95,8 @@ class Diagnosis(Displayed):
 
     @property
     def chosen(self) -> Gain | None:
-        """The gain that the verdict speaks of."""
-        return chosen(self.verdict, self.replicas_per_layer, self.gains)
+        """The gain of the candidate that the verdict is on; None with a single window."""
+        return candidate(self.gains) if self.gains else None
 
     @property
     def answer(self) -> str:
@@ -104,31 +104,35 @@ class Diagnosis(Displayed):
         gain = self.chosen
         if gain is None:
             return "collect more windows first: with a single window no gain can be held out"
-        figures = (
-            f"{'saves' if gain.held_out >= 0 else 'loses'} {_percent(abs(gain.held_out))} of layer "
-            "time on windows that the plans had not seen "
-            f"({LEVEL:.0%} interval {_percent(gain.low)} to {_percent(gain.high)}) and "
-            f"saves {_percent(gain.planned)} on those they were made for"
-        )
         if self.windows < FEWEST_WINDOWS:
             return (
                 f"{self.verdict}: {self.windows} are too few to say how certain a gain is; "
                 f"have at least {LEAST_WINDOWS}"
             )
+        figures = (
+            f"{'saves' if gain.held_out > -0.0005 else 'loses'} {_percent(abs(gain.held_out))} of "
+            "layer time on windows that the plans had not seen "
+            f"({LEVEL:.0%} interval {_percent(gain.low)} to {_percent(gain.high)}) and "
+            f"saves {_percent(gain.planned)} on those they were made for"
+        )
+        if gain.replicas:
+            what, figures = f"copying {gain.replicas} per layer", f"{figures}; moving alone "
+            figures += _percent(self.gains[0].held_out)
+        else:
+            what = "moving experts, without copies,"
+            figures += f"; copies add {_percent(self.shares['copies'])}"
         if self.verdict == "collect more windows first":
             needed = in_words(self.windows_needed, self.windows)
             return (
-                f"{self.verdict}: the best plan may save nothing, or more than {LEAST_GAIN:.0%}; "
-                f"it {figures}; {needed} windows would tell, and there are {self.windows}"
+                f"{self.verdict}: {what} may save nothing, or more than {LEAST_GAIN:.0%}; it "
+                f"{figures}; {needed} windows would tell, and there are {self.windows}"
             )
         if self.verdict == "leave it":
-            return f"leave it: the best plan {figures}; below {LEAST_GAIN:.0%} it is not worth it"
+            return f"leave it: {what} {figures}; below {LEAST_GAIN:.0%} it is not worth it"
         if self.verdict == "place":
-            copies = _percent(self.shares["copies"])
-            text = f"place: moving experts, without copies, {figures}; copies add {copies}"
+            text = f"place: {what} {figures}"
         else:
-            text = f"replicate {self.replicas_per_layer} per layer: {figures}; moving alone "
-            text += _percent(self.gains[0].held_out)
+            text = f"replicate {self.replicas_per_layer} per layer: {figures}"
         new = self.persistence.new_domains if self.persistence else None
         return text if new is None else f"{text}; on domains not recorded, {_percent(new)}"
 
@@ -189,11 +193,12 @@ class Diagnosis(Displayed):
                     f"{_percent(extra.held_out)} held out."
                 )
         if self.cost is not None:
+            parts = (-self.cost.prefill, self.cost.exchange, -self.cost.decode)
+            prefill, exchange, decode = (_percent(part, sign="+") for part in parts)
             found.append(
                 "A whole step, modelled with its attention and exchange, changes by "
-                f"{-self.cost.prefill:+.1%} for a prefill of {STEPS['prefill']:,.0f} tokens per "
-                f"GPU ({self.cost.exchange:+.1%} from the exchange) and by "
-                f"{-self.cost.decode:+.1%} for a decode of {STEPS['decode']:.0f}."
+                f"{prefill} for a prefill of {STEPS['prefill']:,.0f} tokens per GPU ({exchange} "
+                f"from the exchange) and by {decode} for a decode of {STEPS['decode']:.0f}."
             )
         if self.critical_nodes is not None:
             now, then = self.critical_nodes
@@ -306,7 +311,7 @@ def diagnose(
         check_shape(deployment, loads.layers, loads.experts)
     gains = work.gains() if loads.windows > 1 else ()
     verdict, replicas = decide(gains, loads.windows)
-    gain = chosen(verdict, replicas, gains)
+    gain = candidate(gains) if gains else None
     diagnosis = Diagnosis(
         verdict=verdict,
         replicas_per_layer=replicas,
@@ -339,9 +344,9 @@ def diagnose(
     )
 
 
-def _percent(part: float, decimals: int = 1) -> str:
-    text = f"{part:.{decimals}%}"
-    return text.lstrip("-") if not text.strip("-0.%") else text
+def _percent(part: float, decimals: int = 1, sign: str = "") -> str:
+    text = f"{part:{sign}.{decimals}%}"
+    return text.lstrip("-+") if not text.strip("-+0.%") else text
 
 
 def _persistence_text(found: Persistence | None, held_out: float) -> Iterator[str]:

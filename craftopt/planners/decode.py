@@ -43,7 +43,7 @@ def plan_decode(problem: Problem, options: Options, prefill: Prefill | None = No
     """Plan for the objective ``activated``; ``work_limit`` counts annealing steps of a layer."""
     search = _Search(problem, options, prefill)
     replicas = _equal_shares(problem)
-    found = search.each(lambda layer: search.anneal(layer, int(replicas[layer])), replicas.size)
+    found = search.each(search.anneal, range(replicas.size), replicas.tolist())
     # Counts within a layer differ by at most 1, so relabelling suffices: no copy is moved.
     candidates = [search.join(found)[0]]
     if problem.previous is not None and prefill is None:

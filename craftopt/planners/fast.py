@@ -14,6 +14,7 @@ from craftopt.planners.decode import plan_decode
 from craftopt.planners.joint import plan_joint
 from craftopt.planners.nominal import plan_nominal
 from craftopt.planners.windowed import plan_windowed
+from craftopt.portable import power
 from craftopt.problem import Problem
 from craftopt.recordings import few_windows
 from craftopt.result import Options, Outcome
@@ -23,7 +24,7 @@ from craftopt.result import Options, Outcome
 SLOWDOWN_PRICES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 HALVINGS = 2
 # Prices at which layers of these plans are combined.
-MIXING_PRICES = np.geomspace(1e-3, 10.0, 161)
+MIXING_PRICES = [1e-3 * power(10.0, step / 40) for step in range(161)]
 
 
 def plan_fast(problem: Problem, options: Options) -> Outcome:

@@ -14,7 +14,8 @@ import numpy as np
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies, Plan
-from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, Kernel, WindowedSearch
+from craftopt.planners.windowed import COLD, HOT, Kernel, WindowedSearch
+from craftopt.portable import power
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
 from craftopt.search.fronts import FIRST_PRICE, HEAT, LAST_PRICE, LEVELS
@@ -39,6 +40,8 @@ CURVE_ROUNDS = ((1e-2, False, (0.7,)),)
 # layer of 256 experts about what its plan for balance does; for smaller ones time is no matter,
 # and they are no better for fewer.
 PRICED_STEPS = 45_000
+# Annealing steps per copy at most; visits are harder to search than loads.
+STEPS_PER_COPY = 2000
 
 
 def plan_joint(problem: Problem, options: Options, balanced: Plan) -> Outcome:
@@ -151,7 +154,7 @@ class JointSearch(WindowedSearch):
         rules = self.rules(int(start.sum()) - start.shape[0])._replace(low=most, high=most)
         rounds = list(self._rounds(layer, steps, LEVELS))
         for level in range(LEVELS if rounds else 0):
-            price = FIRST_PRICE * (LAST_PRICE / FIRST_PRICE) ** (level / (LEVELS - 1))
+            price = FIRST_PRICE * power(LAST_PRICE / FIRST_PRICE, level / (LEVELS - 1))
             price *= 1.0 + self.price
             heat = max(HEAT * price, PRICED_COLD)
             kernel = self._kernel(rules, rounds[-1][-1][0], Moves(price, previous))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from typing import TypeVar
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,7 +37,8 @@ def layer_keys(layers: IntArray, replicas: IntArray) -> list[Key]:
 class Layers:
     """Search layers one by one: their rules, starts, seeds and limits.
 
-    Layers share nothing while they are searched, so threads change nothing but the time.
+    Layers share nothing while they are searched, so threads or other machines change nothing but
+    the time.
 
     Parameters
     ----------
@@ -57,6 +57,17 @@ class Layers:
         )
         self.late = self.cut_short = False
         self._deadline = options.deadline()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what the search of a layer depends on; clocks differ between machines."""
+        options = replace(self.options, workers=None, progress=None)
+        state = {"options": options, "late": False, "cut_short": False}
+        return {**self.__dict__, **state, "_deadline": self.seconds_left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start the clock for the time that was left."""
+        self.__dict__.update(state)
+        self._deadline += time.monotonic()
 
     @cached_property
     def total(self) -> FloatArray:
@@ -122,27 +133,29 @@ class Layers:
         return kept if cost(kept) <= cost(placed) else placed
 
     def each(
-        self, work: Callable[[int], Found], count: int, *, done: float = 0.0, part: float = 1.0
+        self,
+        work: Callable[..., Found],
+        *columns: Iterable[Any],
+        done: float = 0.0,
+        part: float = 1.0,
     ) -> list[Found]:
-        """Call ``work`` with 0, 1, ..., count - 1 in threads, and list what it returns in order.
+        """Call ``work`` as `map` does, in the executor of the options; list the results in order.
 
-        Progress goes from ``done`` by ``part``.
+        Work that may leave the process is a method of this object or a function of a module, bound
+        to what all layers share. Progress goes from ``done`` by ``part``.
         """
-        progress, finished, lock = self.options.progress, 0, threading.Lock()
-
-        def one(index: int) -> Found:
-            nonlocal finished
-            found = work(index)
+        items, progress = list(zip(*columns, strict=True)), self.options.progress
+        results: dict[int, Found] = {}
+        for index, found in self.options.executor.run(partial(self._stopped, work), items):
+            results[index], late, cut_short = found
+            self.late, self.cut_short = self.late or late, self.cut_short or cut_short
             if progress is not None:
-                with lock:
-                    finished += 1
-                    progress(done + part * finished / count)
-            return found
+                progress(done + part * len(results) / len(items))
+        return [results[index] for index in range(len(items))]
 
-        if self.options.threads == 1:
-            return [one(index) for index in range(count)]
-        with ThreadPoolExecutor(self.options.threads) as pool:
-            return list(pool.map(one, range(count)))
+    def _stopped(self, work: Callable[..., Found], *item: Any) -> tuple[Found, bool, bool]:
+        """Call ``work``; say with what it returns which limits stopped it, here or elsewhere."""
+        return work(*item), self.late, self.cut_short
 
     def by_node(self, copies: Copies, improve: Callable[[Copies], Copies]) -> Copies:
         """Improve a layer's copies on the GPUs of every node by themselves."""

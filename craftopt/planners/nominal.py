@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,8 @@ def nominal_copies(problem: Problem, options: Options) -> Found:
     work = options.work_limit
     if work is None:
         work = LEAST_PLACEMENTS + PLACEMENTS * total.loads.layers
-    layers = _Placements(total, Options(workers=options.workers))
+    workers = options.workers if isinstance(options.workers, int) else None  # it takes moments
+    layers = _Placements(total, Options(workers=workers))
     if problem.slots == "uniform":
         replicas, stopped = _fill_uniform(layers, work)
         return Found(layers.copies(replicas)[0], "work" if stopped else None, {})
@@ -280,7 +282,7 @@ class _Placements(Layers):
         """Place layers with ``choices * replica_step`` replicas; return their costs."""
         keys = layer_keys(layers, choices * self.problem.replica_step)
         fresh = [key for key in keys if key not in self._costs or tolerance < TOLERANCE]
-        placed = self.each(lambda index: self._place(*fresh[index], tolerance), len(fresh))
+        placed = self.each(partial(self._place, tolerance=tolerance), *zip(*fresh, strict=True))
         for key, (copies, largest) in zip(fresh, placed, strict=True):
             mean = self.total[key[0] : key[0] + 1].sum(axis=1) / self.problem.gpus
             cost = float(self.problem.goal.costs(np.array([largest]), mean)[0])

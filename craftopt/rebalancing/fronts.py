@@ -124,6 +124,56 @@ def _copies(items: npt.NDArray[np.int16], experts: int) -> Copies:
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class _Balance:
+    """Traces fronts for balance alone.
+
+    Parameters
+    ----------
+    frame : Layers
+    searched : float64 [layers, experts, windows]
+    counts : float64 [windows, layers]
+        What the windows count.
+    start, previous : uint8 and bool [layers, experts, gpus]
+    limit : int64 [layers]
+        Most moves.
+    """
+
+    frame: Layers
+    searched: FloatArray
+    counts: FloatArray
+    start: Copies
+    previous: BoolArray
+    limit: IntArray
+
+    def trace(self, layer: int) -> Front:
+        """Trace the front of one layer."""
+        problem, start = self.frame.problem, self.start
+        slots = start.sum(axis=1, dtype=np.int64)
+        rules = Rules(problem.group_nodes, int(slots.min()), int(slots.max()), problem.copies_limit)
+        on = np.flatnonzero(self.counts[:, layer])
+        weight = self.counts[on, layer]
+        small = bool(start[layer].sum() <= SMALL)
+        given = self.frame.options.work_limit
+        steps = (STEPS_SMALL if small else STEPS) if given is None else given
+        met, items = trace_front(
+            np.ascontiguousarray(self.searched[layer][:, on]),
+            weight / max(weight.sum(), 1e-300),
+            self.previous[layer],
+            start[layer],
+            rules,
+            int(self.limit[layer]),
+            steps if on.size else 0,
+            self.frame.seed(layer),
+            # Over several windows, the smooth surrogate searches large layers better and fits
+            # unseen windows more.
+            small or on.size == 1,
+        )
+        tokens = np.ascontiguousarray(problem.loads.tokens[:, layer])
+        mean = tokens.sum(axis=1) / problem.gpus
+        return measure_front(tokens, mean, met, items, problem.goal.maximised), items
+
+
 def trace_fronts(problem: Problem, start: Copies, most: int, options: Options) -> Fronts:
     """Trace the fronts of all layers, from a start that keeps the rules.
 
@@ -137,47 +187,20 @@ def trace_fronts(problem: Problem, start: Copies, most: int, options: Options) -
     options : Options
         ``work_limit``: annealing steps of a layer.
     """
-    frame = Layers(problem, options)
-    previous = problem.previous_copies > 0
-    loads = problem.loads
-    slots = start.sum(axis=1, dtype=np.int64)
-    rules = Rules(problem.group_nodes, int(slots.min()), int(slots.max()), problem.copies_limit)
-    mean = loads.tokens.sum(axis=2) / problem.gpus
+    loads, previous = problem.loads, problem.previous_copies > 0
     chosen = np.unique(np.linspace(0, loads.windows - 1, min(loads.windows, MOST_WINDOWS)).round())
-    sample = chosen.astype(np.int64)
-    scaled, sampled = in_mean_loads(loads.tokens[sample], problem.gpus)
-    # [layers, experts, windows]
-    searched = shrink(scaled).transpose(1, 2, 0)
-    counts = problem.goal.window_weights(sampled)
+    scaled, sampled = in_mean_loads(loads.tokens[chosen.astype(np.int64)], problem.gpus)
     moved = ((start > 0) & ~previous).sum(axis=(1, 2))
     spread = MOVES_FACTOR * -(-most // loads.layers) + MOVES_EXTRA
     limit = np.minimum(np.maximum(min(spread, most), moved), start.sum(axis=(1, 2)))
-
-    def trace(layer: int) -> Front:
-        on = np.flatnonzero(counts[:, layer])
-        small = bool(start[layer].sum() <= SMALL)
-        default = STEPS_SMALL if small else STEPS
-        steps = default if options.work_limit is None else options.work_limit
-        met, items = trace_front(
-            np.ascontiguousarray(searched[layer][:, on]),
-            counts[on, layer] / max(counts[on, layer].sum(), 1e-300),
-            previous[layer],
-            start[layer],
-            rules,
-            int(limit[layer]),
-            steps if on.size else 0,
-            frame.seed(layer),
-            # Over several windows, the smooth surrogate searches large layers better and fits
-            # unseen windows more.
-            small or on.size == 1,
-        )
-        tokens = np.ascontiguousarray(loads.tokens[:, layer])
-        return measure_front(tokens, mean[:, layer], met, items, problem.goal.maximised), items
-
+    frame = Layers(problem, options)
+    searched = shrink(scaled).transpose(1, 2, 0)
+    counts = problem.goal.window_weights(sampled)
+    trace = _Balance(frame, searched, counts, start, previous, limit).trace
     if not problem.balance_alone:
         search = JointSearch(problem, options, start)
         trace = partial(_trace_joint, search, start, previous, limit, trace)
-    found = frame.each(trace, loads.layers)
+    found = frame.each(trace, range(loads.layers))
     costs = np.full((loads.layers, int(limit.max()) + 1), np.inf)
     for layer, (measured, _) in enumerate(found):
         costs[layer, : measured.size] = measured

@@ -16,6 +16,7 @@ from craftopt.bounds import whole_plan_bound
 from craftopt.compiling import first_use
 from craftopt.errors import InputError, number
 from craftopt.evaluation import objective_value, violations
+from craftopt.executors import Executor
 from craftopt.kinds import near_latest
 from craftopt.loads import BoolArray, as_array, read_only
 from craftopt.plan import Copies, Plan
@@ -135,7 +136,7 @@ def rebalance(
     active: npt.ArrayLike | None = None,
     seed: int = 0,
     work_limit: int | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> Rebalancing:
     """Plan for new loads with few copies moved from where an old plan hosts them.
 
@@ -173,8 +174,8 @@ def rebalance(
     seed : int
     work_limit : int, optional
         Annealing steps of a layer.
-    workers : int, optional
-        Threads; the plan does not depend on it.
+    workers : int or Executor, optional
+        As in `solve`; the plan does not depend on it.
 
     Returns
     -------

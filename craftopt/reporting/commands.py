@@ -1,4 +1,4 @@
-"""The commands from a verdict to a server: make the plan, write the engine's file, load it."""
+"""The commands from a verdict to a server, and the plan that the first of them makes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 from craftopt.diagnosis import Diagnosis
 from craftopt.formats.writing import EngineName, load_flags
+from craftopt.loads import Loads
+from craftopt.plan import Plan
+from craftopt.problem import Problem
+from craftopt.rebalancing import rebalance
+from craftopt.solving import solve
 
 # How the servers are started, beside what loads the map.
 SERVERS: dict[EngineName, tuple[str, str]] = {
@@ -16,6 +21,28 @@ SERVERS: dict[EngineName, tuple[str, str]] = {
     "tensorrt-llm": ("TensorRT-LLM", "trtllm-serve MODEL --tp_size {gpus}"),
     "vllm-ascend": ("vllm-ascend", "vllm serve MODEL --tensor-parallel-size {gpus}"),
 }  # fmt: skip
+
+
+def whole_slots(found: Diagnosis) -> int:
+    """Return the fewest copies per layer that engines load, and not below the candidate's.
+
+    They hold equally many slots on every GPU in every layer.
+    """
+    replicas = found.chosen.replicas if found.chosen else 0
+    return -(-(found.experts + replicas) // found.gpus) * found.gpus - found.experts
+
+
+def new_plan(
+    found: Diagnosis, loads: Loads, today: Plan | None, seed: int, workers: int | None
+) -> Plan:
+    """Make the plan that the first of the `commands` makes, for these windows."""
+    problem = Problem(
+        loads, found.gpus, nodes=found.nodes, slots="uniform", replicas_per_layer=whole_slots(found)
+    )
+    if today is None:
+        return solve(problem, seed=seed, workers=workers).plan
+    # The verdict is on all windows, so the plan is for all.
+    return rebalance(problem, today, all_windows=True, seed=seed, workers=workers).plan
 
 
 def commands(found: Diagnosis, source: str, today: str | None) -> Iterator[tuple[str, str]]:
@@ -32,8 +59,7 @@ def commands(found: Diagnosis, source: str, today: str | None) -> Iterator[tuple
     if found.verdict not in {"place", "replicate"}:
         return
     gpus = found.gpus
-    # Engines load whole slots: the fewest replicas that fill them, and are not below the verdict's.
-    redundant = -(-(found.experts + found.replicas_per_layer) // gpus) * gpus - found.experts
+    redundant = whole_slots(found)
     cluster = f"--gpus {gpus} --nodes {found.nodes} --slots uniform"
     if today is None:
         plan = (
@@ -42,18 +68,13 @@ def commands(found: Diagnosis, source: str, today: str | None) -> Iterator[tuple
     else:
         plan = (
             f"craftopt rebalance {shlex.quote(today)} {source} {cluster} \\\n"
-            f"  --replicas {redundant * found.layers} -o plan.json --steps steps.json"
+            f"  --replicas {redundant * found.layers} --all-windows -o plan.json --steps steps.json"
         )
     yield f"The plan, {redundant} copies per layer: engines load whole slots", plan
     for engine, (title, server) in SERVERS.items():
         file = "moe.yaml" if engine == "tensorrt-llm" else "location.json"
-        options, *rest = load_flags(engine, file, gpus, redundant)
-        more = "".join(f" \\\n  {flag}" for flag in rest if flag.startswith("--"))
-        notes = "".join(f"\n{flag}" for flag in rest if not flag.startswith("--"))
-        yield (
-            title,
-            (
-                f"craftopt export plan.json --engine {engine} -o {file}\n"
-                f"{server.format(gpus=gpus)} \\\n  {options}{more}{notes}"
-            ),
-        )
+        lines = load_flags(engine, file, gpus, redundant)
+        flags = " ".join(line for line in lines if line.startswith("--"))
+        notes = "".join(f"\n{line}" for line in lines if not line.startswith("--"))
+        serve = f"{server.format(gpus=gpus)} {flags}".replace(" --", " \\\n  --")
+        yield title, f"craftopt export plan.json --engine {engine} -o {file}\n{serve}{notes}"

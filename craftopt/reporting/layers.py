@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from craftopt.diagnosis.measuring import hottest_marked
 from craftopt.errors import InputError
 from craftopt.evaluation import evaluate, gpu_loads
 from craftopt.loads import FloatArray, Loads
@@ -26,9 +27,14 @@ if TYPE_CHECKING:
 OFTEN = 0.9
 
 
-def load_map(plan: Plan, loads: Loads) -> FloatArray:
-    """Compute each GPU's load over the mean of its layer, in most windows, [layers, gpus]."""
-    tokens = gpu_loads(plan, loads)
+def load_map(tokens: FloatArray) -> FloatArray:
+    """Compute each GPU's load over the mean of its layer, in most windows, [layers, gpus].
+
+    Parameters
+    ----------
+    tokens : float64 [windows, layers, gpus]
+        As `gpu_loads` computes them.
+    """
     mean = tokens.mean(axis=2, keepdims=True)
     most: FloatArray = np.quantile(tokens / np.maximum(mean, 1e-300), OFTEN, axis=0)
     return most
@@ -55,14 +61,15 @@ def plot_load_map(
     most : float, optional
         Relative load of the darkest colour, to compare maps; by default the largest shown.
     ax : matplotlib Axes, optional
-        Where to draw; new axes by default.
+        Where to draw, without a scale; new axes with one by default.
 
     Returns
     -------
     matplotlib Axes
     """
+    alone = ax is None
     ax = new_axes(height=4) if ax is None else ax
-    shown = load_map(plan, loads if window is None else loads.select([window]))
+    shown = load_map(gpu_loads(plan, loads if window is None else loads.select([window])))
     image = ax.imshow(
         shown,
         aspect="auto",
@@ -71,8 +78,9 @@ def plot_load_map(
         vmax=most or max(shown.max(), 1.01),
         interpolation="none",
     )
-    ax.figure.colorbar(image, ax=ax, label="load / mean load of the layer")
-    ticks = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), 8)).astype(int))
+    if alone:
+        ax.figure.colorbar(image, ax=ax, label="load / mean load of the layer")
+    ticks = np.arange(0, len(shown), -(-len(shown) // 8))
     ax.set_yticks(ticks, loads.layer_ids[ticks].tolist())
     ax.set_xlabel("GPU")
     ax.set_ylabel("layer")
@@ -124,10 +132,7 @@ def plot_replicas(plans: Mapping[str, Plan], ax: Axes | None = None) -> Axes:
     -------
     matplotlib Axes
     """
-    by_label = {
-        label: plan.copies.sum(axis=(1, 2), dtype=np.int64) - plan.experts
-        for label, plan in plans.items()
-    }
+    by_label = {label: plan.layer_replicas for label, plan in plans.items()}
     ids = next(iter(plans.values())).layer_ids
     ax = _by_layer(by_label, ids, ax)
     ax.set_xlabel("layer")
@@ -177,9 +182,7 @@ def plot_persistence(loads: Loads, hottest: int = 8, ax: Axes | None = None) -> 
     if not 1 <= hottest < experts:
         raise InputError(f"hottest={hottest} of {experts} experts; pass 1 to {experts - 1}")
     ax = new_axes(height=3.5) if ax is None else ax
-    order = np.argsort(-loads.tokens, axis=2, kind="stable")[:, :, :hottest]
-    hot = np.zeros(loads.tokens.shape, dtype=bool)
-    np.put_along_axis(hot, order, True, axis=2)
+    hot = hottest_marked(loads, hottest)
     apart = np.arange(1, max(2, loads.windows // 2 + 1))
     kept = np.array([(hot[:-d] & hot[d:]).sum(axis=2).mean(axis=0) / hottest for d in apart])
     low, high = np.quantile(kept, (0.1, 0.9), axis=1)
@@ -228,8 +231,7 @@ def plot_pareto(
         best = point in front
         ax.plot(*point, marker="o" if best else "s", color=COLOURS[0] if best else COLOURS[2],
                 fillstyle="full" if best else "none", linestyle="")  # fmt: skip
-    for named, point in _apart(points).items():
-        write_beside(ax, named, point)
+    write_beside(ax, points)
     ax.margins(0.15)
     ax.set_xlabel("prefill: relative time")
     ax.set_ylabel("decode: experts read by the busiest GPU")
@@ -261,20 +263,6 @@ def plot_migration(
     ax.set_ylabel(of)
     ax.grid(color="0.9")
     return ax
-
-
-def _apart(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Join the names of points that are too near each other for names of their own."""
-    near = 0.06 * np.maximum(np.ptp(list(points.values()), axis=0), 1e-300)
-    groups: list[tuple[list[str], tuple[float, float]]] = []
-    for label, point in points.items():
-        for labels, first in groups:
-            if (np.abs(np.subtract(point, first)) < near).all():
-                labels.append(label)
-                break
-        else:
-            groups.append(([label], point))
-    return {", ".join(labels): point for labels, point in groups}
 
 
 def _shade_beyond(bound: tuple[npt.ArrayLike, npt.ArrayLike], ax: Axes) -> None:

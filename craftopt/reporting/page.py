@@ -15,22 +15,22 @@ import numpy as np
 from craftopt.diagnosis import Diagnosis, diagnose
 from craftopt.documents import write_atomically
 from craftopt.errors import InputError
-from craftopt.evaluation import evaluate
+from craftopt.evaluation import gpu_loads
 from craftopt.loads import BoolArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
-from craftopt.rebalancing import relabel
 from craftopt.reporting import charts, sections
-from craftopt.reporting.commands import commands
+from craftopt.reporting.commands import commands, new_plan, whole_slots
 from craftopt.reporting.layers import load_map
+from craftopt.reporting.sections import Shown
 from craftopt.solving import solve
 from craftopt.traces import Trace
 from craftopt.windows import without_idle
 
 # Light to dark, so that they are told apart in grey and by the colour-blind (ColorBrewer YlOrBr).
-COLOURS = ("#ffffe5", "#fff0b0", "#fec44f", "#ec7014", "#b03a05", "#662506")
+COLOURS = ("#ffffe5", "#fee391", "#fe9929", "#b03a05", "#662506")
 # Loads over the mean, in percent, at which the next colour begins.
-LIMITS = (75, 105, 125, 160, 220)
+LIMITS = (105, 125, 160, 220)
 # Windows that are shown on their own: those in which today's plan waits longest.
 WORST = 6
 # Names of plans that were not given.
@@ -63,7 +63,8 @@ def report(
         File to write, such as ``report.html``.
     plans : mapping of str to Plan, optional
         What to show, by name; the first is what is served with today (experts by id, without
-        copies, by default). Where it is alone, the plan that the verdict rests on is beside it.
+        copies, by default). Where it is alone, the plan that the commands of the page make, but
+        from every other window, is beside it.
     source : str
         How a command line names the recording, for the commands.
     **options
@@ -91,9 +92,8 @@ def report(
     _template()  # fail before the work
     today = next(iter((plans or {}).values()), None)
     found = diagnose(loads, gpus, nodes, plan=today, **options)
-    page = report_page(
-        loads, found, plans or {}, source, options.get("trace"), options.get("seed", 0)
-    )
+    rest = {name: options[name] for name in ("trace", "seed", "workers") if name in options}
+    page = report_page(loads, found, plans or {}, source, **rest)
     write_atomically(path, page)
     return found
 
@@ -101,31 +101,32 @@ def report(
 def report_page(
     loads: Loads,
     found: Diagnosis,
-    plans: Mapping[str, Plan],
+    given: Mapping[str, Plan],
     source: str = "LOADS",
     trace: Trace | None = None,
     seed: int = 0,
+    workers: int | None = None,
 ) -> str:
     """Lay out a diagnosis as one HTML page; see `report`."""
     loads = without_idle(loads)
-    several = loads.windows > 1
-    planned = np.arange(loads.windows) % 2 == 1 if several else np.ones(1, dtype=bool)
-    given, shown = dict(plans), dict(plans)
+    planned = np.arange(loads.windows) % 2 == 1 if loads.windows > 1 else np.ones(1, dtype=bool)
+    plans = dict(given)
     if not given:
         problem = Problem(loads, found.gpus, nodes=found.nodes)
-        shown[TODAY] = solve(problem, "trivial").plan
-    if len(shown) == 1 and found.chosen:
-        today = next(iter(shown.values()))
-        plan = found.plans[found.chosen.replicas][0]
-        shown[NEW] = relabel(plan, today, within_nodes=True) if given else plan
-    names, of_view, first_view = _views(loads, next(iter(shown.values())), planned)
+        plans[TODAY] = solve(problem, "trivial").plan
+    if len(plans) == 1 and found.chosen:
+        today = next(iter(given.values()), None)
+        windows = loads.select(np.flatnonzero(planned))
+        plans[NEW] = new_plan(found, windows, today, seed, workers)
+    shown = Shown(loads, planned, plans)
+    names, of_view, first_view = _views(shown)
     balance = charts.balances(loads, found)
-    tables = [sections.layers(loads, shown, planned), sections.worst_windows(loads, shown, planned)]
+    tables = [sections.layers(shown), sections.worst_windows(shown)]
     if trace is not None and found.nodes > 1:
-        tables.append(sections.node_traffic(loads, shown, trace))
-    if given and len(shown) > 1:
-        tables.append(sections.moves(found, loads, shown))
-    maps = [_map(name, plan, loads, of_view) for name, plan in shown.items()]
+        tables.append(sections.node_traffic(shown, trace))
+    if given and len(plans) > 1:
+        tables.append(sections.moves(shown, found))
+    maps = [_map(name, shown, of_view) for name in plans]
     layers = loads.layer_ids.tolist()
     data = {"maps": maps, "layers": layers, "gpus": found.gpus, "limits": LIMITS}
     page: str = _template().render(
@@ -145,7 +146,7 @@ def report_page(
         budgets=sections.budgets(found, balance) if balance else None,
         tables=tables,
         commands=list(commands(found, source, next(iter(given), None))),
-        assumed=list(_assumed(loads, given, shown, seed)),
+        assumed=list(_assumed(found, shown, seed, given=bool(given))),
         # A "<" in a name must not end the script element.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
@@ -164,39 +165,37 @@ def _template() -> Any:
     return environment.from_string(text)
 
 
-def _views(loads: Loads, today: Plan, planned: BoolArray) -> tuple[list[str], BoolArray, int]:
+def _views(shown: Shown) -> tuple[list[str], BoolArray, int]:
     """Name the sets of windows that can be shown, and mark their windows, [views, windows]."""
-    windows = loads.windows
-    one_by_one = np.eye(windows, dtype=bool)
-    if windows == 1:
+    loads, planned = shown.loads, shown.planned
+    one_by_one = np.eye(loads.windows, dtype=bool)
+    if loads.windows == 1:
         return [loads.window_names[0]], one_by_one, 0
-    scored = evaluate(today, loads)
-    times = scored.max_load.sum(axis=1) / scored.mean_load.sum(axis=1)
+    times = sections.window_times(shown.scored[shown.first])
     worst = np.sort(np.argsort(-times, kind="stable")[:WORST])
     names = ["all planned windows", "all held-out windows"]
     names += [f"{loads.window_names[w]} ({'planned' if planned[w] else 'held out'})" for w in worst]
     return names, np.vstack([planned, ~planned, one_by_one[worst]]), 1
 
 
-def _map(name: str, plan: Plan, loads: Loads, of_view: BoolArray) -> dict[str, Any]:
+def _map(name: str, shown: Shown, of_view: BoolArray) -> dict[str, Any]:
     """Compute loads of GPUs over the mean of their layer, in percent, for every view."""
-    scored = evaluate(plan, loads)
-    shown, times = [], []
+    scored, tokens = shown.scored[name], gpu_loads(shown.plans[name], shown.loads)
+    cells, times = [], []
     for windows in of_view:
-        most = load_map(plan, loads.select(np.flatnonzero(windows)))
-        shown.append(np.rint(100 * most).astype(int).tolist())
+        most = load_map(tokens[windows])
+        cells.append(np.rint(100 * most).astype(int).tolist())
         time = scored.max_load[windows].sum() / scored.mean_load[windows].sum()
         layer, gpu = np.unravel_index(most.argmax(), most.shape)
         times.append(
-            f"relative time {time:.3f}; fullest: GPU {gpu} in layer {loads.layer_ids[layer]}, "
-            f"{shown[-1][layer][gpu] / 100:.2f} times the mean"
+            f"relative time {time:.3f}; fullest: GPU {gpu} in layer "
+            f"{shown.loads.layer_ids[layer]}, {cells[-1][layer][gpu] / 100:.2f} times the mean"
         )
-    return {"name": name, "loads": shown, "times": times}
+    return {"name": name, "loads": cells, "times": times}
 
 
-def _assumed(
-    loads: Loads, given: Mapping[str, Plan], shown: Mapping[str, Plan], seed: int
-) -> Iterator[str]:
+def _assumed(found: Diagnosis, shown: Shown, seed: int, *, given: bool) -> Iterator[str]:
+    loads = shown.loads
     yield "Dispatch: even; every copy of an expert serves the same share of its tokens."
     yield (
         f"Windows: {loads.windows} with tokens, every other one planned and the rest held out; "
@@ -204,13 +203,18 @@ def _assumed(
     )
     if given:
         yield "A plan that was given may have been made on windows that are called held out here."
-    if NEW in shown:
+    if NEW in shown.plans:
         yield (
-            f"The {NEW} is that of a short search on every other window, to show what was "
-            "measured; the commands make the one to serve with, on all windows."
+            f"The {NEW} is what craftopt {'rebalance' if given else 'plan'} makes with "
+            f"{whole_slots(found)} copies per layer in uniform slots, which engines load: here of "
+            "the planned windows alone, so that the others test it; to serve with, of all windows."
+        )
+        yield (
+            "The verdict, and what copies buy, rest on shorter searches with even slots, made on "
+            "one half of the windows and scored on the other, both ways."
         )
     yield "Plans: " + "; ".join(
-        f"{name}, {plan.replicas:,} extra copies" for name, plan in shown.items()
+        f"{name}, {plan.replicas:,} extra copies" for name, plan in shown.plans.items()
     )
     version = importlib.metadata.version
     versions = ", ".join(f"{name} {version(name)}" for name in ("craftopt", "numpy", "numba"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,30 @@ class Section:
     rows: Sequence[Sequence[Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """Hold the plans of a page by name, what is served with today first, and score each once."""
+
+    loads: Loads
+    planned: BoolArray
+    plans: Mapping[str, Plan]
+
+    @cached_property
+    def scored(self) -> dict[str, Evaluation]:
+        """Score every plan on all windows."""
+        return {name: evaluate(plan, self.loads) for name, plan in self.plans.items()}
+
+    @property
+    def held(self) -> BoolArray:
+        """Mark the windows that are held out; a single one is both."""
+        return ~self.planned if self.loads.windows > 1 else self.planned
+
+    @property
+    def first(self) -> str:
+        """Name what is served with today."""
+        return next(iter(self.plans))
+
+
 def budgets(found: Diagnosis, balance: Iterable[Balance]) -> Section:
     """Lay out what every budget gains."""
     table = found.table()
@@ -56,19 +81,18 @@ def budgets(found: Diagnosis, balance: Iterable[Balance]) -> Section:
     )  # fmt: skip
 
 
-def layers(loads: Loads, plans: Mapping[str, Plan], planned: BoolArray) -> Section:
+def layers(shown: Shown) -> Section:
     """Lay out every layer: its time under every plan, and copies, gap and moves of new ones."""
-    (first, today), *others = plans.items()
-    held = ~planned if loads.windows > 1 else planned
-    columns: dict[str, Iterable[Any]] = {"layer": loads.layer_ids.tolist()}
-    scored = {name: evaluate(plan, loads) for name, plan in plans.items()}
-    for name in plans:
-        columns[f"{name}, held out"] = _decimals(_layer_times(scored[name], held))
+    (first, today), *others = shown.plans.items()
+    columns: dict[str, Iterable[Any]] = {"layer": shown.loads.layer_ids.tolist()}
+    for name, scored in shown.scored.items():
+        columns[f"{name}, held out"] = _decimals(_layer_times(scored, shown.held))
     for name, plan in others or [(first, today)]:
         about = f"{name}, " if len(others) > 1 else ""
-        gaps, proofs = _gaps(plan, scored[name], loads, planned)
+        scored = shown.scored[name]
+        gaps, proofs = _gaps(plan, scored, shown.loads, shown.planned)
         columns |= {
-            f"{name}, planned": _decimals(_layer_times(scored[name], planned)),
+            f"{name}, planned": _decimals(_layer_times(scored, shown.planned)),
             f"{about}gap to the bound": [f"{gap:.1%}" for gap in gaps],
             f"{about}bound by": proofs,
             f"{about}copies added": plan.layer_replicas.tolist(),
@@ -90,6 +114,12 @@ def layers(loads: Loads, plans: Mapping[str, Plan], planned: BoolArray) -> Secti
 
 def _decimals(values: FloatArray) -> list[str]:
     return [f"{value:.3f}" for value in values]
+
+
+def window_times(scored: Evaluation) -> FloatArray:
+    """Compute the relative time of every window."""
+    times: FloatArray = scored.max_load.sum(axis=1) / scored.mean_load.sum(axis=1)
+    return times
 
 
 def _layer_times(scored: Evaluation, windows: BoolArray) -> FloatArray:
@@ -130,12 +160,11 @@ def _gaps(
     return gaps, [names[index] for index in best]
 
 
-def worst_windows(loads: Loads, plans: Mapping[str, Plan], planned: BoolArray) -> Section:
+def worst_windows(shown: Shown) -> Section:
     """Lay out the windows that wait longest, with the hottest experts of their worst layer."""
-    scored = {name: evaluate(plan, loads) for name, plan in plans.items()}
-    first, before = next(iter(scored.items()))
-    times = {name: one.max_load.sum(axis=1) / one.mean_load.sum(axis=1)
-             for name, one in scored.items()}  # fmt: skip
+    loads, first = shown.loads, shown.first
+    before = shown.scored[first]
+    times = {name: window_times(one) for name, one in shown.scored.items()}
     rows = []
     for window in np.argsort(-times[first], kind="stable")[:WINDOWS]:
         waits = before.max_load[window] - before.mean_load[window]
@@ -148,7 +177,7 @@ def worst_windows(loads: Loads, plans: Mapping[str, Plan], planned: BoolArray) -
         share = tokens[window, hot] / max(tokens[window].sum(), 1e-300)
         rows.append((
             loads.window_names[window],
-            "planned" if planned[window] and loads.windows > 1 else "held out",
+            "held out" if shown.held[window] else "planned",
             *(f"{time[window]:.3f}" for time in times.values()),
             int(loads.layer_ids[layer]),
             ", ".join(f"{e} ({part:.1%})" for e, part in zip(hot, share, strict=True)),
@@ -160,34 +189,34 @@ def worst_windows(loads: Loads, plans: Mapping[str, Plan], planned: BoolArray) -
         f"Those in which {first} waits longest: relative time with each plan. Hot for: windows in "
         "a row, this one included, in which the hottest expert stays among the hottest eighth of "
         "its layer.",
-        ("window", "use", *plans, "worst layer", "hot experts there (share of tokens)", "hot for"),
+        ("window", "use", *times, "worst layer", "hot experts there (share of tokens)", "hot for"),
         rows,
     )
 
 
-def node_traffic(loads: Loads, plans: Mapping[str, Plan], trace: Trace) -> Section:
+def node_traffic(shown: Shown, trace: Trace) -> Section:
     """Lay out who sends tokens to which node."""
     rows = []
-    for name, plan in plans.items():
-        traffic = evaluate(plan, loads, trace=trace).traffic
+    for name, plan in shown.plans.items():
+        traffic = evaluate(plan, shown.loads, trace=trace).traffic
         assert traffic is not None
         for node, row in enumerate(traffic.node_matrix):
             rows.append((name, node, *(f"{part:.1%}" for part in row)))
-    nodes = next(iter(plans.values())).nodes
+    nodes = shown.plans[shown.first].nodes
     return Section(
         "nodes",
         "Traffic between nodes",
-        "Share of the tokens at home in a node that visit another.",
+        "Share of the tokens at home in a node that visit each node, their own included.",
         ("plan", "home node", *(f"to node {node}" for node in range(nodes))),
         rows,
     )
 
 
-def moves(found: Diagnosis, loads: Loads, plans: Mapping[str, Plan]) -> Section:
+def moves(shown: Shown, found: Diagnosis) -> Section:
     """Lay out the way from the plan that is served with to the last one, in order."""
-    (first, today), *_, (last, plan) = plans.items()
+    (first, today), *_, (last, plan) = shown.plans.items()
     migration = plan_migration(today, plan)
-    ids = loads.layer_ids
+    ids = shown.loads.layer_ids
     received = [step for step in migration.steps if step.action == "receive"]
     rows = [
         (step.round, int(ids[step.layer]), step.expert,

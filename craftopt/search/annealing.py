@@ -7,22 +7,37 @@ by a copy of another; the cost is that of `craftopt.search.surrogate`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt.search.kernels import NONE, Random, Rules, Schedule, accepts, draw, home_nodes, seeded
+from craftopt.search.kernels import (
+    NONE,
+    Random,
+    Rules,
+    Schedule,
+    accepts,
+    draw,
+    draw_word,
+    fall,
+    field,
+    fullest,
+    home_nodes,
+    inlined,
+    seeded,
+    step_kernel,
+)
 from craftopt.search.surrogate import (
     NO_STEP,
     Gpus,
     State,
     Step,
+    change_by_exchange,
+    change_by_rows,
+    copies_of,
     draw_replacement,
-    draw_two_gpus,
     is_possible,
     norm_cost,
-    norm_cost_of_exchange,
-    norm_cost_of_rows,
     set_rows,
     state_of,
     sum_loads,
@@ -32,6 +47,8 @@ from craftopt.search.surrogate import (
 # Steps after which loads are summed again and, with more windows than count at a time, the next
 # mini-batch is drawn.
 REFRESH = 10_000
+# One in so many steps of a layer with replicas replaces a copy: they take long.
+REPLACED = 5
 
 
 def anneal(
@@ -75,18 +92,35 @@ def _anneal(
     schedule: Schedule,
     seed: int,
 ) -> Copies:
-    steps, hot, cold, in_play = schedule
-    all_windows = tokens.shape[1]
-    sampled = all_windows > in_play
-    width = start.shape[1] // rules.nodes
+    in_play = min(tokens.shape[1], schedule.in_play)
+    state = state_of(tokens, weight[:in_play], start, rules.high)
     node_of = home_nodes(start, rules.nodes)
-    state = state_of(tokens, weight[: min(all_windows, in_play)], start, rules.high)
+    best = state.gpus.items.copy()
+    _take_steps(
+        state, tokens, weight, np.arange(weight.size), node_of, rules, schedule, seeded(seed), best
+    )
+    return copies_of(best, start.shape[0])
+
+
+@step_kernel
+def _take_steps(
+    state: State,
+    tokens: FloatArray,
+    weight: FloatArray,
+    batch: IntArray,
+    node_of: IntArray,
+    rules: Rules,
+    schedule: Schedule,
+    random: Random,
+    best: IntArray,
+) -> None:
+    """Anneal the state; leave in ``best`` what GPUs host in the end."""
+    steps, hot, cold, _ = schedule
     gpus, experts, loads, rows = state
-    batch = np.arange(all_windows)
-    random = seeded(seed)
-    cost = np.inf  # known from the first step on
-    best_cost, best = np.inf, start
-    cooling = (cold / hot) ** (1.0 / max(steps, 1))
+    sampled = batch.size > loads.weight.size
+    width = gpus.filled.size // rules.nodes
+    best_cost = np.inf
+    cooling = fall(hot, cold, steps)
     temperature = hot
     for turn in range(steps):
         temperature *= cooling
@@ -94,40 +128,39 @@ def _anneal(
             if sampled:
                 draw_batch(random, batch, tokens, weight, state)
             sum_loads(gpus, loads)
-            cost = norm_cost(loads)
+            norm_cost(loads)
         first = draw(random, rules.nodes) * width if rules.nodes > 1 else 0
-        if experts.several[0] == 0 or draw(random, 10) < 7:
+        if experts.several[0] == 0 or draw(random, REPLACED) > 0:
             step = draw_exchange(random, gpus, loads.load, rules, first)
         else:
-            step = draw_replacement(random, state, node_of, rules, 6)
+            step = draw_replacement(random, state, node_of, rules)
         if not is_possible(step, gpus.hosted):
             continue
         if step.drop < 0:
-            fresh = norm_cost_of_exchange(step, loads)
+            change = change_by_exchange(step, loads)
         else:
-            set_rows(step, width, state)
-            fresh = norm_cost_of_rows(loads, rows)
-        if not accepts(random, fresh - cost, temperature):
+            set_rows(step, state)
+            change = change_by_rows(loads, rows)
+        if not accepts(random, change, temperature):
             continue
         take(step, state)
-        cost = fresh
+        cost = norm_cost(loads)
         if not sampled and cost < best_cost and 2 * turn >= steps:
             best_cost = cost
-            write_copies(gpus, best)
+            write_items(gpus.items, best)
     if best_cost == np.inf:
-        write_copies(gpus, best)
-    return best
+        write_items(gpus.items, best)
 
 
-@njit(cache=True, nogil=True)
-def write_copies(gpus: Gpus, copies: Copies) -> None:
+@step_kernel
+def write_items(items: IntArray, copied: IntArray) -> None:
     """Write down what GPUs host."""
-    for expert in range(copies.shape[0]):
-        for gpu in range(copies.shape[1]):
-            copies[expert, gpu] = gpus.hosted[expert, gpu]
+    for gpu in range(items.shape[0]):
+        for slot in range(items.shape[1]):
+            copied[gpu, slot] = items[gpu, slot]
 
 
-@njit(cache=True, nogil=True)
+@step_kernel
 def draw_batch(
     random: Random, batch: IntArray, tokens: FloatArray, weight: FloatArray, state: State
 ) -> None:
@@ -149,20 +182,30 @@ def draw_batch(
             share[expert, k] = used[expert, k] / count[expert]
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@inlined
 def draw_exchange(random: Random, gpus: Gpus, load: FloatArray, rules: Rules, first: int) -> Step:
     """Draw an item of a GPU for one of another, or for a free slot there."""
+    width = gpus.filled.size // rules.nodes
+    word = draw_word(random)
+    a, b = first + field(word, 0, width), first + field(word, 1, width)
+    if draw(random, 10) >= 3:
+        a = fullest(random, load, first, width)
+    return exchange_between(a, b, word, gpus, rules)
+
+
+@inlined
+def exchange_between(a: int, b: int, word: np.uint64, gpus: Gpus, rules: Rules) -> Step:
+    """Pick an item of one GPU for one of another, or for a free slot there, by a word's end."""
     hosted, items, filled = gpus
-    a, b = draw_two_gpus(random, load, first, filled.size // rules.nodes)
     if a == b or filled[a] == 0:
         return NO_STEP
-    i = draw(random, filled[a])
+    i = field(word, 2, filled[a])
     given = items[a, i]
     if hosted[given, b]:
         return NO_STEP
     # A slot that may stay empty counts like an item in the draw.
     movable = filled[a] > rules.low and filled[b] < rules.high
-    j = draw(random, filled[b] + (1 if movable else 0))
+    j = field(word, 3, filled[b] + (1 if movable else 0))
     if j < filled[b]:
         return Step(a, b, i, j, given, items[b, j], NONE, NONE)
     return Step(a, b, i, NONE, given, NONE, NONE, NONE) if movable else NO_STEP

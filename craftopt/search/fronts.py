@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt.search.kernels import NONE, Random, Rules, accepts, draw, home_nodes, seeded
+from craftopt.search.kernels import NONE, Random, Rules, accepts, draw, fall, home_nodes, seeded
 from craftopt.search.surrogate import (
     NO_STEP,
     Gpus,
@@ -23,12 +23,12 @@ from craftopt.search.surrogate import (
     State,
     Step,
     WindowLoads,
+    change_by_exchange,
+    change_by_rows,
     draw_replacement,
     draw_two_gpus,
     is_possible,
     norm_cost,
-    norm_cost_of_exchange,
-    norm_cost_of_rows,
     set_rows,
     state_of,
     sum_loads,
@@ -113,7 +113,7 @@ def _trace_front(
         for gpu in range(start.shape[1]):
             moves += gpus.hosted[expert, gpu] and not previous[expert, gpu]
     per_level = steps // (LEVELS + 1)
-    price, temperature, fall = np.inf, 0.0, 1.0
+    price, temperature, cheaper = np.inf, 0.0, 1.0
     worth = 0.0  # the most that a step gains per move
     cost = 0.0
     for turn in range(per_level * (LEVELS + 1)):
@@ -127,9 +127,9 @@ def _trace_front(
                 price = max(worth, FIRST_PRICE * cost)
                 if price == 0.0:
                     break
-                fall = (LAST_PRICE * cost / price) ** (1.0 / (LEVELS - 1))
+                cheaper = fall(price, LAST_PRICE * cost, LEVELS - 1)
             else:
-                price *= fall
+                price *= cheaper
             temperature = (HEAT_SHARP if sharp else HEAT) * price
         first = draw(random, rules.nodes) * width if rules.nodes > 1 else 0
         kind = draw(random, 10)
@@ -138,7 +138,7 @@ def _trace_front(
         elif experts.several[0] == 0 or kind < 6:
             step = _draw_exchange(random, gpus, loads.load, first, width)
         else:
-            step = draw_replacement(random, state, node_of, any_copies, 3)
+            step = draw_replacement(random, state, node_of, any_copies)
         if not is_possible(step, gpus.hosted):
             continue
         if step.drop >= 0 and experts.copies[step.add] >= rules.copies_limit:
@@ -147,24 +147,26 @@ def _trace_front(
         if moves + more > most:
             continue
         if step.drop >= 0:
-            set_rows(step, width, state)
-            fresh = (
-                _largest_of_rows(loads, rows, top[1]) if sharp else norm_cost_of_rows(loads, rows)
+            set_rows(step, state)
+            change = (
+                _largest_of_rows(loads, rows, top[1]) - cost
+                if sharp
+                else change_by_rows(loads, rows)
             )
         else:
-            fresh = (
-                _largest_of_exchange(step, loads, top[0])
+            change = (
+                _largest_of_exchange(step, loads, top[0]) - cost
                 if sharp
-                else norm_cost_of_exchange(step, loads)
+                else change_by_exchange(step, loads)
             )
         if looking:
             if more > 0:
-                worth = max(worth, (cost - fresh) / more)
+                worth = max(worth, -change / more)
             continue
-        if not accepts(random, fresh - cost + price * more, temperature):
+        if not accepts(random, change + price * more, temperature):
             continue
         take(step, state)
-        cost = _largest(loads, top[0]) if sharp else fresh
+        cost = _largest(loads, top[0]) if sharp else norm_cost(loads)
         moves += more
         _keep(moves, cost, gpus, best, front)
     if per_level == 0:

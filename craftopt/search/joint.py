@@ -10,24 +10,34 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, FloatArray
 from craftopt.plan import Copies
-from craftopt.search.annealing import REFRESH, draw_batch, draw_exchange, write_copies
+from craftopt.search.annealing import REFRESH, draw_batch, draw_exchange
 from craftopt.search.fronts import count_moves
-from craftopt.search.kernels import NONE, Rules, Schedule, draw, home_nodes, root, seeded, uniform
+from craftopt.search.kernels import (
+    NONE,
+    Rules,
+    Schedule,
+    draw,
+    exponential,
+    fall,
+    home_nodes,
+    seeded,
+)
 from craftopt.search.surrogate import (
     Experts,
     Gpus,
     Rows,
     Step,
     WindowLoads,
+    change_by_exchange,
+    change_by_rows,
+    copies_of,
     draw_replacement,
     is_possible,
     norm_cost,
-    norm_cost_of_exchange,
-    norm_cost_of_rows,
     set_load,
     state_of,
     sum_powers,
@@ -141,13 +151,12 @@ def anneal_joint(
     windows = loads.weight.size
     nodes_held = new_nodes(count.size, nodes, windows, visits.pooled)
     change = Change(
-        np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64),
-        np.empty((3, gpu_count)), np.empty((3, nodes)), np.empty(nodes), np.empty(nodes),
+        np.empty(2, dtype=np.int64), np.empty(2, dtype=np.int64), np.empty(2, dtype=np.int64),
+        np.empty((2, gpu_count)), np.empty((2, nodes)), np.empty(nodes), np.empty(nodes),
         np.empty((nodes, windows)),
         Rows(
             np.empty((nodes, nodes_held.visited.weight.size)),
             np.empty(nodes + 1, dtype=np.int64),
-            np.empty(nodes, dtype=np.int64),
         ),
     )  # fmt: skip
     changed, shift, touched = change.expert, change.shift, change.rows.touched
@@ -155,20 +164,19 @@ def anneal_joint(
     fresh_load, visit_rows = change.load, change.rows.load
     partners, assigned, expected = nodes_held.partners, nodes_held.assigned, nodes_held.expected
     node_load, share = nodes_held.load, loads.share
-    _, _, visit_power, visit_norm, visit_weight, scratch = nodes_held.visited
-    parts = scratch[0]
-    size = parts.size
+    visit_power, visit_slope = nodes_held.visited.power, nodes_held.visited.slope
+    size = visit_slope.size
     pairs, chosen, pooled = visits.pairs, visits.chosen, visits.pooled
     per_assignment, per_pair = visits.per_assignment, visits.per_pair
     per_load = choices / gpu_count
     batch = np.arange(all_windows)
     random = seeded(seed)
-    cost = load_cost = np.inf  # known from the first step on
+    load_cost = visit_cost = 0.0  # known from the first step on
     limited, dearer, moved_cost = moves.price > 0.0, 0.0, 0.0
     if limited:
         moved_cost = moves.price * np.sum(hosted & ~moves.previous)
-    best_cost, best = np.inf, start.copy()
-    cooling = (cold / hot) ** (1.0 / max(steps, 1))
+    best_cost, best = np.inf, gpus.items.copy()
+    cooling = fall(hot, cold, steps)
     temperature = hot
     for turn in range(steps):
         temperature *= cooling
@@ -176,21 +184,21 @@ def anneal_joint(
             if sampled:
                 draw_batch(random, batch, tokens, weight, state)
             _sum_shared_loads(gpus, experts, shares, loads)
-            load_cost = cost = norm_cost(loads)
+            load_cost = norm_cost(loads)
             if priced:
                 sum_visits(visits, shares, loads, nodes_held)
-                cost += norm_cost(nodes_held.visited)
+                visit_cost = norm_cost(nodes_held.visited)
         first = draw(random, rules.nodes) * reach if rules.nodes > 1 else 0
         if experts.several[0] == 0 or draw(random, 10) < 7:
             step = draw_exchange(random, gpus, loads.load, rules, first)
         else:
-            step = draw_replacement(random, state, node_of, rules, 6)
+            step = draw_replacement(random, state, node_of, rules)
         if not is_possible(step, hosted):
             continue
-        bound = cost - temperature * np.log(uniform(random))
+        allowed = temperature * exponential(random)
         if limited:
             dearer = moves.price * count_moves(step, moves.previous)
-            bound -= dearer
+            allowed -= dearer
         many = _list_changes(step, change)
         # Whether copies serve elsewhere what they did, so that only two GPUs change.
         simple = step.drop < 0
@@ -198,14 +206,14 @@ def anneal_joint(
             for c in range(many):
                 simple = simple and count[change.expert[c]] == 1
         if simple:
-            fresh_load_cost = norm_cost_of_exchange(step, loads)
+            change_of_cost = change_by_exchange(step, loads)
         else:
             _set_shared_rows(many, change, hosted, nodes, nearest, shares, experts, loads, rows)
-            fresh_load_cost = norm_cost_of_rows(loads, rows)
-        # Traffic costs something, so a load cost beyond the bound decides.
-        if fresh_load_cost > bound:
+            change_of_cost = change_by_rows(loads, rows)
+        # Along the tangents, no step saves more than an eighth of the visits.
+        if change_of_cost - (visit_cost / 8.0 if simple else visit_cost) > allowed:
             continue
-        fresh, moved = fresh_load_cost, 0
+        moved = 0
         if priced:
             if not simple:
                 moved = list_moved_nodes(many, change, width, shares)
@@ -253,16 +261,12 @@ def anneal_joint(
                     q1 *= q1
                     q2 *= q2
                     both = q1 + q2
-                    kept = visit_norm[w] - visit_power[node1, w] - visit_power[node2, w]
-                    parts[w] = visit_weight[w] * root(max(kept + both, both))
-                for w in range(size):
-                    fresh += parts[w]
+                    before = visit_power[node1, w] + visit_power[node2, w]
+                    change_of_cost += visit_slope[w] * (both - before)
             elif moved:
-                fresh += norm_cost_of_rows(nodes_held.visited, change.rows)
-            else:
-                fresh += cost - load_cost
-            if fresh > bound:
-                continue
+                change_of_cost += change_by_rows(nodes_held.visited, change.rows)
+        if change_of_cost > allowed:
+            continue
         for c in range(many):
             expert = change.expert[c]
             if simple:
@@ -279,15 +283,18 @@ def anneal_joint(
                 if rows.touched[k] < 0:
                     break
                 set_load(rows.touched[k], rows.load[k], loads)
-        cost, load_cost = fresh, fresh_load_cost
+        load_cost = norm_cost(loads)
+        if moved:
+            visit_cost = norm_cost(nodes_held.visited)
+        cost = load_cost + visit_cost
         moved_cost += dearer
         if not sampled and cost + moved_cost < best_cost and 2 * turn >= steps:
             best_cost = cost + moved_cost
-            write_copies(gpus, best)
+            best[:] = gpus.items
     if best_cost == np.inf:
-        best_cost = cost + moved_cost
-        write_copies(gpus, best)
-    return best, best_cost
+        best_cost = load_cost + visit_cost + moved_cost
+        best = gpus.items
+    return copies_of(best, count.size), best_cost
 
 
 @njit(cache=True, nogil=True)
@@ -308,17 +315,13 @@ def _sum_shared_loads(gpus: Gpus, experts: Experts, shares: FloatArray, loads: W
 def _list_changes(step: Step, change: Change) -> int:
     """List the experts whose copies a step changes; return how many."""
     expert, leaves, enters = change.expert, change.leaves, change.enters
-    many = 1
-    if step.drop < 0:
-        expert[0], leaves[0], enters[0] = step.given, step.a, step.b
-    else:
+    if step.drop >= 0:
         expert[0], leaves[0], enters[0] = step.drop, step.a, NONE
-        expert[1], leaves[1], enters[1] = step.add, NONE, step.b
-        many = 2
-    if step.taken >= 0:
-        expert[many], leaves[many], enters[many] = step.taken, step.b, step.a
-        many += 1
-    return many
+        expert[1], leaves[1], enters[1] = step.add, NONE, step.a
+        return 2
+    expert[0], leaves[0], enters[0] = step.given, step.a, step.b
+    expert[1], leaves[1], enters[1] = step.taken, step.b, step.a
+    return 1 if step.taken < 0 else 2
 
 
 @njit(cache=True, nogil=True, forceinline=True)

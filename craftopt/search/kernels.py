@@ -1,27 +1,25 @@
-"""What all searches of one layer share: rules, schedule and random numbers.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
-"""
+"""What all searches of one layer share: rules, schedule and random numbers."""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from craftopt import portable
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 
 # State of the generator of random numbers.
 Random = npt.NDArray[np.uint64]
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 # No slot, no expert. A literal -1 would have kernels compiled once for it and once for numbers.
 NONE: Final = cast("int", np.int64(-1))
-# Of this many GPUs drawn at random, the fullest in a random window gives or gets a copy.
-_SAMPLE = 6
 
 
 class Rules(NamedTuple):
@@ -63,6 +61,20 @@ class Schedule(NamedTuple):
     in_play: int = 1 << 62
 
 
+def step_kernel(function: Function, *, inline: bool = False) -> Function:
+    """Compile what every step of a search calls.
+
+    Without counts of references to arrays, which would take longer than the arithmetic; so it
+    must not make arrays.
+    """
+    return njit(nogil=True, forceinline=inline, _nrt=False)(function)
+
+
+def inlined(function: Function) -> Function:
+    """Compile what every step of a search calls, as part of its caller; see `step_kernel`."""
+    return step_kernel(function, inline=True)
+
+
 # --- random numbers -------------------------------------------------------------------------
 
 
@@ -76,28 +88,58 @@ def seeded(seed: int) -> Random:
     return state
 
 
-@njit(cache=True, nogil=True)
-def draw(random: Random, below: int) -> int:
-    """Draw a whole number below a limit (xorshift64*), the same everywhere."""
+@inlined
+def draw_word(random: Random) -> np.uint64:
+    """Draw 64 bits (xorshift64*), the same everywhere."""
     x = random[0]
     x ^= x >> np.uint64(12)
     x ^= x << np.uint64(25)
     x ^= x >> np.uint64(27)
     random[0] = x
-    high = (x * np.uint64(2685821657736338717)) >> np.uint64(33)
-    return int(np.int64((high * np.uint64(below)) >> np.uint64(31)))
+    word: np.uint64 = x * np.uint64(2685821657736338717)
+    return word
 
 
-@njit(cache=True, nogil=True)
+@inlined
+def field(word: np.uint64, k: int, below: int) -> int:
+    """Turn one of the four parts of a word into a whole number below a limit, at most 65536."""
+    part = (word >> np.uint64(16 * k)) & np.uint64(0xFFFF)
+    return int(np.int64((part * np.uint64(below)) >> np.uint64(16)))
+
+
+@inlined
+def draw(random: Random, below: int) -> int:
+    """Draw a whole number below a limit."""
+    return int(np.int64(((draw_word(random) >> np.uint64(33)) * np.uint64(below)) >> np.uint64(31)))
+
+
+@inlined
 def uniform(random: Random) -> float:
     """Draw a number in (0, 1)."""
     return (draw(random, 1 << 30) + 0.5) / (1 << 30)
 
 
-@njit(cache=True, nogil=True)
+_log, _exp = step_kernel(portable.log), step_kernel(portable.exp)
+
+
+@inlined
+def exponential(random: Random) -> float:
+    """Draw an exponentially distributed number of mean 1, below 22."""
+    return -_log(uniform(random))
+
+
+@step_kernel
+def fall(first: float, last: float, steps: int) -> float:
+    """Compute the factor by which to go from the first to the last in so many steps."""
+    return _exp(_log(last / first) / max(steps, 1))
+
+
+@inlined
 def accepts(random: Random, change: float, temperature: float) -> bool:
     """Decide by the Metropolis rule: gains are taken, losses at random."""
-    return change <= 0.0 or change <= -temperature * np.log(uniform(random))
+    if change <= 0.0:
+        return True
+    return change < 22.0 * temperature and change <= temperature * exponential(random)
 
 
 # --- placements and loads -------------------------------------------------------------------
@@ -116,19 +158,20 @@ def home_nodes(copies: Copies, nodes: int) -> IntArray:
     return node_of
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def fullest(random: Random, load: FloatArray, first: int, width: int) -> int:
-    """Pick the fullest of a few GPUs of a node, in a random window."""
-    window = draw(random, load.shape[1])
-    best = first + draw(random, width)
-    for _ in range(_SAMPLE - 1):
-        gpu = first + draw(random, width)
+    """Pick the fullest of six random GPUs of a node, in a random window."""
+    word = draw_word(random)
+    window, best = field(word, 0, load.shape[1]), first + field(word, 1, width)
+    more = draw_word(random)
+    for k in range(5):
+        gpu = first + (field(more, k, width) if k < 4 else field(word, 2, width))
         if load[gpu, window] > load[best, window]:
             best = gpu
     return best
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def root(value: float) -> float:
     """Compute the 8th root."""
     return float(np.sqrt(np.sqrt(np.sqrt(value))))

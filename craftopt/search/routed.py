@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.kernels import (
@@ -24,11 +24,12 @@ from craftopt.search.kernels import (
     Rules,
     Schedule,
     draw,
+    exponential,
+    fall,
     fullest,
     home_nodes,
     root,
     seeded,
-    uniform,
 )
 from craftopt.search.rerouting import (
     Changes,
@@ -107,7 +108,7 @@ def anneal_routed(
     floor = routed.least.sum()
     best_cost, best = decode_cost + prefill_cost, start.copy()
     step = Changes(np.empty((2, 2), dtype=np.int64), np.empty((2, 2), dtype=np.int64))
-    cooling = (cold / hot) ** (1.0 / max(steps, 1))
+    cooling = fall(hot, cold, steps)
     temperature = hot * windows
     for _ in range(steps):
         temperature *= cooling
@@ -124,7 +125,7 @@ def anneal_routed(
             size = _draw_replacement(random, placed, (a, b, c), node_of, rules, step)
         if size == 0:
             continue
-        allowed = -temperature * np.log(uniform(random))
+        allowed = temperature * exponential(random)
         many = _touch(step, size, placed, prefill) if weight.size else 0
         change_copies(step.gone, step.new, size, placed)
         fresh = prefill_cost

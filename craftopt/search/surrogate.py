@@ -2,10 +2,9 @@
 
 The surrogate of the largest GPU load is the weighted mean over windows of the p-norm of the GPU
 loads, with p = 8. Loads, their 8th powers and the powers' sums over the GPUs are kept per window,
-so that a step costs time linear in the windows.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
+so that a step costs time linear in the windows. What a step would change is estimated along the
+tangents of the 8th roots, which are renewed with every step taken. So a proposal needs no roots,
+and, as the root is concave, it costs no more than it seems to.
 """
 
 from __future__ import annotations
@@ -13,11 +12,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt.search.kernels import NONE, Random, Rules, draw, fullest, root
+from craftopt.search.kernels import (
+    NONE,
+    Random,
+    Rules,
+    draw,
+    fullest,
+    inlined,
+    root,
+    step_kernel,
+)
 
 
 class Gpus(NamedTuple):
@@ -33,6 +41,7 @@ class Experts(NamedTuple):
 
     tokens: FloatArray  # [experts, windows]
     copies: IntArray  # [experts]: how many
+    hosts: IntArray  # [experts, gpus]: their GPUs, in any order, then anything
     replicated: IntArray  # [experts]: those with several copies, in any order
     place: IntArray  # [experts]: where they are in that list, or NONE
     several: IntArray  # [1]: length of that list
@@ -46,7 +55,8 @@ class WindowLoads(NamedTuple):
     power: FloatArray  # [gpus, windows]: load ** 8
     norm: FloatArray  # [windows]: sum of the powers
     weight: FloatArray  # [windows]
-    scratch: FloatArray  # [2, windows]
+    slope: FloatArray  # [windows]: how the surrogate grows with the norm
+    parts: FloatArray  # [windows], for sums
 
 
 class Rows(NamedTuple):
@@ -54,7 +64,6 @@ class Rows(NamedTuple):
 
     load: FloatArray  # [gpus, windows]
     touched: IntArray  # [gpus + 1]: the GPU of every row, then NONE
-    mark: IntArray  # [gpus]: the row of a GPU that is touched
 
 
 class State(NamedTuple):
@@ -74,8 +83,7 @@ class Step(NamedTuple):
     """A change of copies: an exchange (or move) or, with ``drop``, a replacement.
 
     Exchange: ``given``, item i of GPU a, for ``taken``, item j of GPU b, or for a free slot there
-    (both NONE). Replacement: a copy of ``drop`` on a for one of ``add``, there or on b, whose item
-    j, ``taken``, goes to a.
+    (both NONE). Replacement: on a, which is b, a copy of ``drop`` for one of ``add``.
     """
 
     a: int
@@ -108,12 +116,13 @@ def state_of(tokens: FloatArray, weight: FloatArray, copies: Copies, slots: int)
     """
     experts, gpus = copies.shape
     windows = weight.size
-    hosted = np.zeros((experts, gpus), dtype=np.bool_)
+    hosted, hosts = np.zeros((experts, gpus), dtype=np.bool_), np.full((experts, gpus), NONE)
     count, filled = np.zeros(experts, dtype=np.int64), np.zeros(gpus, dtype=np.int64)
     for expert in range(experts):
         for gpu in range(gpus):
             if copies[expert, gpu]:
                 hosted[expert, gpu] = True
+                hosts[expert, count[expert]] = gpu
                 count[expert] += 1
                 filled[gpu] += 1
     for gpu in range(gpus):
@@ -137,24 +146,21 @@ def state_of(tokens: FloatArray, weight: FloatArray, copies: Copies, slots: int)
             share[expert, w] = tokens[expert, w] / count[expert]
     return State(
         Gpus(hosted, items, filled),
-        Experts(used, count, replicated, place, several),
+        Experts(used, count, hosts, replicated, place, several),
         WindowLoads(
             share,
             np.empty((gpus, windows)),
             np.empty((gpus, windows)),
             np.empty(windows),
             weight.copy(),
-            np.empty((2, windows)),
+            np.empty(windows),
+            np.empty(windows),
         ),
-        Rows(
-            np.empty((gpus, windows)),
-            np.empty(gpus + 1, dtype=np.int64),
-            np.empty(gpus, dtype=np.int64),
-        ),
+        Rows(np.empty((gpus, windows)), np.empty(gpus + 1, dtype=np.int64)),
     )
 
 
-@njit(cache=True, nogil=True)
+@step_kernel
 def sum_loads(gpus: Gpus, loads: WindowLoads) -> None:
     """Sum loads and powers from the copies: corrected by differences, they drift."""
     share, load = loads.share, loads.load
@@ -168,10 +174,10 @@ def sum_loads(gpus: Gpus, loads: WindowLoads) -> None:
     sum_powers(loads)
 
 
-@njit(cache=True, nogil=True)
+@step_kernel
 def sum_powers(loads: WindowLoads) -> None:
     """Sum the powers of the loads over the GPUs."""
-    _, load, power, norm, _, _ = loads
+    load, power, norm = loads.load, loads.power, loads.norm
     for w in range(norm.size):
         norm[w] = 0.0
     for gpu in range(load.shape[0]):
@@ -184,10 +190,21 @@ def sum_powers(loads: WindowLoads) -> None:
             norm[w] += q
 
 
+@njit(cache=True, nogil=True)
+def copies_of(items: IntArray, experts: int) -> Copies:
+    """Turn what GPUs host into copies, uint8 [experts, gpus]."""
+    copies = np.zeros((experts, items.shape[0]), dtype=np.uint8)
+    for gpu in range(items.shape[0]):
+        for expert in items[gpu]:
+            if expert >= 0:
+                copies[expert, gpu] = 1
+    return copies
+
+
 # --- cost -----------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _total(parts: FloatArray) -> float:
     """Sum in an order of its own, so that every processor gets the same last bit."""
     sum0 = sum1 = sum2 = sum3 = 0.0
@@ -202,101 +219,87 @@ def _total(parts: FloatArray) -> float:
     return (sum0 + sum1) + (sum2 + sum3)
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def norm_cost(loads: WindowLoads) -> float:
-    """Compute the surrogate: the weighted sum of the 8-norms of the GPU loads."""
-    norm, weight, parts = loads.norm, loads.weight, loads.scratch[0]
+    """Compute the surrogate, the weighted sum of the 8-norms of the GPU loads; renew its slopes."""
+    norm, weight, slope, parts = loads.norm, loads.weight, loads.slope, loads.parts
     for w in range(norm.size):
         parts[w] = weight[w] * root(norm[w])
+        slope[w] = parts[w] / max(8.0 * norm[w], 1e-300)
     return _total(parts)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def norm_cost_of_exchange(step: Step, loads: WindowLoads) -> float:
-    """Compute the surrogate after an exchange or a move."""
-    share, load, power, norm, weight, scratch = loads
-    up, down, parts = share[step.taken], share[step.given], scratch[0]
-    load1, load2, power1, power2 = load[step.a], load[step.b], power[step.a], power[step.b]
-    for w in range(norm.size):
-        shift = up[w] - down[w]
-        q1 = load1[w] + shift
-        q2 = load2[w] - shift
+@inlined
+def change_by_exchange(step: Step, loads: WindowLoads) -> float:
+    """Estimate what an exchange or a move changes of the surrogate."""
+    share, load, power = loads.share, loads.load, loads.power
+    slope, parts = loads.slope, loads.parts
+    a, b, given, taken = step.a, step.b, step.given, step.taken
+    for w in range(slope.size):
+        shift = share[taken, w] - share[given, w]
+        q1 = load[a, w] + shift
+        q2 = load[b, w] - shift
         q1 *= q1
         q2 *= q2
         q1 *= q1
         q2 *= q2
         q1 *= q1
         q2 *= q2
-        both = q1 + q2
-        parts[w] = weight[w] * root(max(norm[w] - power1[w] - power2[w] + both, both))
+        parts[w] = slope[w] * (q1 + q2 - power[a, w] - power[b, w])
     return _total(parts)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def norm_cost_of_rows(loads: WindowLoads, rows: Rows) -> float:
-    """Compute the surrogate after the replacement that `set_rows` was called for."""
-    norm, weight = loads.norm, loads.weight
-    added, kept = loads.scratch[0], loads.scratch[1]
-    for w in range(norm.size):
-        added[w] = 0.0
-        kept[w] = norm[w]
+@inlined
+def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
+    """Estimate what the replacement that `set_rows` was called for changes of the surrogate."""
+    power, norm, slope, parts = loads.power, loads.norm, loads.slope, loads.parts
+    for w in range(slope.size):
+        parts[w] = norm[w]
     for k in range(rows.touched.size):
-        if rows.touched[k] < 0:
+        gpu = rows.touched[k]
+        if gpu < 0:
             break
-        row, gone = rows.load[k], loads.power[rows.touched[k]]
-        for w in range(norm.size):
-            q = row[w]
+        for w in range(slope.size):
+            q = rows.load[k, w]
             q *= q
             q *= q
             q *= q
-            added[w] += q
-            kept[w] -= gone[w]
-    for w in range(norm.size):
-        added[w] = weight[w] * root(max(kept[w] + added[w], added[w]))
-    return _total(added)
+            parts[w] += q - power[gpu, w]
+    for w in range(slope.size):
+        parts[w] = loads.weight[w] * root(max(parts[w], 0.0)) - 8.0 * slope[w] * norm[w]
+    return _total(parts)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def set_rows(step: Step, width: int, state: State) -> None:
-    """Compute the loads after a replacement, in a node of ``width`` GPUs."""
-    a, b, drop, add = step.a, step.b, step.drop, step.add
-    hosted, tokens, mark = state.gpus.hosted, state.experts.tokens, state.rows.mark
-    share, load = state.loads.share, state.loads.load
-    less, more = state.experts.copies[drop], state.experts.copies[add]
+@inlined
+def set_rows(step: Step, state: State) -> None:
+    """Compute the loads after a replacement."""
+    hosted, (tokens, copies, hosts, _, _, _) = state.gpus.hosted, state.experts
+    a, drop, add = step.a, step.drop, step.add
+    less, more = copies[drop], copies[add]
+    growth, relief = 1.0 / (less - 1) - 1.0 / less, 1.0 / (more + 1) - 1.0 / more
+    touched, row, load = state.rows.touched, state.rows.load, state.loads.load
     many = 0
-    first = a // width * width
-    for gpu in range(first, first + width):
-        if hosted[drop, gpu] or hosted[add, gpu] or gpu == b:
-            mark[gpu] = many
-            state.rows.touched[many] = gpu
-            row = state.rows.load[many]
-            for w in range(row.size):
-                row[w] = load[gpu, w]
-            if hosted[drop, gpu] and gpu != a:
-                growth = 1.0 / (less - 1) - 1.0 / less
-                for w in range(row.size):
-                    row[w] += tokens[drop, w] * growth
-            if hosted[add, gpu]:
-                relief = 1.0 / more - 1.0 / (more + 1)
-                for w in range(row.size):
-                    row[w] -= tokens[add, w] * relief
-            many += 1
-    state.rows.touched[many] = NONE
-    left, reached = state.rows.load[mark[a]], state.rows.load[mark[b]]
-    for w in range(left.size):
-        left[w] -= share[drop, w]
-    for w in range(left.size):
-        reached[w] += tokens[add, w] / (more + 1)
-    if step.taken >= 0:
-        for w in range(left.size):
-            left[w] += share[step.taken, w]
-            reached[w] -= share[step.taken, w]
+    for k in range(less + more):
+        if k < less:
+            gpu, of_drop = hosts[drop, k], growth
+            of_add = relief if hosted[add, gpu] else 0.0
+            if gpu == a:
+                of_drop, of_add = -1.0 / less, 1.0 / (more + 1)
+        else:
+            gpu, of_drop, of_add = hosts[add, k - less], 0.0, relief
+            if hosted[drop, gpu]:
+                continue
+        touched[many] = gpu
+        for w in range(load.shape[1]):
+            row[many, w] = load[gpu, w] + of_drop * tokens[drop, w] + of_add * tokens[add, w]
+        many += 1
+    touched[many] = NONE
 
 
 # --- steps ----------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def draw_two_gpus(random: Random, load: FloatArray, first: int, width: int) -> tuple[int, int]:
     """Draw two GPUs of a node, the first one mostly a full one."""
     if draw(random, 10) < 3:
@@ -304,20 +307,14 @@ def draw_two_gpus(random: Random, load: FloatArray, first: int, width: int) -> t
     return fullest(random, load, first, width), first + draw(random, width)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def draw_replacement(
-    random: Random, state: State, node_of: IntArray, rules: Rules, apart: int
-) -> Step:
-    """Draw a copy to go and an expert to get one, in ``apart`` of ten steps on another GPU."""
-    hosted, items, filled = state.gpus
+@inlined
+def draw_replacement(random: Random, state: State, node_of: IntArray, rules: Rules) -> Step:
+    """Draw a copy to go and an expert to get one in its place, mostly one of a full GPU."""
+    items, filled = state.gpus.items, state.gpus.filled
     count = state.experts.copies
     width = filled.size // rules.nodes
     drop = state.experts.replicated[draw(random, state.experts.several[0])]
-    nth = draw(random, count[drop])
-    a = 0
-    while not hosted[drop, a] or nth > 0:
-        nth -= hosted[drop, a]
-        a += 1
+    a = state.experts.hosts[drop, draw(random, count[drop])]
     first = a // width * width
     if draw(random, 10) < 7:
         full = fullest(random, state.loads.load, first, width)
@@ -328,40 +325,34 @@ def draw_replacement(
         add = draw(random, count.size)
     if add == drop or count[add] >= rules.copies_limit or node_of[add] != node_of[drop]:
         return NO_STEP
-    b, j, taken = a, NONE, NONE
-    if draw(random, 10) < apart:
-        b = first + draw(random, width)
-        if b == a or filled[b] == 0:
-            return NO_STEP
-        j = draw(random, filled[b])
-        taken = items[b, j]
-    return Step(a, b, NONE, j, NONE, taken, drop, add)
+    return Step(a, a, NONE, NONE, NONE, NONE, drop, add)
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def is_possible(step: Step, hosted: BoolArray) -> bool:
     """Whether there is a step, and it leaves at most one copy of every expert on a GPU."""
     a, b, _, _, given, taken, drop, add = step
     if a < 0 or (taken >= 0 and hosted[taken, a]):
         return False
-    if drop < 0:
-        return not hosted[given, b]
-    return not hosted[add, b] and taken not in (drop, add)
+    return not hosted[given if drop < 0 else add, b]
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def take(step: Step, state: State) -> None:
     """Take a step, a replacement right after `set_rows`: correct loads and copies."""
     a, b, i, j, given, taken, drop, add = step
-    hosted, items, filled = state.gpus
+    (hosted, items, filled), hosts = state.gpus, state.experts.hosts
     gone, come = given, given
     if drop < 0:
         _shift_loads(a, b, given, taken, state.loads)
+        _rehost(hosts[given], a, b)
     else:
         for k in range(state.rows.touched.size):
             if state.rows.touched[k] < 0:
                 break
             set_load(state.rows.touched[k], state.rows.load[k], state.loads)
+        hosts[add, state.experts.copies[add]] = b
+        _rehost(hosts[drop], a, hosts[drop, state.experts.copies[drop] - 1])
         count_replacement(drop, add, state)
         gone, come, i = drop, add, 0
         while items[a, i] != drop:
@@ -369,6 +360,7 @@ def take(step: Step, state: State) -> None:
     hosted[gone, a] = False
     hosted[come, b] = True
     if taken >= 0:
+        _rehost(hosts[taken], b, a)
         hosted[taken, b] = False
         hosted[taken, a] = True
         items[a, i] = taken
@@ -378,22 +370,32 @@ def take(step: Step, state: State) -> None:
     else:
         filled[a] -= 1
         items[a, i] = items[a, filled[a]]
+        items[a, filled[a]] = NONE
         items[b, filled[b]] = come
         filled[b] += 1
 
 
-@njit(cache=True, nogil=True)
+@step_kernel
+def _rehost(hosts: IntArray, old: int, new: int) -> None:
+    """Replace a GPU of an expert."""
+    k = 0
+    while hosts[k] != old:
+        k += 1
+    hosts[k] = new
+
+
+@step_kernel
 def _shift_loads(a: int, b: int, given: int, taken: int, loads: WindowLoads) -> None:
-    up, down, shifted = loads.share[taken], loads.share[given], loads.scratch[0]
-    for w in range(shifted.size):
-        shifted[w] = loads.load[a, w] + (up[w] - down[w])
-    set_load(a, shifted, loads)
-    for w in range(shifted.size):
-        shifted[w] = loads.load[b, w] - (up[w] - down[w])
-    set_load(b, shifted, loads)
+    share, load, fresh = loads.share, loads.load, loads.parts
+    for w in range(fresh.size):
+        fresh[w] = load[a, w] + (share[taken, w] - share[given, w])
+    set_load(a, fresh, loads)
+    for w in range(fresh.size):
+        fresh[w] = load[b, w] - (share[taken, w] - share[given, w])
+    set_load(b, fresh, loads)
 
 
-@njit(cache=True, nogil=True)
+@step_kernel
 def set_load(gpu: int, fresh: FloatArray, loads: WindowLoads) -> None:
     """Give a GPU its load, and correct powers and norms by the difference."""
     load, power, norm = loads.load[gpu], loads.power[gpu], loads.norm
@@ -407,10 +409,10 @@ def set_load(gpu: int, fresh: FloatArray, loads: WindowLoads) -> None:
         load[w] = fresh[w]
 
 
-@njit(cache=True, nogil=True)
+@step_kernel
 def count_replacement(drop: int, add: int, state: State) -> None:
     """Count a copy fewer of ``drop`` and one more of ``add``."""
-    tokens, copies, replicated, place, several = state.experts
+    tokens, copies, _, replicated, place, several = state.experts
     share = state.loads.share
     copies[drop] -= 1
     copies[add] += 1

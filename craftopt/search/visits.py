@@ -2,9 +2,6 @@
 
 Visits of a node are estimated as linear in its assignments and in the pairs of them that one token
 chose, the slopes being those of random placement and of a placement by pairs.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
 """
 
 from __future__ import annotations
@@ -13,10 +10,10 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
-from craftopt.search.kernels import NONE
+from craftopt.search.kernels import NONE, root
 from craftopt.search.surrogate import Rows, WindowLoads, set_load, sum_powers
 
 # Companions of a token's expert in its node, in units of those of random placement, at which the
@@ -94,11 +91,11 @@ class Nodes(NamedTuple):
 class Change(NamedTuple):
     """Experts whose copies change in a step, and what follows for GPUs and nodes."""
 
-    expert: IntArray  # [3]
-    leaves: IntArray  # [3]: the GPU that loses a copy, or NONE
-    enters: IntArray  # [3]: the GPU that gets one, or NONE
-    shares: FloatArray  # [3, gpus]: what GPUs serve of the expert then
-    shift: FloatArray  # [3, nodes]: how much more nodes serve of it
+    expert: IntArray  # [2]
+    leaves: IntArray  # [2]: the GPU that loses a copy, or NONE
+    enters: IntArray  # [2]: the GPU that gets one, or NONE
+    shares: FloatArray  # [2, gpus]: what GPUs serve of the expert then
+    shift: FloatArray  # [2, nodes]: how much more nodes serve of it
     assigned: FloatArray  # [nodes]
     expected: FloatArray  # [nodes]
     load: FloatArray  # [nodes, windows], by row
@@ -116,7 +113,7 @@ def new_nodes(experts: int, nodes: int, windows: int, pooled: bool) -> Nodes:
         np.empty((nodes, windows)),
         WindowLoads(
             np.empty((1, size)), np.empty((nodes, size)), np.empty((nodes, size)),
-            np.empty(size), np.empty(size), np.empty((2, size)),
+            np.empty(size), np.empty(size), np.empty(size), np.empty(size),
         ),
     )  # fmt: skip
 
@@ -157,7 +154,7 @@ def sum_visits(visits: Visits, shares: FloatArray, loads: WindowLoads, held: Nod
             held.visited.load[node, w] = rate * held.load[node, w]
     sum_powers(held.visited)
     # The norm over nodes is that of a mean: equal visits give their sum.
-    price = visits.price * nodes ** (1.0 - 1.0 / 8.0)
+    price = visits.price * nodes / root(nodes)
     for w in range(held.visited.weight.size):
         held.visited.weight[w] = price * (1.0 if visits.pooled else loads.weight[w])
 
@@ -223,6 +220,3 @@ def take_visits(many: int, moved: int, change: Change, visits: Visits, held: Nod
         more1, more2 = change.shift[0, node], change.shift[1, node] if many > 1 else 0.0
         for other in range(partners.shape[1]):
             partners[node, other] += more1 * pairs[first, other] + more2 * pairs[second, other]
-        if many > 2:
-            for other in range(partners.shape[1]):
-                partners[node, other] += change.shift[2, node] * pairs[expert[2], other]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,10 @@ class KnownLayers(Layers):
         super().__init__(problem, options, uneven=True)
         self._known: dict[Key, Known] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what all layers share: what is known of one is given with the work on it."""
+        return {**super().__getstate__(), "_known": {}}
+
     def __getitem__(self, key: Key) -> Known:
         return self._known[key]
 
@@ -83,21 +88,21 @@ class KnownLayers(Layers):
         copies = copies.copy()  # numba compiles searches again for arrays that are read-only
         replicas: IntArray = copies.sum(axis=(1, 2), dtype=np.int64) - self.problem.loads.experts
         for key in layer_keys(np.arange(replicas.size), replicas):
-            self._known[key] = self._judge(key, copies[key[0]])
+            self._known[key] = self._judge(key, copies[key[0]], self._table_bound(key))
         return replicas
 
     def measure(self, layers: IntArray, choices: IntArray) -> FloatArray:
         """Place layers that are not known, by the sum of their windows; return the costs of all."""
         keys = layer_keys(layers, choices * self.problem.replica_step)
         unknown = [key for key in keys if key not in self._known]
-        found = self.each(lambda index: self._place(unknown[index]), len(unknown))
+        found = self.each(self._place, unknown, [self._table_bound(key) for key in unknown])
         self._known.update(zip(unknown, found, strict=True))
         return np.array([self[key].cost for key in keys])
 
     def search(self, layers: IntArray, replicas: IntArray) -> bool:
         """Search layers further; return whether any got better."""
         keys = layer_keys(layers, replicas)
-        found = self.each(lambda index: self._search(keys[index]), len(keys))
+        found = self.each(self._search, keys, map(self.__getitem__, keys))
         better = any(new.cost < self[key].cost for key, new in zip(keys, found, strict=True))
         self._known.update(zip(keys, found, strict=True))
         return better
@@ -114,7 +119,7 @@ class KnownLayers(Layers):
             keys = self.open(layers, replicas, math.inf)[: int(left / each)]
             if not keys:
                 break
-            found = self.each(lambda index: self._anneal_long(keys[index], turn), len(keys))  # noqa: B023
+            found = self.each(partial(self._anneal_long, turn), keys, map(self.__getitem__, keys))
             self._known.update(zip(keys, found, strict=True))
             left -= each * len(keys)
             turn += 1
@@ -127,7 +132,7 @@ class KnownLayers(Layers):
 
     def prove(self, keys: list[Key], work: float) -> list[float]:
         """Give layers to CP-SAT; return the work that each took."""
-        found = self.each(lambda index: self._prove(keys[index], work), len(keys))
+        found = self.each(partial(self._prove, work), keys, map(self.__getitem__, keys))
         self._known.update(zip(keys, (known for known, _ in found), strict=True))
         return [spent for _, spent in found]
 
@@ -148,22 +153,26 @@ class KnownLayers(Layers):
         """Make a plan of all layers."""
         return self.join([self[key].copies for key in enumerate(replicas.tolist())])[0]
 
-    def _judge(self, key: Key, copies: Copies) -> Known:
-        """Compute cost and analytic bound of a placement."""
+    def _table_bound(self, key: Key) -> float:
+        """Look the bound of a layer up, where it is tabulated: once, not on every machine."""
         layer, replicas = key
         column = int(np.searchsorted(self.problem.replica_choices, replicas))
-        bound = float(self.table[layer, column])
+        return float(self.table[layer, column])
+
+    def _judge(self, key: Key, copies: Copies, bound: float) -> Known:
+        """Compute cost and analytic bound of a placement."""
+        layer, replicas = key
         if self.problem.even_slots:
             even = even_costs(self.problem, np.array([layer]), np.array([replicas]))
             bound = max(bound, float(even[0]))
         return Known(copies, layer_cost(self.problem, layer, copies), bound)
 
-    def _place(self, key: Key) -> Known:
-        return self._judge(key, self.place(self.total[key[0]], key[1], ENOUGH)[0])
+    def _place(self, key: Key, bound: float) -> Known:
+        return self._judge(key, self.place(self.total[key[0]], key[1], ENOUGH)[0], bound)
 
-    def _anneal_long(self, key: Key, turn: int) -> Known:
+    def _anneal_long(self, turn: int, key: Key, known: Known) -> Known:
         """Anneal a layer from its best placement, in one round of `improve`."""
-        problem, known, (layer, replicas) = self.problem, self[key], key
+        problem, (layer, replicas) = self.problem, key
         scaled, weight = self._windows(layer)
         if not weight.size or self.expired:
             return known
@@ -194,9 +203,9 @@ class KnownLayers(Layers):
         scaled = np.ascontiguousarray((tokens[used] / mean[used, np.newaxis]).T)
         return scaled, weight / max(weight.sum(), 1e-300)
 
-    def _search(self, key: Key) -> Known:
+    def _search(self, key: Key, known: Known) -> Known:
         """Search a layer from its best placement, with several seeds."""
-        problem, known, (layer, replicas) = self.problem, self[key], key
+        problem, (layer, replicas) = self.problem, key
         tokens = problem.loads.tokens[:, layer]
         scaled, weight = self._windows(layer)
         if not weight.size:
@@ -228,9 +237,9 @@ class KnownLayers(Layers):
         target = max(float(weight.sum()) / self.problem.gpus, bound) * (1.0 + ENOUGH)
         return self.by_node(copies, lambda part: kick_layer(share, part, target, KICKS, seed))
 
-    def _prove(self, key: Key, work: float) -> tuple[Known, float]:
+    def _prove(self, work: float, key: Key, known: Known) -> tuple[Known, float]:
         """Give one layer to CP-SAT; return what is known then, and the work that it took."""
-        problem, known, (layer, replicas) = self.problem, self[key], key
+        problem, (layer, replicas) = self.problem, key
         alone = problem.variant(
             loads=Loads(problem.loads.tokens[:, [layer]]),
             replicas=replicas,

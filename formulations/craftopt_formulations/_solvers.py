@@ -136,6 +136,7 @@ def new_cp_solver() -> cp_model.CpSolver:
     """Make a CP-SAT that gives the same, right answer every time: all of CP-SAT starts here."""
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
+    solver.parameters.catch_sigint_signal = False  # Ctrl-C ends the run, not one solve of it
     solver.parameters.random_seed = 0
     # Version 9.15 adds coefficients up in 32 bits in a step of presolve that this leaves out,
     # and then cuts optima off (google/or-tools, issue 5293).

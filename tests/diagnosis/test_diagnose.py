@@ -58,6 +58,12 @@ def gain(replicas, held_out, width=0.01):
         ([gain(0, 0.05), gain(4, 0.091), gain(8, 0.1)], ("replicate", 4)),
         ([gain(0, 0.05), gain(4, 0.12), gain(8, 0.1)], ("replicate", 4)),
         ([gain(0, 0.4), gain(8, 0.43)], ("place", 0)),  # moving alone has 90 % of it
+        ([gain(0, -0.05), gain(4, 0.1), gain(8, -0.1)], ("replicate", 4)),
+        # copies add less than 2 %, so that moving alone would have to be worth it, and be certain
+        ([gain(0, 0.009, 0.04), gain(8, 0.02, 0.001)], ("collect more windows first", 0)),
+        ([gain(0, 0.009, 0.001), gain(8, 0.028, 0.001)], ("leave it", 0)),
+        # 90 % of the gain, and its interval is the one that counts
+        ([gain(0, 0.01), gain(4, 0.095, 0.1), gain(8, 0.1)], ("collect more windows first", 0)),
     ],
 )
 def test_rules_are_asked_in_their_order(gains, verdict):

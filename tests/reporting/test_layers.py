@@ -64,7 +64,7 @@ def test_points_that_lie_together_share_a_name(ax):
         for name, slots in {"a": [0, 1, 2, 3], "b": [1, 0, 3, 2], "c": [0, 3, 1, 2]}.items()
     }
     layers.plot_pareto(plans, loads, loads, ax=ax)
-    assert {text.get_text() for text in ax.texts} == {"a, b", "c"}
+    assert {text.get_text() for text in ax.texts} == {"a; b", "c"}
 
 
 @pytest.mark.parametrize(("reached", "bound"), [([1.5, 1.4], [1.2, 1.1]), ([0.5, 0.6], [0.9, 1.0])])

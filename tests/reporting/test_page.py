@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -17,8 +18,11 @@ import pytest
 
 import craftopt as co
 from craftopt.diagnosis import Cost
+from craftopt.evaluation import gpu_loads
 from craftopt.reporting import sections
-from craftopt.reporting.page import report_page
+from craftopt.reporting.layers import load_map
+from craftopt.reporting.page import COLOURS, report_page
+from craftopt.reporting.sections import Shown
 
 
 class Page(HTMLParser):
@@ -56,6 +60,30 @@ def text(loads, found) -> str:
     return report_page(loads, found, {})
 
 
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command line in an empty folder."""
+    from craftopt import cli  # noqa: PLC0415
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["craftopt", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    return run
+
+
+def commands_of(page: str) -> list[str]:
+    """Find craftopt's own commands."""
+    scripts = re.findall(r"<pre[^>]*>(.*?)</pre>", html.unescape(page), re.DOTALL)
+    joined = re.sub(r"\\\n", "", "\n".join(scripts))
+    return [line for line in joined.splitlines() if line.startswith("craftopt")]
+
+
 def test_the_page_loads_nothing_from_elsewhere(text):
     page = Page(text)
     assert not re.findall(r"https?://|url\(|@import", text)
@@ -88,12 +116,30 @@ def test_a_single_window_is_reported_too(loads):
     assert "Nothing to load" in page
 
 
-def test_the_plan_shown_is_the_one_that_was_measured(loads, found, text):
+def test_what_was_measured_is_in_the_charts(found, text):
     time = found.relative_time * (1 - found.chosen.held_out)
-    held = co.evaluate(found.plans[found.replicas_per_layer][0], loads.select(range(0, 8, 2)))
-    assert f"relative time {held.relative_time:.3f}" in text
     assert f"held out, {found.replicas_per_layer} copies per layer" in text
     assert f": {time:.3f}" in text
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_the_first_command_makes_the_plan_shown_of_the_windows_planned(
+    served, loads, found, tmp_path, run
+):
+    part = loads.select(range(1, 8, 2))
+    np.savez("part.npz", tokens=part.tokens)
+    given = {}
+    if served:
+        plan = co.solve(co.Problem(loads, 4, nodes=2, slots="uniform"), "eplb").plan
+        plan.save("today.json")
+        given = {"today.json": plan}
+    page = report_page(loads, found, given, "part.npz")
+    run(*shlex.split(commands_of(page)[0])[1:])
+    made = co.read_plan("plan.json")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    for view, windows in enumerate((part, loads.select(range(0, 8, 2)))):
+        cells = 100 * load_map(gpu_loads(made, windows))
+        assert data["maps"][1]["loads"][view] == np.rint(cells).astype(int).tolist()
 
 
 def test_tables_have_a_column_for_every_plan_and_moves_come_in_order(loads, found):
@@ -124,7 +170,7 @@ def test_the_gap_of_a_layer_is_to_a_bound_that_holds(loads):
     even = [gpus for gpus in scattered if gpus.sum() == 4]
     plans = [co.Plan((gpus == np.arange(2)[:, None]).T[None].astype(np.uint8)) for gpus in even]
     planned = np.ones(2, dtype=bool)
-    gaps = [sections.layers(tokens, {"one": plan}, planned).rows[0][3] for plan in plans]
+    gaps = [sections.layers(Shown(tokens, planned, {"one": plan})).rows[0][3] for plan in plans]
     times = np.array([co.evaluate(plan, tokens).relative_time for plan in plans])
     shown = np.array([float(gap.rstrip("%")) / 100 for gap in gaps])
     assert (shown >= times / times.min() - 1 - 0.001).all()
@@ -139,26 +185,17 @@ def test_a_large_model_fits_into_two_megabytes():
     assert len(page.encode()) <= 2_000_000
 
 
-def test_the_command_line_writes_the_page_and_its_commands_run(tmp_path, monkeypatch, capsys):
-    from craftopt import cli  # noqa: PLC0415
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["craftopt", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert not stop.value.code
-        return capsys.readouterr().out
-
-    monkeypatch.chdir(tmp_path)
+def test_the_command_line_writes_the_page_and_its_commands_run(tmp_path, run):
     trace = co.load_example_trace("gpt-oss-20b")
     np.savez("trace.npz", topk_ids=trace.topk_ids[:, :3], layer_ids=trace.layer_ids[:3])
     recording = ("trace.npz", "--batch", 9000, "--experts", 32, "--gpus", 8)
     run("plan", *recording, "--replicas", 0, "--method", "trivial", "-o", "today.json")
     said = run("report", "trace.npz", "today.json", *recording[1:], "-o", "report.html")
-    page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.index(" ".join(said.split("\nwrote")[0].split())) < page.index("<h2")
-    scripts = [re.sub(r"\\\n", "", text) for text in re.findall(r"<pre>(.*?)</pre>", page, re.S)]
-    lines = [line for text in scripts for line in text.splitlines() if line.startswith("craftopt")]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    said = html.escape(" ".join(said.split("\nwrote")[0].split()))
+    page = re.sub("</?strong>", "", page)
+    assert page.index(said) < page.index("<h2")
+    lines = commands_of(page)
     assert len(lines) == 5
     for line in lines:
         run(*shlex.split(line)[1:])
@@ -205,8 +242,23 @@ document.getElementById("found").textContent = "broken: " + [...errors, ...found
 """
 
 
+def chromium(folder, page, *flags: str) -> str:
+    """Open a file of a folder in a browser without a window; return what it prints."""
+    common = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    common += "--disable-background-networking --disable-component-update --hide-scrollbars "
+    common += f"--virtual-time-budget=5000 --user-data-dir={folder / 'profile'}"
+    done = subprocess.run(
+        [CHROMIUM, *common.split(), *flags, (folder / page).as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; install it")
+
+
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; install it")
+@in_browser
 def test_the_page_works_in_a_browser(text, tmp_path):
     watch = "<script>onerror = said => parent.errors.push(said)</script>"
     inner = html.escape(text.replace("<head>", f"<head>{watch}"))
@@ -215,11 +267,25 @@ def test_the_page_works_in_a_browser(text, tmp_path):
         f'<iframe id="frame" style="width:390px;border:0" srcdoc="{inner}"></iframe>'
         f"<script>frame.onload = () => {{ {CHECKS} }}</script>"
     )
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    flags += "--disable-background-networking --disable-component-update --virtual-time-budget=5000"
-    done = subprocess.run(
-        [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-         (tmp_path / "around.html").as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert '<p id="found">broken: </p>' in done.stdout, done.stdout[:300]
+    printed = chromium(tmp_path, "around.html", "--dump-dom")
+    assert '<p id="found">broken: </p>' in printed, printed[:300]
+
+
+@pytest.mark.browser
+@in_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (1280, "dark")])
+def test_the_page_looks_like_its_colour_scheme(width, scheme, text, tmp_path):
+    """Pictures of a `make browser` are in build/browser, to be looked at."""
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
+    picture = tmp_path / f"{scheme}-{width}.png"
+    flags = [f"--screenshot={picture}", f"--window-size={width},2400"]
+    flags += ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    chromium(tmp_path, "report.html", *flags)
+    shown = pytest.importorskip("matplotlib.pyplot").imread(picture)[..., :3]
+    assert shown.shape[1] == width
+    assert (np.median(shown) < 0.5) == (scheme == "dark")
+    palest, darkest = (
+        [int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (COLOURS[0], COLOURS[-1])
+    )
+    for colour in (palest, darkest):
+        assert (abs(255 * shown - colour).max(axis=2) < 2).any(), "a colour of the map is missing"
