@@ -11,7 +11,7 @@ ENGINES ?= $(CURDIR)/build/engines
 VLLM = 0.32.0
 ASCEND = 0.23.0.post1
 
-.PHONY: help demo test notebooks engines studies browser lint bench docs linkcheck clean
+.PHONY: help demo test notebooks engines studies browser lint bench counts docs linkcheck clean
 
 help:
 	@echo "make demo   compare the methods on measured traffic; write build/report.html"
@@ -22,6 +22,7 @@ help:
 	@echo "make browser  run the report in chromium, with pictures in build/browser"
 	@echo "make lint   check style and types"
 	@echo "make bench  measure the planners"
+	@echo "make counts renew the counts of work that a test compares"
 	@echo "make docs   build the documentation into build/docs"
 	@echo "make linkcheck  ask for every external link of the documentation"
 	@echo "make clean  remove the virtual environment and all that was built"
@@ -60,10 +61,13 @@ browser: $(VENV)/.installed-dev
 	mkdir -p build
 	$(BIN)/python -m pytest -m browser --basetemp=build/browser tests/reporting
 
-# numba's cache does not notice an edit in a callee in another file: compile anew.
 bench: $(VENV)/.installed-dev
-	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
-	NUMBA_CACHE_DIR="$$cache" $(BIN)/python -m pytest --benchmark-columns=min,median,stddev,rounds $(BENCHMARKS)
+	$(BIN)/python -m pytest --benchmark-columns=min,median,stddev,rounds $(BENCHMARKS)
+
+# What tests/test_counts.py compares with: renewed where more or less work is meant.
+counts: $(VENV)/.installed-dev
+	mkdir -p build && $(BIN)/python tests/test_counts.py > build/counts.json
+	mv build/counts.json tests/data/counts.json
 
 docs: $(EXECUTED)/.done
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs

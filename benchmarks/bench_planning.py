@@ -1,12 +1,11 @@
-"""How long planning takes: whole models by method, and the kernels below.
-
-``make bench`` compiles anew before it measures, in an empty ``NUMBA_CACHE_DIR``.
-"""
+"""How long planning takes: whole models by method, and the kernels below."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -58,6 +57,41 @@ def test_rebalance_experts(measure, problems):
         R1,
         lambda: co.eplb.rebalance_experts(weight, 320, 1, 1, 64),
     )
+
+
+def test_certify(measure, problems):
+    problem = problems(R1)
+    plan = co.solve(problem, "nominal").plan
+    measure("certify, 40 windows", R1, lambda: co.certify(problem, plan), rounds=3)
+
+
+@pytest.mark.parametrize("answer", ["advise", "diagnose"])
+def test_answer(measure, problems, request, answer):
+    if request.config.getoption("benchmark_disable"):
+        pytest.skip("advice is on all layers of a model; nothing is measured")
+    loads = problems(R1).loads
+    answers = {
+        "advise": lambda: co.advise(loads, R1, "h200", 64, 8),
+        "diagnose": lambda: co.diagnose(loads, 64, 8),
+    }
+    measure(answer, R1, answers[answer], rounds=3)
+
+
+@pytest.mark.parametrize("start", ["cold", "warm"])
+def test_first_plan(measure, request, tmp_path, start):
+    """The command line with nothing compiled, and with all compiled."""
+    if request.config.getoption("benchmark_disable"):
+        pytest.skip("nothing is measured")
+    command = f"plan {R1} --gpus 64 --nodes 8 --replicas 3712 --method nominal"
+
+    def run() -> None:
+        cache = tempfile.mkdtemp(dir=tmp_path) if start == "cold" else str(tmp_path)
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        subprocess.run(
+            [sys.executable, "-m", "craftopt", *command.split()], env=environment, check=True
+        )
+
+    measure(f"craftopt plan, {start}", R1, run, rounds=3)
 
 
 @pytest.mark.parametrize("statement", ["import craftopt", "import craftopt; craftopt.solve"])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numba.core import event
 
 from craftopt.coactivation import Coactivation
+from craftopt.heap import sift_down
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
@@ -38,23 +41,56 @@ def first_use(name: str, problem: Problem, run: Callable[[Problem], object]) -> 
     Returns
     -------
     float
-        Seconds that compiling, or loading from numba's cache, took; 0 if done before.
+        Seconds that compiling, or loading what is cached, took; 0 if done before.
     """
-    global _running  # noqa: PLW0603
-    kind = (name, *_kind(problem))
-    if kind in _ready:
-        return 0.0
-    with _lock:
-        if _running or kind in _ready:  # the run on the miniature comes here, too
+    start = time.perf_counter()
+    with first_call(name, *kind_of(problem)) as first:
+        if not first:
             return 0.0
-        _running, start = True, time.perf_counter()
+        with event.install_listener("numba:compile", _Announcement()):
+            run(miniature(problem))
+    return time.perf_counter() - start
+
+
+@contextmanager
+def first_call(*kind: object) -> Iterator[bool]:
+    """Say whether this is the process's first call of a kind; then it has the machine's lock."""
+    global _running  # noqa: PLW0603
+    if kind in _ready:
+        yield False
+        return
+    with _lock:
+        if _running or kind in _ready:  # what is called within a first call comes here, too
+            yield False
+            return
+        _running = True
         try:
-            with event.install_listener("numba:compile", _Announcement()):
-                run(miniature(problem))
+            with _machine_lock():
+                yield True
         finally:
             _running = False
         _ready.add(kind)
-        return time.perf_counter() - start
+
+
+@contextmanager
+def _machine_lock() -> Iterator[None]:
+    """Let one process of a machine compile while others wait, to load then what it compiled.
+
+    Those that waited go on side by side. Where numba caches nothing, or files cannot be locked,
+    nobody waits.
+    """
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError, TypeError):  # Windows; not writable; no cache
+            import fcntl  # noqa: PLC0415
+
+            folder = Path(cast("str", sift_down.stats.cache_path))
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / "compiling.lock").open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 def miniature(problem: Problem) -> Problem:
@@ -96,7 +132,7 @@ def _sampled(source: Coactivation | Trace | None, layers: int) -> Coactivation |
     return trace if isinstance(source, Trace) else trace.coactivation()
 
 
-def _kind(problem: Problem) -> tuple[object, ...]:
+def kind_of(problem: Problem) -> tuple[object, ...]:
     """Name what decides which kernels a method runs, and on which types.
 
     A new field of `Problem` that does belongs here, and into `miniature` if it has a shape.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -46,7 +47,7 @@ def write_json(document: Mapping[str, Any], tables: Mapping[str, int]) -> str:
 
 
 def _text(value: Any, depth: int, margin: int) -> str:
-    if depth == 0 or not value:
+    if depth == 0 or not isinstance(value, list | tuple) or not value:
         return json.dumps(value)
     rows = (" " * (margin + 2) + _text(row, depth - 1, margin + 2) for row in value)
     return "[\n" + ",\n".join(rows) + "\n" + " " * margin + "]"
@@ -141,3 +142,24 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             raise
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from None
+
+
+def write_sealed(path: Path, name: bytes, content: bytes) -> None:
+    """Write a file of a cache, so that `read_sealed` knows what it belongs to and if it is whole.
+
+    Raises
+    ------
+    InputError
+        As `write_atomically`.
+    """
+    write_atomically(path, hashlib.sha256(name + content).digest() + content)
+
+
+def read_sealed(path: Path, name: bytes) -> bytes | None:
+    """Read what `write_sealed` wrote under this name; None if it is missing, damaged or other's."""
+    try:
+        held = path.read_bytes()
+    except OSError:
+        return None
+    seal, content = held[:32], held[32:]
+    return content if hashlib.sha256(name + content).digest() == seal else None

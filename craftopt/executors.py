@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from craftopt.documents import write_atomically
+from craftopt.documents import read_sealed, write_sealed
 from craftopt.errors import InputError
 
 # What plans are computed with, beside the package's own sources.
@@ -192,16 +192,11 @@ class Resumable:
         return self.folder / f"{key.hex()[:40]}.layer"
 
     def _write(self, key: bytes, result: Any) -> None:
-        held = zlib.compress(_pack((result,)), 1)
-        write_atomically(self._path(key), hashlib.sha256(key + held).digest() + held)
+        write_sealed(self._path(key), key, zlib.compress(_pack((result,)), 1))
 
     def _read(self, key: bytes) -> tuple[Any] | None:
-        try:
-            content = self._path(key).read_bytes()
-        except OSError:
-            return None
-        check, held = content[:32], content[32:]
-        if hashlib.sha256(key + held).digest() != check:
+        held = read_sealed(self._path(key), key)
+        if held is None:
             return None
         try:
             found: tuple[Any] = _Reader(io.BytesIO(zlib.decompress(held))).load()

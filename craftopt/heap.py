@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Final, cast
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 # The place of the heaviest item. A literal 0 would have `sift_down` compiled twice.
@@ -31,3 +31,17 @@ def sift_down(heap: IntArray, load: FloatArray, place: int) -> None:
         heap[place] = heap[child]
         place = child
     heap[place] = item
+
+
+@njit(cache=True, nogil=True)
+def sort(values: FloatArray) -> None:
+    """Sort ascending, in place (Shell's method; numba's own sort takes seconds to compile)."""
+    gap = values.size
+    while gap > 1:
+        gap = max(1, gap * 4 // 9)
+        for place in range(gap, values.size):
+            value, left = values[place], place - gap
+            while left >= 0 and values[left] > value:
+                values[left + gap] = values[left]
+                left -= gap
+            values[left + gap] = value

@@ -6,9 +6,9 @@ Kept by hand: dynamic programming is exact and takes milliseconds, solvers ten t
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from craftopt.errors import InputError
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 

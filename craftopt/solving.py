@@ -278,7 +278,7 @@ def solve(
 def warm_up(names: Iterable[str] | None = None) -> dict[str, float]:
     """Compile what methods need, so that the first plan of a process starts at once.
 
-    Kernels are cached on disk (numba's cache): compiled once on a machine, they are loaded in
+    Kernels are cached on disk (`craftopt.jit`): compiled once on a machine, they are loaded in
     a moment by every later process.
 
     Parameters

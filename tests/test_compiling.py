@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -172,6 +175,55 @@ def test_threads_compile_once(monkeypatch):
     assert len(runs) == 1
 
 
+CHILD = """
+import sys, time
+from pathlib import Path
+import craftopt as co
+from craftopt.compiling import first_use
+
+name, folder = sys.argv[1], Path(sys.argv[2])
+
+def run(small):
+    (folder / f"{name} compiles").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    (folder / f"{name} is done").touch()
+    print(sorted(path.name for path in folder.glob("* done")))
+
+problem = co.Problem(co.Loads([[[8, 4, 2, 2]]]), gpus=2)
+(folder / f"{name} calls").touch()
+first_use("test", problem, run)
+"""
+
+
+def test_of_two_processes_one_waits_until_the_other_has_compiled(tmp_path):
+    pytest.importorskip("fcntl")
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CHILD, name, str(tmp_path)]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def wait_for(name: str) -> None:
+        while not (tmp_path / name).exists():
+            assert all(child.poll() is None for child in children), name
+            time.sleep(0.01)
+
+    children = [start("first")]
+    try:
+        wait_for("first compiles")
+        children.append(start("second"))
+        wait_for("second calls")
+        time.sleep(0.3)
+        assert not (tmp_path / "second compiles").exists()
+        (tmp_path / "go").touch()
+        said = [child.communicate(timeout=60)[0].strip() for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert said == ["['first is done']", "['first is done', 'second is done']"]
+
+
 def test_a_first_use_that_was_interrupted_is_done_again(monkeypatch):
     monkeypatch.setattr(compiling, "_ready", set())
     runs = []
@@ -225,4 +277,4 @@ def test_a_miniature_is_its_own_miniature(variant):
     again = miniature(small)
     assert repr(small) == repr(again)
     assert small.loads == again.loads
-    assert compiling._kind(small) == compiling._kind(again)
+    assert compiling.kind_of(small) == compiling.kind_of(again)

@@ -1,21 +1,19 @@
 """Make the instances: draw the problems, plan, prove, and write the files.
 
-    python tools/generate_instances.py [NAME ...]
+    python tools/generate_instances.py [--work-limit 60] [NAME ...]
 
-Without names, all; it takes about half an hour. Problems are drawn by Python's own generator
-from a seed in their name, so that they are the same byte for byte; only ``seconds`` of the proofs
-differ from run to run. A file is kept where what is found now has a larger gap.
+Without names, all; it takes about an hour. ``instance_specs.py`` says what the problems are; only
+``seconds`` of the proofs differ from run to run. A file is kept where what is found now has a
+larger gap.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import math
-import random
-import sys
 import time
-import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -25,170 +23,31 @@ import numpy as np
 
 from craftopt.certificates import certify
 from craftopt.documents import write_atomically
-from craftopt.loads import Loads
-from craftopt.objective import ObjectiveName
 from craftopt.plan import Copies
-from craftopt.problem import Problem, SlotRule
+from craftopt.problem import Problem
 from craftopt.solving import solve
 from craftopt.verification import Certificate, ExactProblem, verify
 from craftopt_formulations import instances, joint
 from craftopt_formulations.branching import prove_load
 from craftopt_formulations.configuration_lp import Layer
 from craftopt_formulations.instances import Found, Instance, Proof, list_instances, load_instance
+from instance_specs import SPECS, make_problem
 
-# Popularity of the i-th expert is 1/i to this power: from flat to steeper than Zipf's law.
-SKEWS = {"flat": 0.0, "mild": 0.5, "zipf": 1.0, "steep": 1.5}
-# Tokens per expert and window, and how far windows and layers stray, in natural log.
-_TOKENS, _DRIFT = 100, 0.5
 # Limits of work that the method exact is given in turn, until it proves its plan.
 _WORK = (0, 1, 5, 20, 60)
+# Experts times numbers of replicas of a layer that is branched on at most.
+_BRANCHED = 600
 # Boxes of one branching tree, and deterministic seconds for the optimum of one layer.
-_BOXES, _LAYER_WORK = 400, 2.0
+_BOXES, _LAYER_WORK = 400, 10.0
 # Floating-point bounds are lowered by this much, relative, before they are called proven.
 _ROUNDING = Fraction(1, 10**10)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Shape and rules of an instance; its name says them."""
-
-    slots: SlotRule
-    experts: int
-    gpus: int
-    replicas: int
-    skew: str
-    layers: int = 1
-    windows: int = 1
-    nodes: int = 1
-    groups: int | None = None
-    max_copies: int | None = None
-    objective: ObjectiveName = "time"
-
-    @property
-    def name(self) -> str:
-        """The name: rule, experts x GPUs, and what is not usual."""
-        parts = [self.slots, f"{self.experts}x{self.gpus}"]
-        parts += [f"l{self.layers}"] * (self.layers > 1)
-        parts += [f"w{self.windows}"] * (self.windows > 1)
-        parts += [f"r{self.replicas}"]
-        parts += [f"n{self.nodes}"] * (self.nodes > 1)
-        parts += [f"c{self.max_copies}"] * (self.max_copies is not None)
-        parts += ["balancedness"] * (self.objective == "balancedness")
-        return "-".join([*parts, self.skew])
-
-    def tokens(self) -> list[list[list[int]]]:
-        """Draw tokens [windows][layers][experts]."""
-        draw = random.Random(zlib.crc32(self.name.encode()))
-        popularity = []
-        for _ in range(self.layers):
-            ranks = list(range(1, self.experts + 1))
-            draw.shuffle(ranks)
-            popularity.append([rank ** -SKEWS[self.skew] for rank in ranks])
-        drawn = []
-        for _ in range(self.windows):
-            window = []
-            for popular in popularity:
-                rates = [rate * math.exp(_DRIFT * _noise(draw)) for rate in popular]
-                scale = _TOKENS * self.experts / sum(rates)
-                window.append([round(rate * scale) for rate in rates])
-            drawn.append(window)
-        return drawn
-
-    def problem(self) -> Problem:
-        """Make the problem."""
-        return Problem(
-            Loads(self.tokens()),
-            self.gpus,
-            nodes=self.nodes,
-            replicas=self.replicas,
-            slots=self.slots,
-            objective=self.objective,
-            expert_groups=self.groups,
-            max_copies=self.max_copies,
-        )
-
-
-_OWN = (
-    # One layer, one window.
-    Spec("even", 6, 2, 0, "zipf"),
-    Spec("even", 6, 2, 1, "mild"),
-    Spec("even", 6, 3, 2, "steep"),
-    Spec("even", 8, 4, 3, "zipf"),
-    Spec("even", 12, 4, 4, "flat"),
-    Spec("even", 12, 4, 4, "steep"),
-    Spec("even", 16, 4, 0, "mild"),
-    Spec("even", 16, 8, 6, "zipf"),
-    Spec("even", 24, 8, 2, "zipf"),
-    Spec("even", 32, 8, 8, "zipf"),
-    Spec("even", 32, 16, 4, "mild"),
-    Spec("even", 32, 16, 12, "mild"),
-    Spec("even", 64, 8, 16, "mild"),
-    Spec("even", 64, 16, 4, "steep"),
-    Spec("even", 64, 16, 8, "zipf"),
-    Spec("uniform", 12, 4, 4, "zipf"),
-    Spec("uniform", 16, 8, 8, "steep"),
-    Spec("uniform", 24, 8, 0, "zipf"),
-    Spec("uniform", 32, 16, 16, "zipf"),
-    Spec("uniform", 64, 8, 0, "mild"),
-    # One choice of copies for several windows.
-    Spec("even", 8, 4, 2, "zipf", windows=2),
-    Spec("even", 12, 4, 0, "mild", windows=5),
-    Spec("even", 12, 4, 2, "steep", windows=3),
-    Spec("even", 12, 4, 4, "zipf", windows=5),
-    Spec("even", 16, 4, 1, "steep", windows=3),
-    Spec("even", 16, 8, 2, "steep", windows=4),
-    Spec("even", 32, 8, 8, "mild", windows=6),
-    Spec("uniform", 12, 6, 0, "zipf", windows=3),
-    Spec("uniform", 24, 4, 0, "steep", windows=6),
-    # Several layers share the budget.
-    Spec("even", 8, 4, 4, "zipf", layers=2),
-    Spec("even", 12, 4, 6, "mild", layers=4),
-    Spec("uniform", 12, 4, 12, "steep", layers=3),
-    Spec("uniform", 16, 8, 16, "zipf", layers=2),
-    Spec("free", 8, 4, 4, "zipf", layers=2),
-    Spec("free", 8, 3, 3, "steep", layers=3),
-    Spec("free", 12, 4, 3, "steep", layers=3),
-    Spec("free", 16, 8, 12, "zipf", layers=4),
-    Spec("free", 32, 8, 8, "steep", layers=4),
-    Spec("free", 8, 4, 4, "zipf", layers=2, windows=2),
-    Spec("free", 16, 4, 2, "steep", layers=2, windows=4),
-    # Balancedness, groups of experts on nodes, few copies.
-    Spec("even", 8, 4, 3, "zipf", objective="balancedness"),
-    Spec("free", 8, 4, 3, "steep", layers=2, objective="balancedness"),
-    Spec("even", 8, 4, 4, "mild", layers=2, windows=2, objective="balancedness"),
-    Spec("uniform", 12, 4, 4, "zipf", windows=3, objective="balancedness"),
-    Spec("even", 8, 4, 2, "zipf", nodes=2, groups=4),
-    Spec("uniform", 16, 8, 8, "zipf", nodes=2, groups=4),
-    Spec("free", 8, 4, 4, "mild", layers=2, nodes=2, groups=4),
-    Spec("even", 12, 6, 8, "steep", max_copies=2),
-    Spec("uniform", 16, 16, 16, "zipf", windows=2, max_copies=3),
-)
-SPECS = {spec.name: spec for spec in _OWN}
-
-# FlashLB's example, on which EPLB's largest load is 232 tokens and the least one 590/3.
-_FLASHLB = [[[600, 560, 120, 120, 20, 10, 10, 10]]]
-
-
-def make_problem(name: str) -> Problem:
-    """Make the problem of an instance again.
-
-    Examples
-    --------
-    >>> from craftopt_formulations.instances import load_instance
-    >>> from generate_instances import make_problem
-    >>> make_problem("flashlb").loads == load_instance("flashlb").problem.loads
-    True
-    """
-    if name == "flashlb":
-        return Problem(Loads(_FLASHLB), 8, replicas=8, slots="uniform")
-    return SPECS[name].problem()
-
-
-def make_instance(name: str) -> Instance:
+def make_instance(name: str, most_work: int) -> Instance:
     """Plan a problem and prove a bound; the method exact first, then certificates."""
     problem = make_problem(name)
     results = {}
-    for work in _WORK:
+    for work in [work for work in _WORK if work <= most_work]:
         results[work] = result = solve(problem, "exact", work_limit=work)
         if result.status.value == "optimal":
             break
@@ -222,7 +81,9 @@ def _certified(instance: Instance) -> Instance:
     certificate = certify(instance.problem, instance.plan)
     found = _with_certificate(instance, certificate, boxes, start)
     problem = instance.problem
-    if found.is_open and problem.loads.windows == 1 and problem.even_slots:
+    cells = problem.loads.experts * (1 + problem.layer_replicas_limit)
+    one_window = problem.loads.windows == 1
+    if found.is_open and one_window and problem.even_slots and cells <= _BRANCHED:
         evidence, boxes = branch(instance)
         certificate = certify(problem, instance.plan, evidence=evidence)
         found = _with_certificate(instance, certificate, boxes, start)
@@ -335,24 +196,28 @@ def today() -> str:
 def table() -> str:
     """List all instances as a Markdown table, for ``docs/instances.md``."""
     rows = [
-        "| instance | best known | gap | proven by | work | seconds |",
-        "|---|---|---|---|---|---|",
+        "| instance | best known | bound | gap | found by | on | proven by | on | work | seconds |",
+        "|" + "---|" * 10,
     ]
     for name in list_instances():
-        instance = load_instance(name)
-        gap = f"{float(100 * instance.gap):.2f} %, open" if instance.is_open else "-"
-        proof = instance.proof
+        it = load_instance(name)
+        gap = f"{float(100 * it.gap):.2f} %, open" if it.is_open else "-"
         rows.append(
-            f"| `{name}` | {float(instance.best):.6f} | {gap} | {proof.by} | {proof.work} "
-            f"| {proof.seconds:.2g} |"
+            f"| `{name}` | {float(it.best):.6f} | {float(it.bound):.6f} | {gap} | {it.found.by} "
+            f"| {it.found.on} | {it.proof.by} | {it.proof.on} | {it.proof.work} "
+            f"| {it.proof.seconds:.2g} |"
         )
     return "\n".join(rows)
 
 
 def main() -> None:
     """Write the files."""
-    for name in sys.argv[1:] or ["flashlb", *SPECS]:
-        made = make_instance(name)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work-limit", type=int, default=_WORK[-1])
+    parser.add_argument("names", nargs="*")
+    given = parser.parse_args()
+    for name in given.names or ["flashlb", *SPECS]:
+        made = make_instance(name, given.work_limit)
         if name in list_instances():
             known = load_instance(name)
             if known.problem.loads == made.problem.loads and known.gap < made.gap:
@@ -360,11 +225,6 @@ def main() -> None:
         write_instance(made)
         state = f"open {float(made.gap):.2e}" if made.is_open else "proven"
         print(f"{name:40} {float(made.best):.6f} {state:14} {made.proof}", flush=True)
-
-
-def _noise(draw: random.Random) -> float:
-    """Draw something close to a normal variable, of sums alone: the same on any machine."""
-    return math.fsum(draw.random() for _ in range(12)) - 6.0
 
 
 if __name__ == "__main__":

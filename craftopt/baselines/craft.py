@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from craftopt.errors import divide_gpus, whole
 from craftopt.evaluation import violations
+from craftopt.jit import njit
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Copies

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from craftopt.baselines.craft import copy_loads, outcome_of, replicate
 from craftopt.errors import divide_gpus, whole
+from craftopt.jit import njit
 from craftopt.loads import IntArray, Loads
 from craftopt.plan import Copies
 from craftopt.problem import Problem

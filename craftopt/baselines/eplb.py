@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from craftopt.errors import InputError
+from craftopt.jit import njit
 from craftopt.loads import IntArray, as_array
 from craftopt.problem import Problem
 from craftopt.result import Outcome

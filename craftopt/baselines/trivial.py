@@ -11,6 +11,11 @@ from craftopt.result import Outcome
 
 
 def plan_trivial(problem: Problem) -> Outcome:
+    """Make the `trivial_plan`."""
+    return Outcome(trivial_plan(problem))
+
+
+def trivial_plan(problem: Problem) -> Plan:
     """Fill the GPUs with experts by id, without looking at the loads.
 
     Only ``uniform`` uses replicas, and only those that the slots force: after the last expert
@@ -33,4 +38,4 @@ def plan_trivial(problem: Problem) -> Outcome:
     for layer in range(loads.layers):
         gpu_of_slot = np.repeat(np.arange(problem.gpus), slots[layer])
         table[layer, hosted, gpu_of_slot] = 1
-    return Outcome(Plan(table, loads.layer_ids, problem.nodes, "trivial", loads.digest))
+    return problem.plan(table, "trivial")

@@ -23,9 +23,10 @@ problem, European Journal of Operational Research 171 (2006).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from craftopt.loads import FloatArray
+from craftopt.heap import sort
+from craftopt.jit import njit
+from craftopt.loads import FloatArray, IntArray
 
 # Prices tried first, spread over the light experts; then all between the best one's neighbours.
 _COARSE = 24
@@ -75,8 +76,11 @@ def cardinality_bound(
         return floor, 0.0
     margin = _ROUNDING * copies * gpus
     gains = np.empty(copies * slots + tokens.size)
-    prices = np.sort(tokens / np.maximum(1.0, np.ceil(tokens / floor)))
-    count = int(np.searchsorted(prices, floor / slots, side="right"))
+    prices, count = np.empty(tokens.size), 0
+    for expert in range(tokens.size):
+        prices[expert] = tokens[expert] / max(1.0, np.ceil(tokens[expert] / floor))
+        count += 1 if prices[expert] <= floor / slots else 0
+    sort(prices)
     load, price = floor, 0.0
     stride = max(1, count // _COARSE)
     first, last = 0, count
@@ -98,6 +102,42 @@ def cardinality_bound(
         if stride == 1:
             break
     return load, price
+
+
+@njit(cache=True, nogil=True)
+def cardinality_bound_of_nodes(
+    tokens: FloatArray,
+    group_of: IntArray,
+    nodes: int,
+    replicas: int,
+    gpus: int,
+    copies_limit: int,
+    floor: float,
+) -> tuple[float, float, int]:
+    """Raise a bound as `cardinality_bound` and, where each node hosts one group, node by node.
+
+    Parameters
+    ----------
+    group_of : int64 [experts]
+    nodes : int
+        1 without groups.
+
+    Returns
+    -------
+    load, price : float
+    group : int
+        The group whose node proves it, -1 where all GPUs do.
+    """
+    load, price = cardinality_bound(tokens, replicas, gpus, copies_limit, floor)
+    proof = -1
+    if nodes > 1 and nodes == group_of.max() + 1:
+        for group in range(nodes):
+            raised, by = cardinality_bound(
+                tokens[group_of == group], replicas // nodes, gpus // nodes, copies_limit, load
+            )
+            if raised > load:
+                load, price, proof = raised, by, group
+    return load, price, proof
 
 
 @njit(cache=True, nogil=True)
@@ -166,6 +206,8 @@ def _excess(
     if excess <= 0.0:
         return excess - spare * price
     if count > spare:
-        gains[:count].sort()
-        return float(excess - gains[count - spare : count].sum())
-    return float(excess - gains[:count].sum() - (spare - count) * price)
+        sort(gains[:count])
+    first, gained = max(0, count - spare), 0.0
+    for place in range(first, count):
+        gained += gains[place]
+    return excess - gained - (spare - (count - first)) * price

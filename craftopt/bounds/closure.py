@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, IntArray
 
 _UNBOUNDED = 1 << 60
@@ -140,7 +140,8 @@ def _max_flow(
         Arcs from the source to a node, -1 where none with capacity left lead there.
     """
     left = capacity.copy()
-    left[priced] = charges
+    for step in range(priced.size):  # a loop: assignment by index takes seconds to compile
+        left[priced[step]] = charges[step]
     depth = np.empty(head.size, dtype=np.int64)
     queue = np.empty(head.size, dtype=np.int64)
     path = np.empty(head.size, dtype=np.int64)

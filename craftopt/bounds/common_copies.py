@@ -35,9 +35,9 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from craftopt.bounds.closure import Levels, cut
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.objective import OBJECTIVES, ObjectiveName
 

@@ -9,10 +9,10 @@ so far are tried until they prove no more: cutting planes, every choice of copie
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from craftopt.bounds.common_copies import Companions, Credits, floors_of, per_load
 from craftopt.bounds.costs import window_cost
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.objective import ObjectiveName
 

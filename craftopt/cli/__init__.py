@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import craftopt as co
+from craftopt.cli.bench import bench_exact
 from craftopt.cli.certificates import certify, verify
 from craftopt.cli.engines import export
 from craftopt.cli.models import export_model
@@ -35,6 +36,7 @@ COMMANDS = (
     export_model,
     info,
     advise,
+    bench_exact,
     warm_up,
 )
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from craftopt.baselines.trivial import trivial_plan
 from craftopt.bounds import whole_plan_bound
 from craftopt.diagnosis.rules import LEVEL, RESAMPLES, Gain
 from craftopt.evaluation import evaluate
+from craftopt.knapsack import allocate
 from craftopt.loads import BoolArray, FloatArray, Loads
 from craftopt.plan import Plan
 from craftopt.planners.windowed import WindowedSearch
@@ -26,6 +28,9 @@ from craftopt.windows import MIXED, domain_of
 BUDGETS = (1 / 8, 1 / 2, 1)
 # Annealing steps of a layer: gains on unseen windows are within a point of a full plan's.
 WORK = 30_000
+# Layers on which persistence is measured, and the factor by which curves of benefit go beyond the
+# least and the largest budget.
+SAMPLED_LAYERS, CURVE_PART = 30, 4
 # Most groups of domains that are left out in turn.
 DOMAIN_FOLDS = 4
 # Windows x layers on which the best dispatch is computed.
@@ -108,7 +113,7 @@ class Measuring:
     ) -> None:
         self.problem, self.seed, self.workers = problem, seed, workers
         self.say = progress or (lambda _: None)
-        self.today = today or solve(problem.replace(replicas=0), "trivial").plan
+        self.today = today or trivial_plan(problem)
         scored = evaluate(self.today, problem.loads)
         # float64 [windows]: layer time today, and were all GPUs equally loaded
         self.now, self.mean = scored.max_load.sum(axis=1), scored.mean_load.sum(axis=1)
@@ -116,6 +121,7 @@ class Measuring:
         odd = np.arange(problem.loads.windows) % 2 == 1
         self.folds = (odd, ~odd)
         self.made: dict[tuple[bytes, int], Plan] = {}
+        self.searches: dict[bytes, tuple[WindowedSearch, FloatArray]] = {}
 
     def budgets(self) -> list[int]:
         """List replicas per layer to plan with, ascending, 0 first."""
@@ -136,7 +142,8 @@ class Measuring:
             for fold in self.folds:
                 time = self._time(self._plan(fold, replicas))
                 planned[fold], held[~fold] = time[fold], time[~fold]
-                least += whole_plan_bound(self._problem(fold, replicas)) * self.mean[fold].sum()
+                bound = whole_plan_bound(self._problem(fold, replicas), companions=False)
+                least += bound * self.mean[fold].sum()
             drawn = 1.0 - (draws @ held) / np.maximum(draws @ self.now, 1e-300)
             low, high = np.quantile(drawn, levels)
             gains.append(
@@ -186,18 +193,19 @@ class Measuring:
         others = domains[:, np.newaxis] != domains
         others &= (domains != MIXED) & (domains[:, np.newaxis] != MIXED)
         near = far = new = None
+        some = self._sample()
         if windows >= 8:
-            time = self._time(self._plan(np.arange(windows) < windows // 2, replicas))
+            time = some._time(some._plan(np.arange(windows) < windows // 2, replicas))
             quarter = np.arange(windows) * 4 // windows
-            near, far = (self._gain(time[quarter == q], quarter == q) for q in (2, 3))
+            near, far = (some._gain(time[quarter == q], quarter == q) for q in (2, 3))
         if several:
             group = np.array([names.index(name) if name != MIXED else -1 for name in domains])
             held = np.zeros(windows)
             for part in range(min(DOMAIN_FOLDS, len(names))):
                 out = (group >= 0) & (group % DOMAIN_FOLDS == part)
                 planned = (group >= 0) & ~out
-                held[out] = self._time(self._plan(planned, replicas))[out]
-            new = self._gain(held[group >= 0], group >= 0)
+                held[out] = some._time(some._plan(planned, replicas))[out]
+            new = some._gain(held[group >= 0], group >= 0)
         return Persistence(
             foreseen=foreseen(loads)[1],
             next_window=float(np.diagonal(shared, 1).mean()),
@@ -239,6 +247,15 @@ class Measuring:
             exchange=(then.exchange - now.exchange) / now.total,
         )
 
+    def _sample(self) -> Measuring:
+        """Measure on `SAMPLED_LAYERS` or fewer, evenly spread."""
+        loads = self.problem.loads
+        layers = list(range(0, loads.layers, -(-loads.layers // SAMPLED_LAYERS)))
+        sample = loads.with_layers(layers, loads.layer_ids[layers])
+        today = self.today.with_layers(layers, sample.layer_ids)
+        problem = self.problem.replace(loads=sample)
+        return Measuring(problem, today, self.seed, self.workers, self.say)
+
     def _plan(self, planned: BoolArray, replicas: int) -> Plan:
         """Make the plan for some windows."""
         key = (planned.tobytes(), replicas)
@@ -252,10 +269,25 @@ class Measuring:
             else:
                 # `fast` without its comparison with `nominal`, which takes a quarter of its time
                 # here; with few windows a plan for their sum may be the better one.
-                options = Options(seed=self.seed, work_limit=WORK, workers=self.workers)
-                search = WindowedSearch(problem, options)
-                self.made[key] = search.best(map(search.plan, search.allocations()), "fast")
+                search, benefit = self._search(planned, replicas)
+                chosen, _ = allocate(benefit, problem.replicas, problem.replica_step)
+                self.made[key] = problem.plan(search.plan(chosen), "fast")
         return self.made[key]
+
+    def _search(self, planned: BoolArray, replicas: int) -> tuple[WindowedSearch, FloatArray]:
+        """Measure the benefit of copies on some windows, once for all budgets."""
+        key = planned.tobytes()
+        if key not in self.searches:
+            fold = any((planned == fold).all() for fold in self.folds)
+            budgets = self.budgets() if fold else [replicas]
+            options = Options(seed=self.seed, work_limit=WORK, workers=self.workers)
+            search = WindowedSearch(self._problem(planned, budgets[-1]), options)
+            most = CURVE_PART * budgets[-1]
+            points: list[float] = [most]
+            while points[-1] > min(filter(None, budgets), default=most) / CURVE_PART:
+                points.append(points[-1] / 2)
+            self.searches[key] = search, search.benefit(points)
+        return self.searches[key]
 
     def _problem(self, planned: BoolArray, replicas: int) -> Problem:
         loads = self.problem.loads.select(np.flatnonzero(planned))

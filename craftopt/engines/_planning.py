@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from craftopt.coactivation import Coactivation
+from craftopt.compiling import first_call, kind_of
 from craftopt.errors import InputError, divide_gpus, whole
 from craftopt.formats.reading import read_coactivation
 from craftopt.kinds import near_latest
@@ -110,17 +111,25 @@ def plan_slots(
         expert_groups=groups if together else None,
         **sent,
     )
+    # Engines run many processes on a machine, and call this first while the model loads.
+    with first_call("hook", before is None, *kind_of(problem)):
+        return _plan(problem, before)
+
+
+def _plan(problem: Problem, before: IntArray | None) -> IntArray:
+    """Plan, and move from the slots before as far as it pays."""
+    layers, replicas = problem.loads.layers, problem.replicas // problem.loads.layers
     options = Options(work_limit=STEPS // layers, workers=min(THREADS, os.cpu_count() or 1))
     planned = None
     if not problem.balance_alone:
         planned = plan_fast(problem, options).plan
-    elif len(windows) > 1:
+    elif problem.loads.windows > 1:
         planned = plan_windowed(problem, options).plan
     if planned is not None and planned.replicas == problem.replicas:
         copies = planned.copies
     else:  # one window, or fewer copies would be better for the loads: the slots are to be filled
         frame = Layers(problem, options)
-        placed = frame.each(partial(frame.place, replicas=slots - experts), frame.total)
+        placed = frame.each(partial(frame.place, replicas=replicas), frame.total)
         copies = np.stack([of_layer for of_layer, _ in placed])
     if before is None:
         return Plan(copies).phy2log()

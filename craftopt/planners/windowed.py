@@ -8,7 +8,7 @@ Windows are shrunk toward similar ones, so that the plan fits the traffic rather
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -35,10 +35,11 @@ STAGES = ((0.7, 32), (0.3, 256))
 # So few windows do not say which experts to copy: a search that is free to choose fits their
 # coincidences, and serves other windows worse than copies by the mean load.
 FEW_WINDOWS = 4
-# Annealing steps per copy in a layer, unless work_limit says otherwise.
-STEPS_PER_COPY = 1200
+# Annealing steps per copy in a layer, unless work_limit says otherwise, and where no expert has
+# two copies, so that there are no replacements: more did nothing for unseen windows.
+STEPS_PER_COPY, STEPS_WITHOUT_REPLICAS = 1200, 800
 # A point of a benefit curve gets this fraction of the steps: one in ...
-CURVE_SHARE = 16
+CURVE_SHARE = 32
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
 CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
@@ -117,22 +118,28 @@ class WindowedSearch(Layers):
     def allocate(self) -> IntArray:
         """Choose the replicas of every layer by curves that short annealing measures."""
         problem = self.problem
-        layers, step = problem.loads.layers, problem.replica_step
-        most = problem.layer_replicas_limit
-        if problem.slots == "uniform":
+        layers, most = problem.loads.layers, problem.layer_replicas_limit
+        if problem.slots == "uniform" or not most:
             return np.full(layers, most)
         average = problem.replicas / layers
-        points = {min(round(part * average / step) * step, most) for part in CURVE_POINTS}
-        points.add(min(step, most))
-        grid = np.array(sorted(points))
-        if grid.size == 1:
-            return np.zeros(layers, dtype=np.int64)
+        table = self.benefit(part * average for part in CURVE_POINTS)
+        return allocate(table, problem.replicas, problem.replica_step)[0]
+
+    def benefit(self, wanted: Iterable[float]) -> FloatArray:
+        """Tabulate what layers cost with 0, 1, 2, ... steps of replicas, float64 [layers, choices].
+
+        Measured by short annealing with about the wanted numbers, interpolated in between.
+        """
+        step, most = self.problem.replica_step, self.problem.layer_replicas_limit
+        points = {min(round(replicas / step) * step, most) for replicas in wanted}
+        grid = np.array(sorted(points | {0, min(step, most)}))
         costs = np.array([[cost for _, cost in point] for point in self.measure(grid)]).T
         costs = np.minimum.accumulate(costs, axis=1)
-        every = np.arange(0, grid[-1] + 1, step)
+        if grid.size == 1:
+            return costs
         # Straight lines between the points would make the knapsack pick the points themselves.
-        table = PchipInterpolator(grid, costs, axis=1)(every)
-        return allocate(table, problem.replicas, step)[0]
+        table: FloatArray = PchipInterpolator(grid, costs, axis=1)(np.arange(0, grid[-1] + 1, step))
+        return table
 
     def measure(self, grid: IntArray) -> list[list[tuple[Copies, float]]]:
         """Anneal all layers briefly with every number of replicas.
@@ -190,7 +197,8 @@ class WindowedSearch(Layers):
         """Anneal a layer for one in ``share`` of its steps; return copies and cost."""
         start = self._start(layer, replicas)
         cost = self.cost(layer, start)
-        steps = self.steps(STEPS_PER_COPY * (self.problem.loads.experts + replicas))
+        per_copy = STEPS_PER_COPY if replicas else STEPS_WITHOUT_REPLICAS
+        steps = self.steps(per_copy * (self.problem.loads.experts + replicas))
         if not steps:
             return start, cost
         rules = self.rules(replicas)

@@ -1,4 +1,4 @@
-"""What plots share, and that of budgets, with matplotlib (the extra ``plot``)."""
+"""What plots share, those of budgets and of bench-exact, with matplotlib (the extra ``plot``)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from craftopt.bench_exact import Run, lines_of
 from craftopt.serving import Advice
 from craftopt.serving.deployment import GIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Blue, orange, dark grey of Okabe and Ito: of three different lightnesses.
 COLOURS = ("#0072B2", "#E69F00", "#444444", "#CC79A7")
+# Percent at the left end of a logarithmic axis.
+_LEAST_GAP = 0.01
 STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))
 
 
@@ -51,6 +55,40 @@ def plot_budgets(advice: Advice, ax: Axes | None = None) -> Axes:
     ax.grid(color="0.9")
     legend_above(ax)
     return ax
+
+
+def plot_bench(runs: list[Run]) -> Figure:
+    """Plot the share of problems on which a method's plan is within a gap, with its median time.
+
+    Plans that break rules are within none. A panel per slot rule and number of windows.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional extra
+
+    groups = lines_of(runs)
+    figure, panels = plt.subplots(
+        len(groups), figsize=(8, 4 * len(groups)), layout="constrained", squeeze=False
+    )
+    for ax, ((slots, windows), lines) in zip(panels[:, 0], groups.items(), strict=True):
+        for index, line in enumerate(line for line in lines if line.gaps):
+            percent = [_LEAST_GAP, *(max(100 * gap, _LEAST_GAP) for gap in sorted(line.gaps))]
+            shares = [done / line.runs for done in range(len(percent))]
+            style = ("-", "--", "-.")[index // len(COLOURS)]
+            label = f"{line.label}, {line.seconds:.1g} s"
+            ax.step(percent, shares, style, where="post", label=label,
+                    color=COLOURS[index % len(COLOURS)])  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_xlim(left=_LEAST_GAP)
+        ax.set_ylim(0, 1.02)
+        ax.set_title(f"slots {slots}, windows {windows}", loc="left", fontsize="medium")
+        ax.set_ylabel("share of problems")
+        ax.grid(color="0.9")
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    panels[-1, 0].set_xlabel(f"gap, % (at most; {_LEAST_GAP} and less at the left)")
+    return figure
 
 
 def new_axes(height: float) -> Axes:

@@ -19,8 +19,8 @@ Where ``most`` is ceil(experts with tokens / GPUs), all GPUs together are a witn
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 

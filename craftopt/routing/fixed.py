@@ -7,8 +7,8 @@ gets, ``activated`` [layers, gpus], the copies that it reads, and ``loads`` [lay
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.routing.hosts import Int32Array
 

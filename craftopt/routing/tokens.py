@@ -27,8 +27,8 @@ are no choice, so the search sees the others only.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.routing.hosts import Int32Array
 

@@ -7,8 +7,8 @@ by a copy of another; the cost is that of `craftopt.search.surrogate`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.kernels import (

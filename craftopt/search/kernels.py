@@ -1,8 +1,4 @@
-"""What all searches of one layer share: rules, schedule and random numbers.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
-"""
+"""What all searches of one layer share: rules, schedule and random numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +7,9 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from craftopt import portable
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 
@@ -71,9 +67,7 @@ def step_kernel(function: Function, *, inline: bool = False) -> Function:
     Without counts of references to arrays, which would take longer than the arithmetic; so it
     must not make arrays.
     """
-    options: dict[str, Any] = {"_nrt": False}  # not in numba's type hints
-    compiled: Function = njit(cache=True, nogil=True, forceinline=inline, **options)(function)
-    return compiled
+    return njit(nogil=True, forceinline=inline, _nrt=False)(function)
 
 
 def inlined(function: Function) -> Function:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from craftopt.heap import TOP, sift_down
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, IntArray
 from craftopt.plan import Copies
 

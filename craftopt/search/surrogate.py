@@ -5,9 +5,6 @@ loads, with p = 8. Loads, their 8th powers and the powers' sums over the GPUs ar
 so that a step costs time linear in the windows. What a step would change is estimated along the
 tangents of the 8th roots, which are renewed with every step taken. So a proposal needs no roots,
 and, as the root is concave, it costs no more than it seems to.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
 """
 
 from __future__ import annotations
@@ -15,8 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.kernels import (
@@ -222,7 +219,7 @@ def _total(parts: FloatArray) -> float:
     return (sum0 + sum1) + (sum2 + sum3)
 
 
-@step_kernel
+@inlined
 def norm_cost(loads: WindowLoads) -> float:
     """Compute the surrogate, the weighted sum of the 8-norms of the GPU loads; renew its slopes."""
     norm, weight, slope, parts = loads.norm, loads.weight, loads.slope, loads.parts
@@ -252,7 +249,7 @@ def change_by_exchange(step: Step, loads: WindowLoads) -> float:
     return _total(parts)
 
 
-@step_kernel
+@inlined
 def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
     """Estimate what the replacement that `set_rows` was called for changes of the surrogate."""
     power, norm, slope, parts = loads.power, loads.norm, loads.slope, loads.parts
@@ -273,7 +270,7 @@ def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
     return _total(parts)
 
 
-@step_kernel
+@inlined
 def set_rows(step: Step, state: State) -> None:
     """Compute the loads after a replacement."""
     hosted, (tokens, copies, hosts, _, _, _) = state.gpus.hosted, state.experts
@@ -340,7 +337,7 @@ def is_possible(step: Step, hosted: BoolArray) -> bool:
     return not hosted[given if drop < 0 else add, b]
 
 
-@step_kernel
+@inlined
 def take(step: Step, state: State) -> None:
     """Take a step, a replacement right after `set_rows`: correct loads and copies."""
     a, b, i, j, given, taken, drop, add = step

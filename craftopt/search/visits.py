@@ -2,9 +2,6 @@
 
 Visits of a node are estimated as linear in its assignments and in the pairs of them that one token
 chose, the slopes being those of random placement and of a placement by pairs.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-this file, delete the caches (the ``__pycache__`` folders, or ``NUMBA_CACHE_DIR``).
 """
 
 from __future__ import annotations
@@ -13,8 +10,8 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.search.kernels import NONE, root
 from craftopt.search.surrogate import Rows, WindowLoads, set_load, sum_powers

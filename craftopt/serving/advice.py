@@ -34,10 +34,13 @@ from craftopt.serving.facts import Gpu, Model
 from craftopt.serving.memory import check_shape, memory_of
 from craftopt.serving.sensitivity import Sensitivity, sensitivities
 from craftopt.serving.sweep import Budget, Sweep, finalists, label, none_of
-from craftopt.solving import solve
+from craftopt.solving import find_method
 from craftopt.traces import Trace
 from craftopt.windows import holdout as split_windows
 from craftopt.windows import planned_tokens
+
+# Annealing steps of a layer in the plans that are compared.
+WORK = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +282,7 @@ def advise(
     sweep.measure(seed, workers)
     say("sweeping budgets")
     curve = tuple(sweep.curve(rules))
-    options = Options(seed, workers=workers)
+    options = Options(seed, workers=workers, work_limit=WORK)
     makes = _Plans(deployment, workload, problem, served, coactivation, options)
     budgets = (none_of(curve), *finalists(curve))
     candidates = []
@@ -398,8 +401,9 @@ def _eplb(problem: Problem) -> Plan | None:
         return None
     variant = problem.replace(slots="uniform", replicas_per_layer=extra)
     grouped = problem.expert_groups is not None
-    result = solve(variant, "eplb-hierarchical" if grouped else "eplb")
-    return result.plan if result.has_plan else None
+    entry = find_method("eplb-hierarchical" if grouped else "eplb")
+    # Not by `solve`, which bounds the problem as well.
+    return None if entry.refusal(variant) else entry.load()(variant, Options()).plan
 
 
 def _reasons(

@@ -38,8 +38,8 @@ from math import gcd, lcm
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 # Experts, and the copies that each has in the whole layer.

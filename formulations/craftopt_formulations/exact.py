@@ -19,6 +19,7 @@ import logging
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -201,13 +202,14 @@ class _Exact:
         """Give all layers together to CP-SAT, where the rules that couple them leave a gap."""
         if not self._whole_helps() or self.left <= 0:
             return
-        found = solve_whole(
-            self.problem,
+        solve = partial(
+            solve_whole,
             hint=self.copies,
             bound=self.bound,
             work=self.left,
             seconds=self.layers.solver_seconds,
         )
+        found = self.layers.each(solve, [self.problem])[0]
         self.left -= found.work
         self.proofs += 1
         self.infeasible = found.status == "infeasible" and self.copies is None

@@ -19,6 +19,7 @@ pytest.importorskip("ortools")
 pytest.importorskip("pulp")
 
 import generate_instances as generate
+import instance_specs
 import prove_instances
 from craftopt.verification.pseudo_boolean import check_log, read_log
 from craftopt.verification.refutation import BetterPlan
@@ -63,22 +64,24 @@ def is_better(first: Fraction | float, second: Fraction | float, problem: co.Pro
 
 def test_there_are_instances_of_every_kind():
     problems = [load_instance(name).problem for name in NAMES]
-    assert len(NAMES) >= 40
+    assert len(NAMES) >= 80
     assert set(NAMES) == {"flashlb", *generate.SPECS}
     assert {problem.slots for problem in problems} == {"uniform", "even", "free"}
     assert {problem.objective for problem in problems} == {"time", "balancedness"}
-    assert {problem.loads.layers for problem in problems} == {1, 2, 3, 4}
-    assert max(problem.loads.windows for problem in problems) == 6
+    assert {problem.loads.layers for problem in problems} == {1, 2, 3, 4, 24}
+    assert max(problem.loads.windows for problem in problems) == 11
     gpus = [problem.gpus for problem in problems]
     experts = [problem.loads.experts for problem in problems]
-    assert (min(gpus), max(gpus), min(experts), max(experts)) == (2, 16, 6, 64)
-    assert any(problem.expert_groups is not None for problem in problems)
+    assert (min(gpus), max(gpus), min(experts), max(experts)) == (2, 64, 6, 256)
+    assert sum(problem.expert_groups is not None for problem in problems) >= 6
+    for recording in ("gpt-oss-20b", "olmoe-1b-7b"):
+        assert sum(recording in name for name in NAMES) >= 8
     assert any(problem.max_copies is not None for problem in problems)
 
 
 def test_most_are_proven_and_some_by_certificates_alone():
     instances = [load_instance(name) for name in NAMES]
-    assert sum(instance.is_open for instance in instances) <= len(NAMES) // 4
+    assert sum(instance.is_open for instance in instances) < len(NAMES) // 2
     assert sum(instance.proof.certified and not instance.is_open for instance in instances) >= 10
 
 
@@ -103,7 +106,11 @@ def test_the_file_says_what_was_read(name):
 def test_the_plan_keeps_the_rules_and_attains_the_value(name):
     instance = load_instance(name)
     assert broken_rules(instance.plan, instance.problem) == set()
-    assert exact_objective(instance.plan, instance.problem) == instance.best
+    value = exact_objective(instance.plan, instance.problem)
+    if instance.problem.objective == "time":
+        assert value == instance.best
+    else:  # a sum of quotients, rounded down in its 24th digit
+        assert 0 <= value - instance.best <= Fraction(1, 10**23)
     assert not is_better(instance.best, instance.bound, instance.problem)
     assert instance.is_open == (instance.gap > Fraction(1, 10**9))
 
@@ -129,7 +136,7 @@ def test_a_file_of_another_version_is_named():
 
 
 def test_names_do_not_repeat():
-    assert len({spec.name for spec in generate.SPECS.values()}) == len(generate._OWN)
+    assert len({spec.name for spec in generate.SPECS.values()}) == len(instance_specs._OWN)
 
 
 LOGS = sorted(prove_instances.LOGS.glob("*.pbp.xz"))

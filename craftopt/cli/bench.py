@@ -1,0 +1,84 @@
+"""Bench exact."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from craftopt.bench_exact import Grid, tables
+from craftopt.bench_exact import bench_exact as run_grid
+from craftopt.cli.shared import Slots, print_rich, progress, writable
+from craftopt.documents import write_atomically
+from craftopt.errors import InputError
+from craftopt.problem import SlotRule
+
+
+def bench_exact(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", callback=writable, help="Runs as CSV; what it has is not run again."
+        ),
+    ],
+    shapes: Annotated[
+        str, typer.Option(help="Experts x GPUs, separated by commas.")
+    ] = "8x4,16x4,16x8,32x8,64x16",
+    skews: Annotated[
+        str, typer.Option(help="Popularity of the i-th expert is 1/i to this power.")
+    ] = "0.5,1,1.5",
+    shares: Annotated[str, typer.Option(help="Replicas, as shares of the experts.")] = (
+        "0,0.125,0.25,0.5"
+    ),
+    windows: Annotated[str, typer.Option(help="Numbers of windows.")] = "1,4",
+    work_limits: Annotated[
+        str, typer.Option(help="Work of exact, in deterministic seconds of CP-SAT.")
+    ] = "1,5",
+    slots: Slots = "even",
+    plot: Annotated[
+        Path | None,
+        typer.Option(callback=writable, help="Also plot how often a gap is kept (extra plot)."),
+    ] = None,
+) -> None:
+    """Compare exact with all heuristics on a grid of made-up problems: gap and time of each.
+
+    A run that was stopped goes on from its file; a wider grid adds to it.
+    """
+    grid = Grid(
+        shapes=_listed("shapes", shapes, _shape),
+        skews=_listed("skews", skews, float),
+        shares=_listed("shares", shares, float),
+        windows=_listed("windows", windows, int),
+        work_limits=_listed("work_limits", work_limits, int),
+        slots=cast(SlotRule, slots),
+    )
+    with progress("running") as say:
+        runs = run_grid(grid, output, progress=say)
+    from craftopt.reporting.tables import rich_table  # noqa: PLC0415
+
+    for table in tables(runs):
+        print_rich(rich_table(table))
+    print_rich(f"wrote {output}, {len(runs)} runs")
+    if plot is not None:
+        from craftopt.reporting.plots import plot_bench  # noqa: PLC0415
+
+        stream = io.BytesIO()
+        plot_bench(runs).savefig(stream, format=plot.suffix[1:] or "png", dpi=150)
+        write_atomically(plot, stream.getvalue())
+        print_rich(f"wrote {plot}")
+
+
+def _shape(text: str) -> tuple[int, int]:
+    experts, gpus = text.split("x")
+    return int(experts), int(gpus)
+
+
+def _listed(name: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(read(one) for one in text.split(","))
+    except ValueError:
+        example = "8x4,16x8" if name == "shapes" else "1,4"
+        raise InputError(f"{name}={text!r} is no list like {example}") from None
