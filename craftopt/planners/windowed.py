@@ -37,9 +37,9 @@ STAGES = ((0.7, 32), (0.3, 256))
 FEW_WINDOWS = 4
 # Annealing steps per copy in a layer, unless work_limit says otherwise, and where no expert has
 # two copies, so that there are no replacements: more did nothing for unseen windows.
-STEPS_PER_COPY, STEPS_WITHOUT_REPLICAS = 1200, 800
+STEPS_PER_COPY, STEPS_WITHOUT_REPLICAS = 1500, 800
 # A point of a benefit curve gets this fraction of the steps: one in ...
-CURVE_SHARE = 32
+CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
 CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
