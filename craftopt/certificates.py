@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from craftopt.bounds import (
-    cardinality_bound,
+    cardinality_bound_of_nodes,
     common_copies_witness,
     companions_of,
     cost_table,
     least_cost,
-    max_copy_load,
+    max_copy_load_of_groups,
     mean_loads,
     replica_prices,
     saving,
@@ -305,20 +305,24 @@ class _Prover:
         """Bound every window by mean and heaviest copy and, if ``sharp``, by cardinality."""
         problem = self.problem
         layer, replicas = cell
-        limit = problem.copies_limit
+        limit, groups = problem.copies_limit, (problem.group_of, problem.group_nodes)
         bounds = []
         for tokens, mean in zip(
             problem.loads.tokens[:, layer], self._means[:, layer].tolist(), strict=True
         ):
-            heaviest = float(max_copy_load(tokens, replicas, limit, mean)[-1])
-            load, price = max(mean, heaviest), 0.0
+            heaviest = float(max_copy_load_of_groups(tokens, *groups, replicas, limit, mean)[-1])
+            load, price, group = max(mean, heaviest), 0.0, -1
             if sharp:
-                load, price = cardinality_bound(tokens, replicas, problem.gpus, limit, load)
-            bounds.append((load, price, "copies" if heaviest > mean else "mean"))
+                load, price, group = cardinality_bound_of_nodes(
+                    tokens, *groups, replicas, problem.gpus, limit, load
+                )
+            bounds.append((load, price, group, "copies" if heaviest > mean else "mean"))
         for slack in _SLACKS:
             windows = [
-                _cardinality_witness(load * (1.0 - slack), price) if price else {"kind": kind}
-                for load, price, kind in bounds
+                _cardinality_witness(load * (1.0 - slack), price, group)
+                if price
+                else {"kind": kind}
+                for load, price, group, kind in bounds
             ]
             witness: Witness = {"kind": "windows", "windows": windows}
             if len(windows) == 1:
@@ -334,12 +338,13 @@ def _closed(cost: Fraction, goal: Fraction | None) -> bool:
     return goal is not None and goal - cost <= _CLOSED * abs(goal)
 
 
-def _cardinality_witness(load: float, price: float) -> Witness:
-    """Write a load, rounded down to few bits, and the price that refutes it."""
+def _cardinality_witness(load: float, price: float, group: int) -> Witness:
+    """Write a load, rounded down to few bits, and the price that refutes it on a group's node."""
     mantissa, exponent = math.frexp(load)
     rounded = Fraction(math.floor(math.ldexp(mantissa, _BITS))) * Fraction(2) ** (exponent - _BITS)
     # Prices are quotients of tokens and copies: mostly of small denominators.
     simple = Fraction(price).limit_denominator(1000)
     if abs(simple - Fraction(price)) > abs(price) * 1e-14:
         simple = Fraction(price)
-    return {"kind": "cardinality", "load": str(rounded), "price": str(simple)}
+    witness = {"kind": "cardinality", "load": str(rounded), "price": str(simple)}
+    return witness if group < 0 else {**witness, "group": group}

@@ -47,7 +47,7 @@ def write_json(document: Mapping[str, Any], tables: Mapping[str, int]) -> str:
 
 
 def _text(value: Any, depth: int, margin: int) -> str:
-    if depth == 0 or not value:
+    if depth == 0 or not isinstance(value, list | tuple) or not value:
         return json.dumps(value)
     rows = (" " * (margin + 2) + _text(row, depth - 1, margin + 2) for row in value)
     return "[\n" + ",\n".join(rows) + "\n" + " " * margin + "]"

@@ -196,19 +196,29 @@ def test_options_that_do_not_go_together_are_refused(run, options, said):
     assert errors.count("\n") == 1
 
 
-def test_ctrl_c_ends_with_code_130_and_says_how_to_go_on(tmp_path, run):
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (
+            signal.SIGINT,
+            130,
+            "craftopt: stopped: finished layers are in {}; the same command goes on from there\n",
+        ),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)
+def test_a_stopped_command_leaves_what_the_same_command_goes_on_from(
+    number, code, said, tmp_path, run
+):
     kept, output = tmp_path / "kept", tmp_path / "plan.json"
     options = ("--resume", kept, "-o", output)
     command = [sys.executable, "-m", "craftopt", *map(str, (*PLAN, *options))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and (not kept.exists() or len(list(kept.iterdir())) < 3):
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         errors = process.communicate()[1]
-    assert process.returncode == 130, errors
-    assert errors == (
-        f"craftopt: stopped: finished layers are in {kept}; the same command goes on from there\n"
-    )
+    assert (process.returncode, errors) == (code, said.format(kept))
     assert not output.exists()
     assert run(*PLAN, *options)[0] == 0
     assert run(*PLAN, "-o", tmp_path / "alone.json")[0] == 0

@@ -38,7 +38,7 @@ _WORK = (0, 1, 5, 20, 60)
 # Experts times numbers of replicas of a layer that is branched on at most.
 _BRANCHED = 600
 # Boxes of one branching tree, and deterministic seconds for the optimum of one layer.
-_BOXES, _LAYER_WORK = 400, 2.0
+_BOXES, _LAYER_WORK = 400, 10.0
 # Floating-point bounds are lowered by this much, relative, before they are called proven.
 _ROUNDING = Fraction(1, 10**10)
 

@@ -1,14 +1,14 @@
 """Lower bounds on what any plan can reach, without a solver."""
 
 from craftopt.bounds.activated import least_activated
-from craftopt.bounds.cardinality import cardinality_bound
+from craftopt.bounds.cardinality import cardinality_bound, cardinality_bound_of_nodes
 from craftopt.bounds.common_copies import (
     Companions,
     common_copies_curve,
     common_copies_witness,
 )
 from craftopt.bounds.companions import best_companions
-from craftopt.bounds.copies import max_copy_load
+from craftopt.bounds.copies import max_copy_load, max_copy_load_of_groups
 from craftopt.bounds.groups import mean_loads
 from craftopt.bounds.whole_plan import (
     companions_of,
@@ -27,6 +27,7 @@ __all__ = [
     "Companions",
     "best_companions",
     "cardinality_bound",
+    "cardinality_bound_of_nodes",
     "common_copies_curve",
     "common_copies_witness",
     "companions_of",
@@ -36,6 +37,7 @@ __all__ = [
     "least_activated",
     "least_cost",
     "max_copy_load",
+    "max_copy_load_of_groups",
     "mean_loads",
     "replica_prices",
     "saving",

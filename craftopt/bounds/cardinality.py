@@ -26,7 +26,7 @@ import numpy as np
 
 from craftopt.heap import sort
 from craftopt.jit import njit
-from craftopt.loads import FloatArray
+from craftopt.loads import FloatArray, IntArray
 
 # Prices tried first, spread over the light experts; then all between the best one's neighbours.
 _COARSE = 24
@@ -102,6 +102,42 @@ def cardinality_bound(
         if stride == 1:
             break
     return load, price
+
+
+@njit(cache=True, nogil=True)
+def cardinality_bound_of_nodes(
+    tokens: FloatArray,
+    group_of: IntArray,
+    nodes: int,
+    replicas: int,
+    gpus: int,
+    copies_limit: int,
+    floor: float,
+) -> tuple[float, float, int]:
+    """Raise a bound as `cardinality_bound` and, where each node hosts one group, node by node.
+
+    Parameters
+    ----------
+    group_of : int64 [experts]
+    nodes : int
+        1 without groups.
+
+    Returns
+    -------
+    load, price : float
+    group : int
+        The group whose node proves it, -1 where all GPUs do.
+    """
+    load, price = cardinality_bound(tokens, replicas, gpus, copies_limit, floor)
+    proof = -1
+    if nodes > 1 and nodes == group_of.max() + 1:
+        for group in range(nodes):
+            raised, by = cardinality_bound(
+                tokens[group_of == group], replicas // nodes, gpus // nodes, copies_limit, load
+            )
+            if raised > load:
+                load, price, proof = raised, by, group
+    return load, price, proof
 
 
 @njit(cache=True, nogil=True)

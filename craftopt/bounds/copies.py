@@ -13,7 +13,7 @@ import numpy as np
 
 from craftopt.heap import TOP, sift_down
 from craftopt.jit import njit
-from craftopt.loads import FloatArray
+from craftopt.loads import FloatArray, IntArray
 
 
 @njit(cache=True)
@@ -57,4 +57,41 @@ def max_copy_load(
         load[top] = tokens[top] / count[top]
         sift_down(heap, load, TOP)
         curve[replica] = load[heap[0]]
+    return curve
+
+
+@njit(cache=True)
+def max_copy_load_of_groups(
+    tokens: FloatArray,
+    group_of: IntArray,
+    nodes: int,
+    replicas: int,
+    copies_limit: int,
+    enough: float = 0.0,
+) -> FloatArray:
+    """Compute T*(r) as `max_copy_load` where nodes share whole groups, and have as many copies.
+
+    No group has more than its node's ``r // nodes`` replicas.
+
+    Parameters
+    ----------
+    tokens : float64 [experts]
+    group_of : int64 [experts]
+    nodes : int
+        1 without groups.
+    replicas, copies_limit, enough
+        As of `max_copy_load`.
+
+    Returns
+    -------
+    float64 [replicas + 1]
+    """
+    curve = max_copy_load(tokens, replicas, copies_limit, enough)
+    if nodes == 1:
+        return curve
+    for group in range(group_of.max() + 1):
+        of_group = tokens[group_of == group]
+        part = max_copy_load(of_group, replicas // nodes, copies_limit, enough)
+        for r in range(replicas + 1):
+            curve[r] = max(curve[r], part[r // nodes])
     return curve

@@ -8,10 +8,10 @@ from functools import lru_cache
 import numpy as np
 
 from craftopt.bounds.activated import least_activated
-from craftopt.bounds.cardinality import cardinality_bound
+from craftopt.bounds.cardinality import cardinality_bound_of_nodes
 from craftopt.bounds.common_copies import Companions, common_copies_curve
 from craftopt.bounds.companions import best_companions
-from craftopt.bounds.copies import max_copy_load
+from craftopt.bounds.copies import max_copy_load_of_groups
 from craftopt.bounds.costs import window_cost
 from craftopt.bounds.groups import mean_loads
 from craftopt.jit import njit
@@ -225,7 +225,14 @@ def even_costs(problem: Problem, layers: IntArray, replicas: IntArray) -> FloatA
     tokens = np.array(problem.loads.tokens[:, layers].transpose(1, 0, 2), order="C")
     floors = mean_loads(problem).T[layers].copy()
     return _even_costs(
-        tokens, floors, replicas, problem.gpus, problem.copies_limit, not problem.goal.maximised
+        tokens,
+        floors,
+        problem.group_of,
+        problem.group_nodes,
+        replicas,
+        problem.gpus,
+        problem.copies_limit,
+        not problem.goal.maximised,
     )
 
 
@@ -258,7 +265,14 @@ def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
     tokens = np.array(problem.loads.tokens.transpose(1, 0, 2), order="C")
     floors = mean_loads(problem).T.copy()
     return _cost_curves(
-        tokens, floors, problem.gpus, problem.copies_limit, choices, not problem.goal.maximised
+        tokens,
+        floors,
+        problem.group_of,
+        problem.group_nodes,
+        problem.gpus,
+        problem.copies_limit,
+        choices,
+        not problem.goal.maximised,
     )
 
 
@@ -266,6 +280,8 @@ def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
 def _cost_curves(
     tokens: FloatArray,
     floors: FloatArray,
+    group_of: IntArray,
+    nodes: int,
     gpus: int,
     copies_limit: int,
     choices: IntArray,
@@ -276,7 +292,9 @@ def _cost_curves(
     for layer in range(layers):
         for window in range(windows):
             mean, floor = tokens[layer, window].sum() / gpus, floors[layer, window]
-            least = max_copy_load(tokens[layer, window], choices[-1], copies_limit, floor)
+            least = max_copy_load_of_groups(
+                tokens[layer, window], group_of, nodes, choices[-1], copies_limit, floor
+            )
             for k in range(choices.size):
                 load = max(floor, least[choices[k]])
                 curves[layer, k] += window_cost(load, mean, time)
@@ -287,6 +305,8 @@ def _cost_curves(
 def _even_costs(
     tokens: FloatArray,
     floors: FloatArray,
+    group_of: IntArray,
+    nodes: int,
     replicas: IntArray,
     gpus: int,
     copies_limit: int,
@@ -298,9 +318,11 @@ def _even_costs(
         for window in range(windows):
             weight = tokens[layer, window]
             mean, floor = weight.sum() / gpus, floors[layer, window]
-            least = max_copy_load(weight, replicas[layer], copies_limit, floor)
-            load, _ = cardinality_bound(
-                weight, replicas[layer], gpus, copies_limit, max(floor, least[-1])
-            )
+            least = max_copy_load_of_groups(
+                weight, group_of, nodes, replicas[layer], copies_limit, floor
+            )[-1]
+            load = cardinality_bound_of_nodes(
+                weight, group_of, nodes, replicas[layer], gpus, copies_limit, max(floor, least)
+            )[0]
             costs[layer] += window_cost(load, mean, time)
     return costs

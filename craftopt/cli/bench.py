@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -11,6 +12,7 @@ import typer
 from craftopt.bench_exact import Grid, tables
 from craftopt.bench_exact import bench_exact as run_grid
 from craftopt.cli.shared import Slots, print_rich, progress, writable
+from craftopt.documents import write_atomically
 from craftopt.errors import InputError
 from craftopt.problem import SlotRule
 
@@ -63,7 +65,9 @@ def bench_exact(
     if plot is not None:
         from craftopt.reporting.plots import plot_bench  # noqa: PLC0415
 
-        plot_bench(runs).savefig(plot, dpi=150)
+        stream = io.BytesIO()
+        plot_bench(runs).savefig(stream, format=plot.suffix[1:] or "png", dpi=150)
+        write_atomically(plot, stream.getvalue())
         print_rich(f"wrote {plot}")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from craftopt.evaluation import layer_gpu_loads
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies, Plan
-from craftopt.planners.windowed import COLD, HOT, STEPS_PER_COPY, Kernel, WindowedSearch
+from craftopt.planners.windowed import COLD, HOT, Kernel, WindowedSearch
 from craftopt.portable import power
 from craftopt.problem import Problem
 from craftopt.result import Options, Outcome
@@ -40,6 +40,8 @@ CURVE_ROUNDS = ((1e-2, False, (0.7,)),)
 # layer of 256 experts about what its plan for balance does; for smaller ones time is no matter,
 # and they are no better for fewer.
 PRICED_STEPS = 45_000
+# Annealing steps per copy at most; visits are harder to search than loads.
+STEPS_PER_COPY = 2000
 
 
 def plan_joint(problem: Problem, options: Options, balanced: Plan) -> Outcome:

@@ -35,10 +35,11 @@ STAGES = ((0.7, 32), (0.3, 256))
 # So few windows do not say which experts to copy: a search that is free to choose fits their
 # coincidences, and serves other windows worse than copies by the mean load.
 FEW_WINDOWS = 4
-# Annealing steps per copy in a layer, unless work_limit says otherwise.
-STEPS_PER_COPY = 1200
+# Annealing steps per copy in a layer, unless work_limit says otherwise, and where no expert has
+# two copies, so that there are no replacements: more did nothing for unseen windows.
+STEPS_PER_COPY, STEPS_WITHOUT_REPLICAS = 1200, 800
 # A point of a benefit curve gets this fraction of the steps: one in ...
-CURVE_SHARE = 16
+CURVE_SHARE = 32
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
 CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
@@ -196,7 +197,8 @@ class WindowedSearch(Layers):
         """Anneal a layer for one in ``share`` of its steps; return copies and cost."""
         start = self._start(layer, replicas)
         cost = self.cost(layer, start)
-        steps = self.steps(STEPS_PER_COPY * (self.problem.loads.experts + replicas))
+        per_copy = STEPS_PER_COPY if replicas else STEPS_WITHOUT_REPLICAS
+        steps = self.steps(per_copy * (self.problem.loads.experts + replicas))
         if not steps:
             return start, cost
         rules = self.rules(replicas)

@@ -185,12 +185,18 @@ def draw_batch(
 @inlined
 def draw_exchange(random: Random, gpus: Gpus, load: FloatArray, rules: Rules, first: int) -> Step:
     """Draw an item of a GPU for one of another, or for a free slot there."""
-    hosted, items, filled = gpus
-    width = filled.size // rules.nodes
+    width = gpus.filled.size // rules.nodes
     word = draw_word(random)
     a, b = first + field(word, 0, width), first + field(word, 1, width)
     if draw(random, 10) >= 3:
         a = fullest(random, load, first, width)
+    return exchange_between(a, b, word, gpus, rules)
+
+
+@inlined
+def exchange_between(a: int, b: int, word: np.uint64, gpus: Gpus, rules: Rules) -> Step:
+    """Pick an item of one GPU for one of another, or for a free slot there, by a word's end."""
+    hosted, items, filled = gpus
     if a == b or filled[a] == 0:
         return NO_STEP
     i = field(word, 2, filled[a])

@@ -15,10 +15,21 @@ from typing import NamedTuple
 import numpy as np
 
 from craftopt.jit import njit
-from craftopt.loads import FloatArray, IntArray
+from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
-from craftopt.search.annealing import REFRESH, draw_exchange, write_items
-from craftopt.search.kernels import Rules, Schedule, accepts, draw, fall, home_nodes, seeded
+from craftopt.search.annealing import REFRESH, draw_exchange, exchange_between, write_items
+from craftopt.search.kernels import (
+    NONE,
+    Rules,
+    Schedule,
+    accepts,
+    draw,
+    draw_word,
+    fall,
+    field,
+    home_nodes,
+    seeded,
+)
 from craftopt.search.surrogate import (
     Rows,
     Step,
@@ -32,8 +43,8 @@ from craftopt.search.surrogate import (
     take,
 )
 
-# One in so many steps of a layer with replicas replaces a copy: they take long.
-_REPLACED = 20
+# One in so many steps of a layer with replicas replaces a copy.
+_REPLACED = 5
 
 
 class Peaks(NamedTuple):
@@ -93,6 +104,7 @@ def _anneal(
     state = state_of(tokens, weight, start, rules.high)
     gpus, experts, loads, rows = state
     peaks = Peaks(np.empty((3, weight.size)), np.empty((3, weight.size), dtype=np.int64))
+    touched = np.zeros(start.shape[1], dtype=np.bool_)
     random = seeded(seed)
     cost, best_cost, best = np.inf, np.inf, gpus.items.copy()
     cooling = fall(hot, cold, steps)
@@ -104,28 +116,30 @@ def _anneal(
             for w in range(weight.size):
                 _find_peaks(loads.load, peaks, w)
             cost = _cost(peaks.load[0], weight, time)
-        first = draw(random, rules.nodes) * width if rules.nodes > 1 else 0
-        if experts.several[0] == 0 or draw(random, _REPLACED) > 0:
-            step = draw_exchange(random, gpus, loads.load, rules, first)
-        else:
+        if experts.several[0] > 0 and draw(random, _REPLACED) == 0:
             step = draw_replacement(random, state, node_of, rules)
+        elif draw(random, 2) == 0:
+            first = draw(random, rules.nodes) * width
+            step = draw_exchange(random, gpus, loads.load, rules, first)
+        else:  # on a fullest GPU
+            word = draw_word(random)
+            a = max(peaks.gpu[0, field(word, 0, weight.size)], 0)
+            b = a // width * width + field(word, 1, width)
+            step = exchange_between(a, b, word, gpus, rules)
         if not is_possible(step, gpus.hosted):
             continue
         largest = loads.parts
         if step.drop < 0:
+            rows.touched[0], rows.touched[1], rows.touched[2] = step.a, step.b, NONE
             _largest_after_exchange(step, loads, peaks, largest)
         else:
             set_rows(step, state)
-            _largest_after_rows(loads.load, rows, peaks, largest)
+            _largest_after_rows(loads.load, rows, touched, peaks, largest)
         fresh = _cost(largest, weight, time)
         if not accepts(random, fresh - cost, temperature):
             continue
         take(step, state)
-        if step.drop < 0:
-            _update_peaks(loads.load, peaks, step.a, step.b)
-        else:
-            for w in range(weight.size):
-                _find_peaks(loads.load, peaks, w)
+        _update_peaks(loads.load, rows.touched, peaks)
         cost = fresh
         if cost < best_cost and 2 * turn >= steps:
             best_cost = cost
@@ -152,15 +166,16 @@ def _find_peaks(load: FloatArray, peaks: Peaks, w: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _update_peaks(load: FloatArray, peaks: Peaks, a: int, b: int) -> None:
-    """Find the largest loads again where those of two GPUs have changed."""
+def _update_peaks(load: FloatArray, changed: IntArray, peaks: Peaks) -> None:
+    """Find the largest loads again where those of some GPUs, listed up to NONE, have changed."""
     top, gpu = peaks
     for w in range(load.shape[1]):
-        known = max(load[a, w], load[b, w]) <= top[2, w]
-        for k in range(3):
-            known = known and gpu[k, w] != a and gpu[k, w] != b
-        if not known:
-            _find_peaks(load, peaks, w)
+        for g in changed:
+            if g < 0:
+                break
+            if load[g, w] > top[2, w] or g in (gpu[0, w], gpu[1, w], gpu[2, w]):
+                _find_peaks(load, peaks, w)
+                break
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -190,21 +205,31 @@ def _largest_after_exchange(
 
 
 @njit(cache=True, nogil=True)
-def _largest_after_rows(load: FloatArray, rows: Rows, peaks: Peaks, largest: FloatArray) -> None:
-    """Find the largest loads after the replacement that `set_rows` was called for."""
+def _largest_after_rows(
+    load: FloatArray, rows: Rows, touched: BoolArray, peaks: Peaks, largest: FloatArray
+) -> None:
+    """Find the largest loads after the replacement that `set_rows` was called for.
+
+    ``touched``, bool [gpus], is all false before and after.
+    """
+    top, gpu = peaks
+    many = 0
+    while rows.touched[many] >= 0:
+        touched[rows.touched[many]] = True
+        many += 1
     for w in range(largest.size):
+        k = 0
+        while k < 3 and gpu[k, w] >= 0 and touched[gpu[k, w]]:
+            k += 1
         rest = 0.0
-        for g in range(load.shape[0]):
-            touched = False
-            for k in range(rows.touched.size):
-                if rows.touched[k] < 0:
-                    break
-                touched = touched or rows.touched[k] == g
-            if not touched:
-                rest = max(rest, load[g, w])
+        if k < 3:
+            rest = top[k, w]
+        else:
+            for g in range(load.shape[0]):
+                if not touched[g]:
+                    rest = max(rest, load[g, w])
         largest[w] = rest
-    for k in range(rows.touched.size):
-        if rows.touched[k] < 0:
-            break
+    for k in range(many):
+        touched[rows.touched[k]] = False
         for w in range(largest.size):
             largest[w] = max(largest[w], rows.load[k, w])

@@ -219,7 +219,7 @@ def _total(parts: FloatArray) -> float:
     return (sum0 + sum1) + (sum2 + sum3)
 
 
-@step_kernel
+@inlined
 def norm_cost(loads: WindowLoads) -> float:
     """Compute the surrogate, the weighted sum of the 8-norms of the GPU loads; renew its slopes."""
     norm, weight, slope, parts = loads.norm, loads.weight, loads.slope, loads.parts
@@ -249,7 +249,7 @@ def change_by_exchange(step: Step, loads: WindowLoads) -> float:
     return _total(parts)
 
 
-@step_kernel
+@inlined
 def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
     """Estimate what the replacement that `set_rows` was called for changes of the surrogate."""
     power, norm, slope, parts = loads.power, loads.norm, loads.slope, loads.parts
@@ -270,7 +270,7 @@ def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
     return _total(parts)
 
 
-@step_kernel
+@inlined
 def set_rows(step: Step, state: State) -> None:
     """Compute the loads after a replacement."""
     hosted, (tokens, copies, hosts, _, _, _) = state.gpus.hosted, state.experts
@@ -337,7 +337,7 @@ def is_possible(step: Step, hosted: BoolArray) -> bool:
     return not hosted[given if drop < 0 else add, b]
 
 
-@step_kernel
+@inlined
 def take(step: Step, state: State) -> None:
     """Take a step, a replacement right after `set_rows`: correct loads and copies."""
     a, b, i, j, given, taken, drop, add = step

@@ -20,12 +20,15 @@ a number T, so that the largest GPU load is at least T:
     heaviest groups and the k - j - 1 lightest of all, over the GPUs of a node.
 ``{"kind": "copies"}``
     T is the least possible heaviest copy, ``min max_e t_e/c_e`` over all c in the box with
-    ``sum c <= n``.
+    ``sum c <= n``; under expert groups, k on each of N nodes, the largest of this and of what it
+    is for the experts of each group alone, with at most ``n/N - (k-1) x experts of a group``.
 ``{"kind": "cardinality", "load": T, "price": "p/q"}``
     Even slots only (rules even and uniform, and free with one layer). With ``q = n // G`` the
     least number of copies on a GPU, the price is 0 or more and at most T/q, and
     ``sum_e max(0, t_e - c_e (T - (q-1) price)) > sum_e max(0, price c_e - t_e)``
     for all c in the box with ``c_e > t_e/T`` and ``sum c = n``.
+    ``"group": g``, where each of N nodes hosts one expert group, says that this is about the
+    node of group g: its experts, G/N GPUs and n/N copies. So may configurations.
 ``{"kind": "configuration", "load": T, ...}``
     With ``"experts": [int sigma_e]``, ``"slot": int beta``, ``"extra": int gamma``, ``"scale":
     int D`` and ``"grid": int``. A configuration P is a set of experts, each with a number of

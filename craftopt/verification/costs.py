@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from craftopt.verification.witnesses import (
 
 # A layer, by position, and its number of replicas.
 Cell = tuple[int, int]
+Value = TypeVar("Value", int, Fraction)
 # A bound on a layer's cost with any number of replicas, start - price x replicas: (start, price).
 Line = tuple[Fraction, Fraction]
 
@@ -65,6 +67,11 @@ class ExactProblem:
             [sum(row) for row in rows] for rows in self._weights.transpose(1, 0, 2).tolist()
         ]
         self._tokens = sum(map(sum, self._sums))
+        # Experts of every group, where there are groups.
+        self._members: list[list[int]] = [
+            np.flatnonzero(problem.group_of == group).tolist()
+            for group in range(problem.groups if problem.group_nodes > 1 else 0)
+        ]
 
     def plan_cost(self, layer: int, plan: Plan) -> Fraction:
         """Compute a layer's cost under even dispatch."""
@@ -215,19 +222,12 @@ class ExactProblem:
 
         Rounded down; with more replicas than are listed it stays as it is.
         """
-        limit = self.problem.copies_limit
         curve = [0]
         for window, (mean, floor) in enumerate(
             zip(self._means(layer), self._floors(layer), strict=True)
         ):
-            weights = self._weights[window, layer]
-            heavy = weights[weights * self.problem.gpus > self._sums[layer][window]].tolist()
-            listed = []
-            copies = heaviest_copies(heavy, [1] * len(heavy), [limit] * len(heavy))
-            for load in chain(copies, () if heavy else (floor,)):
-                listed.append(math.floor(window_cost(max(load, floor), mean, self.time) * scale))
-                if load <= floor:
-                    break
+            loads = self._heaviest(layer, window, floor)
+            listed = [math.floor(window_cost(load, mean, self.time) * scale) for load in loads]
             while len(curve) < len(listed):
                 curve.append(curve[-1])
             curve = [cost + _at(listed, replicas) for replicas, cost in enumerate(curve)]
@@ -242,6 +242,31 @@ class ExactProblem:
                 else:
                     break
         return [*curve, flat]
+
+    def _heaviest(self, layer: int, window: int, floor: Fraction) -> list[Fraction]:
+        """List the least possible heaviest copy with 0, 1, ... replicas, down to a floor.
+
+        Under groups also of every group by itself, with its node's share of the replicas.
+        """
+        weights, nodes = self._weights[window, layer], self.problem.group_nodes
+        heavy = weights * self.problem.gpus > self._sums[layer][window]
+        found = self._heaviest_of(weights[heavy].tolist(), floor)
+        for members in self._members:
+            part = self._heaviest_of(weights[members][heavy[members]].tolist(), floor)
+            found = [
+                max(_at(found, replicas), _at(part, replicas // nodes))
+                for replicas in range(max(len(found), len(part) * nodes))
+            ]
+        return found
+
+    def _heaviest_of(self, heavy: list[int], floor: Fraction) -> list[Fraction]:
+        copies = heaviest_copies(heavy, [1] * len(heavy), [self.problem.copies_limit] * len(heavy))
+        found = []
+        for load in chain(copies, () if heavy else (floor,)):
+            found.append(max(load, floor))
+            if load <= floor:
+                break
+        return found
 
     def _least_uniform(self, curves: list[list[int]], sharper: list[dict[int, int]]) -> int:
         """Choose the slots that all GPUs have in all layers."""
@@ -315,6 +340,8 @@ class ExactProblem:
             even=self._even,
             lower=(1,) * experts,
             upper=(self.problem.copies_limit,) * experts,
+            groups=tuple(map(tuple, self._members)),
+            nodes=self.problem.group_nodes,
         )
 
     def _rounded_down(self, cost: Fraction) -> Fraction:
@@ -324,5 +351,5 @@ class ExactProblem:
         return f"layer {self.problem.loads.layer_ids[layer]} with {replicas} replicas"
 
 
-def _at(curve: Sequence[int], replicas: int) -> int:
+def _at(curve: Sequence[Value], replicas: int) -> Value:
     return curve[min(replicas, len(curve) - 1)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from craftopt.bounds import even_costs, shared_cost_table
+from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Copies
 from craftopt.planners.layers import Key, Layers, layer_keys
@@ -36,6 +37,9 @@ HOT, COLD, IN_PLAY = 1e-3, 1e-5, 256
 # for a layer, loads that a step changes per second, and temperatures, the first ones in turn.
 ROUND, LOADS_PER_SECOND = 0.1, 5e7
 HOTS, COOL = (3e-3, 1e-2), 3e-5
+# In the first EXPLORED rounds, a layer is also tried with a WIDTH-th of its replicas (one at least)
+# fewer and more.
+EXPLORED, WIDTH = 2, 8
 # A GPU may then host so many times what is even of a layer, where slots are free.
 WIDE = 3
 
@@ -107,23 +111,48 @@ class KnownLayers(Layers):
         self._known.update(zip(keys, found, strict=True))
         return better
 
-    def improve(self, layers: IntArray, replicas: IntArray, work: float) -> float:
-        """Anneal open layers with several windows; return the work that it took.
+    def improve(self, replicas: IntArray, work: float) -> float:
+        """Anneal open layers with several windows, also with other replicas; return the work.
 
-        Rounds and layers come in one order, whatever the work: more of it goes on where less of
-        it ends, and so never ends worse.
+        In every round, layers are annealed with the replicas that are best for all of them by what
+        is known; in the first ones with some more and some fewer, too. Rounds and layers come in
+        one order, whatever the work: more goes on where less ends, and so never ends worse.
         """
+        layers = np.arange(replicas.size)
         left, turn = work, 0
         while not self.expired:
             each = ROUND * 2**turn
-            keys = self.open(layers, replicas, math.inf)[: int(left / each)]
+            tried = [replicas]
+            if turn < EXPLORED and self.problem.slots != "uniform":
+                tried += self._others(replicas)
+            every = np.tile(layers, len(tried))
+            keys = list(dict.fromkeys(self.open(every, np.concatenate(tried), math.inf)))
+            keys = keys[: int(left / each)]
             if not keys:
                 break
             found = self.each(partial(self._anneal_long, turn), keys, map(self.__getitem__, keys))
             self._known.update(zip(keys, found, strict=True))
             left -= each * len(keys)
             turn += 1
+            replicas, _ = self.allocation()
         return work - left
+
+    def _others(self, replicas: IntArray) -> list[IntArray]:
+        """Place every layer with some replicas fewer and some more."""
+        step, most = self.problem.replica_step, int(self.problem.replica_choices[-1])
+        change = np.maximum(replicas // (WIDTH * step), 1) * step
+        others = [np.maximum(replicas - change, 0), np.minimum(replicas + change, most)]
+        for other in others:
+            self.measure(np.arange(replicas.size), other // step)
+        return others
+
+    def allocation(self) -> tuple[IntArray, float]:
+        """Return the replicas of the layers that are best by what is known, and their cost."""
+        problem, table = self.problem, self.costs()
+        if problem.slots != "uniform":
+            return allocate(table, problem.replicas, problem.replica_step)
+        sums = table.sum(axis=0)  # the same in all layers
+        return np.full(len(table), sums.argmin() * problem.replica_step), float(sums.min())
 
     def open(self, layers: IntArray, replicas: IntArray, work: float) -> list[Key]:
         """List the layers that are not proven and had less work."""

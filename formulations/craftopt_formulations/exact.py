@@ -25,7 +25,6 @@ import numpy as np
 
 from craftopt.bounds import least_cost, whole_plan_bound
 from craftopt.evaluation import objective_value, violations
-from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
@@ -177,8 +176,8 @@ class _Exact:
         replicas = self.copies.sum(axis=(1, 2), dtype=np.int64) - problem.loads.experts
         most = IMPROVE * replicas.size
         work = self.left if self._too_large() else min(self.left / 2, most)
-        self.left -= layers.improve(np.arange(problem.loads.layers), replicas, work)
-        self.offer(layers.whole(replicas))
+        self.left -= layers.improve(replicas, work)
+        self._offer_allocation()
 
     def prove_layers(self) -> None:
         """Give layers to CP-SAT, those first whose numbers of replicas the bound rests on."""
@@ -268,13 +267,7 @@ class _Exact:
 
     def _offer_allocation(self) -> None:
         """Offer the best plan of all layers known."""
-        problem, step = self.problem, self.problem.replica_step
-        table = self.layers.costs()
-        if problem.slots == "uniform":  # the same in all layers
-            sums = table.sum(axis=0)
-            replicas, cost = np.full(problem.loads.layers, sums.argmin() * step), sums.min()
-        else:
-            replicas, cost = allocate(table, problem.replicas, step)
+        replicas, cost = self.layers.allocation()
         if np.isfinite(cost):
             self.offer(self.layers.whole(replicas))
 

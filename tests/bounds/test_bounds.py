@@ -117,6 +117,16 @@ def test_worked_example():
     assert whole_plan_bound(problem.replace(replicas=8)) == 1
 
 
+def test_a_group_has_no_more_replicas_than_its_node():
+    # Two replicas could halve both of the 60, which share a node; it has one replica.
+    problem = co.Problem(
+        co.Loads([[60, 60, 1, 1]]), 6, nodes=2, replicas=2, slots="even", expert_groups=2
+    )
+    assert whole_plan_bound(problem) == pytest.approx(60 / (122 / 6))
+    ungrouped = problem.replace(expert_groups=None)
+    assert whole_plan_bound(ungrouped) == pytest.approx(30 / (122 / 6))
+
+
 def test_windows_share_their_copies():
     # Each window alone could halve its own hot expert; together they have one replica for it.
     loads = co.Loads([[[8, 1, 1]], [[1, 8, 1]]])

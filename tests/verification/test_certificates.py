@@ -478,6 +478,24 @@ def plan(problem):
     return co.solve(problem, "nominal").plan
 
 
+def test_companions_are_counted_on_the_node_of_a_group():
+    # Two experts of 60 cannot both be alone: three GPUs of a node host its seven experts.
+    loads = co.Loads([[60, 60, 20, 20, 20, 20, 20, *[1] * 7]])
+    problem = co.Problem(loads, 6, nodes=2, slots="even", expert_groups=2)
+    certificate = co.certify(problem, co.solve(problem, "nominal").plan)
+    co.verify(certificate)
+    assert certificate.bound == pytest.approx(80 / (227 / 6))
+    witness = certificate.layers[0].witness
+    exact = ExactProblem(problem)
+    assert exact.proven_cost(0, 0, witness) == pytest.approx(80)
+    for group in (1, 2, -1):  # the light group, and none at all
+        with pytest.raises(co.VerificationError):
+            exact.proven_cost(0, 0, {**witness, "group": group})
+    shared = ExactProblem(problem.replace(expert_groups=np.arange(14) % 14))
+    with pytest.raises(co.VerificationError, match="shares its node"):
+        shared.proven_cost(0, 0, witness)
+
+
 def test_a_certificate_survives_its_file(problem, plan, tmp_path):
     certificate = co.certify(problem, plan)
     file = tmp_path / "certificate.json"

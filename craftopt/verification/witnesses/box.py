@@ -38,6 +38,10 @@ class Box:
     even : bool
         Whether every GPU hosts floor or ceil of copies/gpus.
     lower, upper : tuple of int, [experts]
+    groups : tuple of (tuple of int)
+        The experts of every group, as many of each; empty without groups.
+    nodes : int
+        Nodes that share the groups, with as many copies each.
     """
 
     weights: Integers
@@ -50,6 +54,8 @@ class Box:
     even: bool
     lower: tuple[int, ...]
     upper: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...] = ()
+    nodes: int = 1
 
     @property
     def empty(self) -> bool:
@@ -70,10 +76,33 @@ class Box:
         """Compute the least possible heaviest copy, at least the floor; math.inf if empty."""
         if self.empty:
             return math.inf
-        spare = self.copies - sum(self.lower)
-        weights = self.weights[window].tolist()
-        *_, load = islice(heaviest_copies(weights, self.lower, self.upper), spare + 1)
-        return max(load, self.floors[window])
+        heaviest = self.floors[window]
+        for part in (self, *map(self.of_group, range(len(self.groups)))):
+            spare = part.copies - sum(part.lower)
+            if spare < 0:
+                return math.inf
+            weights = part.weights[window].tolist()
+            *_, load = islice(heaviest_copies(weights, part.lower, part.upper), spare + 1)
+            heaviest = max(heaviest, load)
+        return heaviest
+
+    def of_group(self, group: int) -> Box:
+        """Take a group's experts on the GPUs of its node, with the most copies they can have.
+
+        Exactly that many where the node hosts no other group.
+        """
+        members = self.groups[group]
+        # The other groups of its node have a copy of every expert at least.
+        others = (len(self.groups) // self.nodes - 1) * len(members)
+        return replace(
+            self,
+            weights=self.weights[:, members],
+            gpus=self.gpus // self.nodes,
+            copies=self.copies // self.nodes - others,
+            lower=tuple(self.lower[expert] for expert in members),
+            upper=tuple(self.upper[expert] for expert in members),
+            groups=(),
+        )
 
     def below(self, window: int, load: Fraction) -> Box | None:
         """Shrink the box to what leaves all copies lighter than a load; None if nothing does."""

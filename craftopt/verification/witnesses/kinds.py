@@ -58,7 +58,13 @@ def _window_load(witness: Witness, box: Box, window: int) -> Bound:
     require(box.even or kind != "cardinality", "cardinality witnesses need even slots")
     load = fraction(witness["load"]) * box.unit
     require(load > 0, f"a {kind} witness of load {witness['load']} says nothing")
-    lighter = box.below(window, load)
+    part = box
+    if "group" in witness:
+        group = whole(witness["group"])
+        require(0 <= group < len(box.groups), f"there is no group {group}")
+        require(len(box.groups) == box.nodes, f"group {group} shares its node with others")
+        part = box.of_group(group)
+    lighter = part.below(window, load)
     if lighter is not None:
         _CHECKS[kind](witness, lighter, window, load)
     return max(load, box.floors[window])
