@@ -22,7 +22,7 @@ from craftopt.problem import Problem
 # Bounds the cost of layers with exactly these numbers of replicas: float64 of the same shape.
 Sharpen = Callable[[IntArray, IntArray], FloatArray]
 
-# Windows x layers x experts up to which companions are looked for: beyond, it takes a minute.
+# Windows x layers x experts up to which companions are looked for: beyond, it takes half a minute.
 MOST_TOKENS = 2_000_000
 # Halvings of the range of prices for a replica.
 _HALVINGS = 50
