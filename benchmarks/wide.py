@@ -52,7 +52,8 @@ def stage(name: str, folder: Path) -> Callable[[], object]:
         def plan() -> None:
             result = co.solve(problem, name)
             result.plan.save(folder / "plan.json")
-            print(f"relative time {result.objective:.4f}, bound {result.bound:.4f}; ", end="")
+            quality = f"relative time {result.objective:.4f}, bound {result.bound:.4f}"
+            print(f"{name}: planned in {result.runtime:.1f} s, the rest is the bound; {quality}")
 
         return plan
     made = co.read_plan(folder / "plan.json")

@@ -7,14 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numba.core import event
 
 from craftopt.coactivation import Coactivation
 from craftopt.heap import sift_down
+from craftopt.jit import cache_folder
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
@@ -83,7 +83,7 @@ def _machine_lock() -> Iterator[None]:
         with suppress(ImportError, OSError, TypeError):  # Windows; not writable; no cache
             import fcntl  # noqa: PLC0415
 
-            folder = Path(cast("str", sift_down.stats.cache_path))
+            folder = cache_folder(sift_down)
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((folder / "compiling.lock").open("a"))
             try:

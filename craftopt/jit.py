@@ -46,6 +46,17 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Function], Function
     return decorate
 
 
+def cache_folder(kernel: Any) -> Path:
+    """Return the folder that a kernel's machine code is kept in.
+
+    Raises
+    ------
+    TypeError
+        It is kept in none.
+    """
+    return Path(kernel.stats.cache_path)
+
+
 class _Cache(FunctionCache):
     """A file per kernel, signature and processor."""
 

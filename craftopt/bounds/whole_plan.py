@@ -22,6 +22,8 @@ from craftopt.problem import Problem
 # Bounds the cost of layers with exactly these numbers of replicas: float64 of the same shape.
 Sharpen = Callable[[IntArray, IntArray], FloatArray]
 
+# Windows x layers x experts up to which companions are looked for: beyond, it takes a minute.
+MOST_TOKENS = 2_000_000
 # Halvings of the range of prices for a replica.
 _HALVINGS = 50
 
@@ -96,7 +98,8 @@ def cost_table(problem: Problem) -> FloatArray:
 def shared_cost_table(problem: Problem, *, companions: bool = True) -> FloatArray:
     """Bound as `cost_table` does and, with several windows, by the copies that they share.
 
-    Where slots are even, companions raise the bound at the prices of `replica_prices`.
+    Where slots are even, companions raise the bound at the prices of `replica_prices`,
+    up to `MOST_TOKENS`.
     """
     table = cost_table(problem)
     if problem.loads.windows == 1:
@@ -104,7 +107,7 @@ def shared_cost_table(problem: Problem, *, companions: bool = True) -> FloatArra
     choices = problem.replica_choices
     for layer, costs in enumerate(table):
         np.maximum(costs, shared_costs(problem, layer, choices), out=costs)
-    if problem.even_slots and companions:
+    if problem.even_slots and companions and problem.loads.tokens.size <= MOST_TOKENS:
         for layer, price in enumerate(replica_prices(problem, table)):
             _, start = companions_of(problem, layer, int(choices[0]), price)
             np.maximum(table[layer], start - price * choices, out=table[layer])

@@ -49,6 +49,14 @@ def grouped(
     return decorate
 
 
+def is_there(name: str | Path) -> bool:
+    """Say whether there is such a file; there is none of a name too long for one."""
+    try:
+        return Path(name).exists()
+    except OSError:
+        return False
+
+
 def _keep_inputs(command: str, arguments: Mapping[str, Any]) -> None:
     """Refuse to write over what is read; `rebalance` may write over the plan it makes anew."""
     for name in ("output", "steps"):
@@ -57,5 +65,5 @@ def _keep_inputs(command: str, arguments: Mapping[str, Any]) -> None:
             source = arguments.get(read)
             if not target or not source or (command, read) == ("rebalance", "plan"):
                 continue
-            if Path(source).exists() and Path(target).exists() and Path(source).samefile(target):
+            if is_there(source) and is_there(target) and Path(source).samefile(target):
                 raise InputError(f"{target} is what {command} reads; name another file to write")

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import craftopt as co
-from craftopt.cli.groups import grouped
+from craftopt.cli.groups import grouped, is_there
 from craftopt.datasets import is_synthetic
 from craftopt.documents import check_writable
 from craftopt.errors import CraftoptWarning, InputError, choice, unknown, whole
@@ -138,7 +138,7 @@ class Reader:
         if self.batch is None and (self.kind == "trace" or self.order is not None):
             raise InputError("a token trace is cut into windows of N tokens: pass --batch N")
         held: Any = sys.stdin.buffer if source == "-" else source
-        if source != "-" and not Path(source).exists():
+        if source != "-" and not is_there(source):
             if source.casefold() not in co.example_names():
                 wrong = unknown("example", source, co.example_names())
                 raise InputError(f"there is no file {source}, and {wrong}")
@@ -151,7 +151,7 @@ class Reader:
 
     def any(self, source: str, gpus: int | None) -> tuple[str, Any]:
         """Read whatever a file holds, and say in words what it is."""
-        if source != "-" and not Path(source).exists():
+        if source != "-" and not is_there(source):
             kind = "synthetic" if is_synthetic(source) else "measured"
             return f"an example, {kind}", self.loads(source)
         if self.batch is not None:
@@ -236,7 +236,7 @@ class Reader:
 
     def _trace(self, source: str, experts: int) -> co.Trace:
         """Read a token trace from a file or the examples."""
-        if not Path(source).exists() and source.casefold() in co.example_names():
+        if not is_there(source) and source.casefold() in co.example_names():
             return co.load_example_trace(source)
         return co.read_trace(source, experts, self.layers)
 

@@ -271,6 +271,14 @@ def test_damaged_files_are_refused_by_name(run, tmp_path):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("command", [("plan", "{}", "--gpus", 2), ("info", "{}")])
+def test_a_name_too_long_for_a_file_is_one_clear_error(run, command):
+    done = run(*(str(word).format("x" * 5000) for word in command))
+    assert done.code == 2
+    assert "there is no file xxx" in done.err or "cannot read" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_a_failed_write_keeps_the_old_plan(run, loads_file, plan_file, tmp_path, monkeypatch):
     before = co.read_plan(plan_file)
 
