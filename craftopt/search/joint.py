@@ -27,6 +27,7 @@ from craftopt.search.kernels import (
     seeded,
 )
 from craftopt.search.surrogate import (
+    MOST_SAVED,
     Experts,
     Gpus,
     Rows,
@@ -34,6 +35,7 @@ from craftopt.search.surrogate import (
     WindowLoads,
     change_by_exchange,
     change_by_rows,
+    change_of_root,
     copies_of,
     draw_replacement,
     is_possible,
@@ -165,6 +167,7 @@ def anneal_joint(
     partners, assigned, expected = nodes_held.partners, nodes_held.assigned, nodes_held.expected
     node_load, share = nodes_held.load, loads.share
     visit_power, visit_slope = nodes_held.visited.power, nodes_held.visited.slope
+    visit_norm = nodes_held.visited.norm
     size = visit_slope.size
     pairs, chosen, pooled = visits.pairs, visits.chosen, visits.pooled
     per_assignment, per_pair = visits.per_assignment, visits.per_pair
@@ -210,8 +213,8 @@ def anneal_joint(
         else:
             _set_shared_rows(many, change, hosted, nodes, nearest, shares, experts, loads, rows)
             change_of_cost = change_by_rows(loads, rows)
-        # Along the tangents, no step saves more than an eighth of the visits.
-        if change_of_cost - (visit_cost / 8.0 if simple else visit_cost) > allowed:
+        # No step saves more visits than this.
+        if change_of_cost - (visit_cost * MOST_SAVED if simple else visit_cost) > allowed:
             continue
         moved = 0
         if priced:
@@ -262,7 +265,7 @@ def anneal_joint(
                     q2 *= q2
                     both = q1 + q2
                     before = visit_power[node1, w] + visit_power[node2, w]
-                    change_of_cost += visit_slope[w] * (both - before)
+                    change_of_cost += change_of_root(visit_slope[w], visit_norm[w], both - before)
             elif moved:
                 change_of_cost += change_by_rows(nodes_held.visited, change.rows)
         if change_of_cost > allowed:
