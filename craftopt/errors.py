@@ -96,7 +96,7 @@ def unknown(name: str, value: object, known: Iterable[str], *, cutoff: float = 0
     plain = {other.casefold(): other for other in reversed(names)}
     close = difflib.get_close_matches(str(value).casefold(), plain, n=1, cutoff=cutoff)
     hint = f"; did you mean {plain[close[0]]!r}?" if close else ""
-    listed = ", ".join(names) if len(names) <= 20 else f"{len(names)} names"
+    listed = ", ".join(names) if len(names) <= 40 else f"{len(names)} names"
     return InputError(f"{name}={value!r} is unknown; pass one of {listed}{hint}")
 
 

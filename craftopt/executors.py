@@ -169,7 +169,11 @@ class Resumable:
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot keep results in {folder}: {error.strerror}") from None
+            why = "it is a file" if self.folder.exists() else error.strerror
+            raise InputError(
+                f"cannot keep results in {folder}: {why}; pass a folder, or a new one in a folder "
+                "that exists"
+            ) from None
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise InputError(f"cannot keep results in {folder}: it may not be written")
 

@@ -162,7 +162,9 @@ def test_a_folder_that_cannot_be_made_is_named_before_any_work(tmp_path):
     with pytest.raises(co.InputError, match=r"cannot keep results in .*: No such file"):
         co.Resumable(tmp_path / "missing" / "folder")
     (tmp_path / "file").touch()
-    with pytest.raises(co.InputError, match=r"cannot keep results in .*: File exists"):
+    with pytest.raises(
+        co.InputError, match=r"cannot keep results in .*: it is a file; pass a folder"
+    ):
         co.Resumable(tmp_path / "file")
 
 

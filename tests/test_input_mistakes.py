@@ -257,3 +257,24 @@ def test_names_that_are_too_long_are_refused_before_any_work(files, run):
     assert (
         "redundant experts are --replicas-per-layer" in run("plan", "l.npz", "--redundancy", 4)[2]
     )
+
+
+@pytest.mark.parametrize("given", ["nan", "-1", "inf", "1e300"])
+def test_grids_that_no_problem_could_have_are_refused(given, files, run):
+    for option in ("--skews", "--shares"):
+        code, out, err = run("bench-exact", "-o", "runs.csv", "--shapes", "4x2", option, given)
+        assert (code, out) == (2, "")
+        assert f"{option[2:]}=" in err
+        assert "at least 0, at most 100" in err
+
+
+@noted
+def test_any_whole_number_is_a_seed(files, run):
+    assert run("diagnose", "l.npz", "--gpus", 2, "--seed", -1)[0] == 0
+
+
+def test_infinite_counts_are_refused_and_nothing_else_is_said(files, run):
+    np.save("inf.npy", np.full((4, 3, 8), np.inf))
+    code, out, err = run("diagnose", "inf.npy", "--gpus", 2)
+    assert (code, out) == (2, "")
+    assert err.startswith("craftopt: inf.npy: tokens[0, 0, 0] is inf")

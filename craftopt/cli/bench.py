@@ -13,7 +13,7 @@ from craftopt.bench_exact import Grid, tables
 from craftopt.bench_exact import bench_exact as run_grid
 from craftopt.cli.shared import Slots, print_rich, progress, writable
 from craftopt.documents import write_atomically
-from craftopt.errors import InputError
+from craftopt.errors import InputError, number
 from craftopt.problem import SlotRule
 
 
@@ -49,8 +49,10 @@ def bench_exact(
     """
     grid = Grid(
         shapes=_listed("shapes", shapes, _shape),
-        skews=_listed("skews", skews, float),
-        shares=_listed("shares", shares, float),
+        skews=_listed("skews", skews, lambda one: number("skews", float(one), least=0, most=100)),
+        shares=_listed(
+            "shares", shares, lambda one: number("shares", float(one), least=0, most=100)
+        ),
         windows=_listed("windows", windows, int),
         work_limits=_listed("work_limits", work_limits, int),
         slots=cast(SlotRule, slots),
@@ -79,6 +81,8 @@ def _shape(text: str) -> tuple[int, int]:
 def _listed(name: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
     try:
         return tuple(read(one) for one in text.split(","))
+    except InputError:
+        raise
     except ValueError:
         example = "8x4,16x8" if name == "shapes" else "1,4"
-        raise InputError(f"{name}={text!r} is no list like {example}") from None
+        raise InputError(f"{name}={text!r} is no list like {example}; pass one") from None

@@ -132,7 +132,7 @@ class Measuring:
     def gains(self) -> tuple[Gain, ...]:
         """Measure all budgets."""
         windows = self.problem.loads.windows
-        draws = np.random.default_rng(self.seed).multinomial(
+        draws = np.random.default_rng(abs(self.seed)).multinomial(
             windows, np.full(windows, 1 / windows), RESAMPLES
         )
         gains = []

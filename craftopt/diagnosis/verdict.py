@@ -35,7 +35,7 @@ from craftopt.windows import without_idle
 SHARES = {
     "work": "is the work itself (all GPUs equally loaded)",
     "moving": "is saved by moving experts",
-    "copies": "more by copies",
+    "copies": "more by copies, at the best budget",
     "dispatch": "more by a better dispatch",
     "unforeseen": "is waiting that these plans did not foresee",
     "unavoidable": "is waiting that no plan can remove",

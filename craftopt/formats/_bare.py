@@ -113,7 +113,8 @@ def _kinds_of(array: AnyArray) -> tuple[Kind, ...]:
     if array.size == 0 or not 1 <= array.ndim <= 3 or array.dtype.kind not in "iuf":
         return ("loads",)
     if array.dtype.kind == "f":  # weights of a token's choices are sorted; hundreds of cells never
-        rows = np.diff(array.reshape(-1, array.shape[-1]), axis=1)
+        with np.errstate(invalid="ignore"):  # inf - inf; loads refuse it
+            rows = np.diff(array.reshape(-1, array.shape[-1]), axis=1)
         few = len(rows) >= _ENOUGH_ROWS and 2 < array.shape[-1] <= _MOST_CHOICES
         return ("loads", "trace") if few and (rows <= 0).all() else ("loads",)
     kinds = _kinds(array)

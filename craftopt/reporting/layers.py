@@ -283,6 +283,7 @@ def _by_layer(
     for index, (label, values) in enumerate(by_label.items()):
         ax.plot(layers, values, linewidth=0.9, markersize=4, label=label, **line_style(index))
     ax.set_ylim(bottom=0)
+    ax.locator_params(axis="x", integer=True)
     for line in ax.get_lines():
         line.set_clip_on(False)
     ax.grid(axis="y", color="0.9")

@@ -180,7 +180,8 @@ def _views(shown: Shown) -> tuple[list[str], BoolArray, int]:
 
 def _map(name: str, shown: Shown, of_view: BoolArray) -> dict[str, Any]:
     """Compute loads of GPUs over the mean of their layer, in percent, for every view."""
-    scored, tokens = shown.scored[name], gpu_loads(shown.plans[name], shown.loads)
+    plan, scored = shown.plans[name], shown.scored[name]
+    tokens, copies = gpu_loads(plan, shown.loads), plan.layer_replicas.mean()
     cells, times = [], []
     for windows in of_view:
         most = load_map(tokens[windows])
@@ -188,7 +189,7 @@ def _map(name: str, shown: Shown, of_view: BoolArray) -> dict[str, Any]:
         time = scored.max_load[windows].sum() / scored.mean_load[windows].sum()
         layer, gpu = np.unravel_index(most.argmax(), most.shape)
         times.append(
-            f"relative time {time:.3f}; fullest: GPU {gpu} in layer "
+            f"{copies:.3g} copies per layer; relative time {time:.3f}; fullest: GPU {gpu} in layer "
             f"{shown.loads.layer_ids[layer]}, {cells[-1][layer][gpu] / 100:.2f} times the mean"
         )
     return {"name": name, "loads": cells, "times": times}
