@@ -74,7 +74,7 @@ def test_answer(measure, problems, request, answer):
         "advise": lambda: co.advise(loads, R1, "h200", 64, 8),
         "diagnose": lambda: co.diagnose(loads, 64, 8),
     }
-    co.warm_up()  # minutes a round: none is spent on compiling
+    co.warm_up()  # in place of a round that is not counted
     measure(answer, R1, answers[answer], rounds=1, warmups=0)
 
 

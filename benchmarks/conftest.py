@@ -42,8 +42,8 @@ def problems(request):
 def measure(benchmark):
     """Run a function under pytest-benchmark and note its time under a name and an example.
 
-    The first run compiles and is not counted, unless ``warmups=0``. A function that returns seconds is timed by
-    those: a plan's time is the planner's, without the evaluation of the plan.
+    The first run compiles and is not counted, unless ``warmups=0``. A function that returns
+    seconds is timed by those: a plan's time is the planner's, without the plan's evaluation.
     """
 
     def run(name: str, example: str, function, rounds: int = 7, warmups: int = 1) -> None:
