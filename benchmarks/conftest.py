@@ -42,11 +42,11 @@ def problems(request):
 def measure(benchmark):
     """Run a function under pytest-benchmark and note its time under a name and an example.
 
-    The first run compiles and is not counted. A function that returns seconds is timed by
-    those: a plan's time is the planner's, without the evaluation of the plan.
+    The first run compiles and is not counted, unless ``warmups=0``. A function that returns
+    seconds is timed by those: a plan's time is the planner's, without the plan's evaluation.
     """
 
-    def run(name: str, example: str, function, rounds: int = 7) -> None:
+    def run(name: str, example: str, function, rounds: int = 7, warmups: int = 1) -> None:
         seconds: list[float] = []
 
         def once() -> None:
@@ -55,10 +55,10 @@ def measure(benchmark):
                 seconds.append(result)
 
         benchmark.group = example
-        benchmark.pedantic(once, rounds=rounds, warmup_rounds=1)
+        benchmark.pedantic(once, rounds=rounds, warmup_rounds=warmups)
         if benchmark.stats is None:  # --benchmark-disable: one run, no figures
             return
-        median = statistics.median(seconds[1:]) if seconds else benchmark.stats.stats.median
+        median = statistics.median(seconds[warmups:]) if seconds else benchmark.stats.stats.median
         benchmark.extra_info.update(name=name, example=example, milliseconds=median * 1e3)
         _ROWS.append(benchmark.extra_info)
 

@@ -1,6 +1,6 @@
 """The widest expert parallelism from file to report: time and memory by stage.
 
-    python benchmarks/wide.py [EXPERTS] [STAGE ...]
+    python benchmarks/wide.py [EXPERTS [LAYERS]] [STAGE ...]
 
 100 layers of 512 experts (or as many as asked for) on 320 GPUs in 40 nodes, 64 synthetic windows,
 slots filled up on every GPU. Every stage is a process of its own, so that its peak of memory
@@ -23,15 +23,15 @@ import numpy as np
 
 import craftopt as co
 
-LAYERS, WINDOWS, GPUS, NODES = 100, 64, 320, 40
+WINDOWS, GPUS, NODES = 64, 320, 40
 STAGES = ("read", "nominal", "fast", "evaluate", "certify", "export", "report")
 
 
-def make(folder: Path, experts: int) -> None:
+def make(folder: Path, experts: int, layers: int) -> None:
     """Write loads: lognormal popularity, which drifts from window to window."""
     draws = np.random.default_rng(0)
-    popularity = draws.lognormal(sigma=1.0, size=(LAYERS, experts))
-    tokens = popularity * draws.lognormal(sigma=0.5, size=(WINDOWS, LAYERS, experts))
+    popularity = draws.lognormal(sigma=1.0, size=(layers, experts))
+    tokens = popularity * draws.lognormal(sigma=0.5, size=(WINDOWS, layers, experts))
     tokens *= 32768 * 8 / tokens.sum(axis=2, keepdims=True)
     np.savez(folder / "loads.npz", counts=tokens.round())
 
@@ -79,11 +79,12 @@ def main() -> None:
     if os.environ.get("WIDE_FOLDER"):
         run(sys.argv[1], Path(os.environ["WIDE_FOLDER"]))
         return
-    experts = int(sys.argv[1]) if len(sys.argv) > 1 else 512
-    print(f"{LAYERS} layers x {experts} experts x {GPUS} GPUs x {WINDOWS} windows", flush=True)
+    sizes = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    experts, layers = (*sizes, *(512, 100)[len(sizes) :])
+    print(f"{layers} layers x {experts} experts x {GPUS} GPUs x {WINDOWS} windows", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), experts)
-        for name in sys.argv[2:] or STAGES:
+        make(Path(folder), experts, layers)
+        for name in sys.argv[1 + len(sizes) :] or STAGES:
             environment = {**os.environ, "WIDE_FOLDER": folder}
             subprocess.run([sys.executable, __file__, name], env=environment, check=True)
 

@@ -56,7 +56,12 @@ def advise(
     workers: Workers = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", callback=writable, help="Write the recommended plan.json."),
+        typer.Option(
+            "--output",
+            "-o",
+            callback=writable,
+            help="Plan the recommended budget with all steps and write plan.json.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -89,8 +94,11 @@ def advise(
             progress=report,
             **constants,
         )
-    if output is not None:
-        advice.recommended.plan.save(output)
+        if output is not None:
+            report("planning what is recommended with all steps")
+            best = advice.recommended
+            plan = co.solve(best.problem, "fast", seed=seed, workers=workers).plan
+            plan.save(output)
     if as_json:
         print_json(advice.to_dict())
         return
@@ -98,4 +106,8 @@ def advise(
 
     print_rich(advice_tables(advice))
     if output is not None:
-        print_rich(f"wrote {output}")
+        scored = co.evaluate(plan, best.problem.loads, best.dispatch)
+        print_rich(
+            f"wrote {output}, planned with all steps: fullest/mean on the planned windows "
+            f"{scored.relative_time:.3f} (above {best.relative_time_planned:.3f})"
+        )

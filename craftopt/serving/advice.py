@@ -39,7 +39,7 @@ from craftopt.traces import Trace
 from craftopt.windows import holdout as split_windows
 from craftopt.windows import planned_tokens
 
-# Annealing steps of a layer in the plans that are compared.
+# Annealing steps of a layer in the plans that are compared: `fast` takes several times as many.
 WORK = 100_000
 
 
@@ -232,6 +232,8 @@ def advise(
     -------
     Advice
         A model's word, not a measurement: its constants are guesses until calibrated.
+        Its plans have few annealing steps, which is enough to compare them: serve that of
+        ``solve(advice.recommended.problem, "fast")``.
         ``sensitivity`` says what would change the answer.
 
     Raises
@@ -303,13 +305,7 @@ def advise(
             f"{waits.prefill.total:.3g} s a step; allow more, or use more GPUs"
         )
     say("planning as EPLB does")
-    eplb = None
-    plan_of_eplb = _eplb(problem)
-    if (
-        plan_of_eplb is not None
-        and memory_of(deployment, plan_of_eplb).concurrency(workload.context) > 0
-    ):
-        eplb = makes.score("EPLB's default", plan_of_eplb, "uniform")
+    eplb = makes.eplb()
     best = winner(candidates, [candidate.goodput for candidate in candidates])
     others = [candidate for candidate in candidates if candidate is not best]
     others.sort(key=lambda candidate: -candidate.goodput)
@@ -354,12 +350,11 @@ class _Plans:
     coactivation: Coactivation | Trace | None
     options: Options
 
-    def score(self, name: str, plan: Plan, slots: SlotRule, **planned: Any) -> Candidate:
-        """Score a plan; ``planned`` are its dispatch and price."""
+    def score(self, name: str, problem: Problem, plan: Plan) -> Candidate:
+        """Score a plan of a problem."""
         return score(
-            name, plan, slots, self.deployment, self.workload, self.problem.loads, self.served,
-            self.coactivation, **planned,
-        )  # fmt: skip
+            name, problem, plan, self.deployment, self.workload, self.served, self.coactivation
+        )
 
     def balanced(self, budget: Budget) -> Candidate:
         """Plan for balance alone."""
@@ -368,7 +363,7 @@ class _Plans:
         problem = self._problem(budget)
         search = WindowedSearch(problem, self.options)
         plan = problem.plan(search.plan(np.array(budget.allocation)), "fast")
-        return self.score(label(budget), plan, budget.slots)
+        return self.score(label(budget), problem, plan)
 
     def with_traffic(self, budget: Budget, balanced: Candidate) -> list[Candidate]:
         """Plan for balance and traffic together; list the plans that are new."""
@@ -385,25 +380,27 @@ class _Plans:
                 name += f", {dispatch}"
             elif plan == balanced.plan:
                 continue
-            price = problem.traffic_price
-            found.append(self.score(name, plan, budget.slots, dispatch=dispatch, price=price))
+            found.append(self.score(name, problem, plan))
         return found
+
+    def eplb(self) -> Candidate | None:
+        """Plan as engines do by default: one extra slot on every GPU in every layer."""
+        experts, gpus = self.problem.loads.experts, self.problem.gpus
+        extra = (experts // gpus + 1) * gpus - experts
+        if extra > experts * (self.problem.copies_limit - 1):
+            return None
+        problem = self.problem.replace(slots="uniform", replicas_per_layer=extra)
+        grouped = problem.expert_groups is not None
+        entry = find_method("eplb-hierarchical" if grouped else "eplb")
+        if entry.refusal(problem):
+            return None
+        # Not by `solve`, which bounds the problem as well.
+        plan = entry.load()(problem, Options()).plan
+        held = plan and memory_of(self.deployment, plan).concurrency(self.workload.context)
+        return self.score("EPLB's default", problem, plan) if plan and held else None
 
     def _problem(self, budget: Budget, **changes: Any) -> Problem:
         return self.problem.replace(slots=budget.slots, replicas=budget.replicas, **changes)
-
-
-def _eplb(problem: Problem) -> Plan | None:
-    """Plan as engines do by default: one extra slot on every GPU in every layer."""
-    experts, gpus = problem.loads.experts, problem.gpus
-    extra = (experts // gpus + 1) * gpus - experts
-    if extra > experts * (problem.copies_limit - 1):
-        return None
-    variant = problem.replace(slots="uniform", replicas_per_layer=extra)
-    grouped = problem.expert_groups is not None
-    entry = find_method("eplb-hierarchical" if grouped else "eplb")
-    # Not by `solve`, which bounds the problem as well.
-    return None if entry.refusal(variant) else entry.load()(variant, Options()).plan
 
 
 def _reasons(

@@ -9,7 +9,7 @@ from craftopt.coactivation import Coactivation
 from craftopt.evaluation import evaluate
 from craftopt.loads import Loads
 from craftopt.plan import Plan
-from craftopt.problem import PlannedDispatch, SlotRule
+from craftopt.problem import PlannedDispatch, Problem, SlotRule
 from craftopt.serving.deployment import TIE, Deployment, Workload
 from craftopt.serving.goodput import Service, service_of
 from craftopt.serving.memory import Memory, memory_of
@@ -24,8 +24,10 @@ class Candidate:
     Parameters
     ----------
     name : str
+    problem : Problem
+        What the plan is for. ``solve(problem, "fast")`` plans it with all of its steps: plans that
+        are only compared have fewer.
     plan : Plan
-    slots : str
     memory : Memory
     relative_time_planned, relative_time_served : float
     planned, served : Service
@@ -33,15 +35,11 @@ class Candidate:
         Whether engines can load it today: every GPU has the same slots in every layer.
     profile : Profile
         On the windows served, with the plan's traffic where it is known.
-    dispatch : str
-        How tokens are split over copies, in planning and in serving.
-    price : float
-        What a node that a token visits cost in planning, in mean GPU loads.
     """
 
     name: str
+    problem: Problem
     plan: Plan
-    slots: SlotRule
     memory: Memory
     relative_time_planned: float
     relative_time_served: float
@@ -49,8 +47,21 @@ class Candidate:
     served: Service
     loadable: bool
     profile: Profile
-    dispatch: PlannedDispatch = "even"
-    price: float = 0.0
+
+    @property
+    def slots(self) -> SlotRule:
+        """The memory layout."""
+        return self.problem.slots
+
+    @property
+    def dispatch(self) -> PlannedDispatch:
+        """How tokens are split over copies, in planning and in serving."""
+        return self.problem.dispatch
+
+    @property
+    def price(self) -> float:
+        """What a node that a token visits cost in planning, in mean GPU loads."""
+        return self.problem.traffic_price
 
     @property
     def goodput(self) -> float:
@@ -60,34 +71,31 @@ class Candidate:
 
 def score(
     name: str,
+    problem: Problem,
     plan: Plan,
-    slots: SlotRule,
     deployment: Deployment,
     workload: Workload,
-    planned: Loads,
     served: Loads,
     coactivation: Coactivation | Trace | None = None,
-    dispatch: PlannedDispatch = "even",
-    price: float = 0.0,
 ) -> Candidate:
     """Score a plan on the windows that it was made for and on others."""
     memory = memory_of(deployment, plan)
     times, profiles = [], []
-    for windows in (planned, served):
+    for windows in (problem.loads, served):
         scored = evaluate(
             plan,
             windows,
-            dispatch,
+            problem.dispatch,
             trace=coactivation if isinstance(coactivation, Trace) else None,
             coactivation=coactivation if isinstance(coactivation, Coactivation) else None,
         )
         times.append(scored.relative_time)
-        profiles.append(profile_of(plan, windows, scored.traffic, dispatch))
+        profiles.append(profile_of(plan, windows, scored.traffic, problem.dispatch))
     on_planned, on_served = profiles
     return Candidate(
         name=name,
+        problem=problem,
         plan=plan,
-        slots=slots,
         memory=memory,
         relative_time_planned=times[0],
         relative_time_served=times[1],
@@ -95,8 +103,6 @@ def score(
         served=service_of(deployment, on_served, memory, workload),
         loadable=bool(plan.slots.min() == plan.slots.max()),
         profile=on_served,
-        dispatch=dispatch,
-        price=price,
     )
 
 
