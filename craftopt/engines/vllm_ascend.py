@@ -59,7 +59,7 @@ class CraftoptEplbPolicy:
         >>> from craftopt.engines.vllm_ascend import CraftoptEplbPolicy
         >>> table, workload = [[[0, 1], [2, 3]]], [[[8, 8], [1, 1]]]
         >>> CraftoptEplbPolicy().rebalance_experts(table, workload)
-        (1, array([0]), [[[0, 2], [1, 3]]])
+        (1, array([0]), [[[0, 3], [2, 1]]])
         """
         table = as_numpy(current_expert_table).astype(np.int64)
         workload = as_numpy(expert_workload).astype(np.float64)

@@ -29,7 +29,7 @@ def test_the_example_gives_what_it_shows(tmp_path, monkeypatch):
 
 
 def test_make_demo_gives_what_is_shown():
-    """Every line but the times, which are the machine's."""
+    """Every line but the times, which are the machine's; where text is wrapped hangs on them."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     arguments = re.search(r"/craftopt (compare .*)", makefile)[1].split()
     command = [sys.executable, "-m", "craftopt", *arguments]
@@ -39,8 +39,10 @@ def test_make_demo_gives_what_is_shown():
         return re.sub(r"\s[\d.,]+\s*$", "", line).split()
 
     printed = [cells(line) for line in done.stdout.splitlines()]
+    text = " ".join(done.stdout.split())
     for line in DEMO:
-        assert line == "..." or any(alike(cells(line), other) for other in printed), line
+        if line != "..." and " ".join(line.split()) not in text:
+            assert any(alike(cells(line), other) for other in printed), line
 
 
 def alike(shown: list[str], printed: list[str]) -> bool:
