@@ -15,7 +15,7 @@ from strategies import problems
 
 import craftopt as co
 from craftopt.evaluation import objective_value
-from craftopt.planners.windowed import STEPS_PER_COPY
+from craftopt.planners.windowed import MOST_STEPS_PER_COPY
 from craftopt.windows import MOST_SHRUNK, SHRINKAGE, shrink
 
 RULES = ("uniform", "even", "free")
@@ -155,7 +155,7 @@ def test_work_limit_stops_the_search_and_says_so(problem):
 def test_work_that_suffices_is_no_limit():
     loads = co.Loads(np.random.default_rng(0).integers(1, 99, (3, 2, 8)))
     problem = co.Problem(loads, 4, replicas_per_layer=4, slots="even")
-    enough = plan(problem, work_limit=STEPS_PER_COPY * 8 * 4)
+    enough = plan(problem, work_limit=MOST_STEPS_PER_COPY * 8 * 4)
     assert enough.limit is None
     assert enough.plan == plan(problem).plan
 
