@@ -73,7 +73,8 @@ plans = [
 old = co.solve(co.Problem(loads, gpus=8, slots="uniform", replicas=16), "eplb").plan
 problem = co.Problem(loads, gpus=8, slots="uniform", replicas=16)
 plans.append(co.rebalance(problem, old, max_moves=4, seed=2, workers=1).plan)
-plans += [co.solve(problem, m, seed=1, workers=1).plan for m in ("eplb", "craft", "nominal")]
+plans += [co.solve(problem, m, seed=1, workers=1).plan for m in ("eplb", "nominal")]
+plans.append(co.solve(problem.replace(slots="even"), "craft").plan)
 small = co.Problem(co.Loads(tokens[:3, :1, :6]), gpus=3, slots="even", replicas=2)
 plans.append(co.solve(small, "exact", seed=1, workers=1).plan)
 plans.append(co.solve(co.Problem(loads, slots="free", gpus=8, replicas=11), "fast", workers=1,
