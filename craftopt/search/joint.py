@@ -21,6 +21,7 @@ from craftopt.search.kernels import (
     Rules,
     Schedule,
     draw,
+    eighth_power,
     exponential,
     fall,
     home_nodes,
@@ -256,14 +257,7 @@ def anneal_joint(
             if moved == 2:
                 node1, node2 = touched[0], touched[1]
                 for w in range(size):
-                    q1, q2 = visit_rows[0, w], visit_rows[1, w]
-                    q1 *= q1
-                    q2 *= q2
-                    q1 *= q1
-                    q2 *= q2
-                    q1 *= q1
-                    q2 *= q2
-                    both = q1 + q2
+                    both = eighth_power(visit_rows[0, w]) + eighth_power(visit_rows[1, w])
                     before = visit_power[node1, w] + visit_power[node2, w]
                     change_of_cost += change_of_root(visit_slope[w], visit_norm[w], both - before)
             elif moved:

@@ -172,6 +172,14 @@ def fullest(random: Random, load: FloatArray, first: int, width: int) -> int:
 
 
 @inlined
+def eighth_power(value: float) -> float:
+    """Compute the 8th power."""
+    value *= value
+    value *= value
+    return value * value
+
+
+@inlined
 def root(value: float) -> float:
     """Compute the 8th root."""
     return float(np.sqrt(np.sqrt(np.sqrt(value))))

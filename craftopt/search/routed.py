@@ -24,6 +24,7 @@ from craftopt.search.kernels import (
     Rules,
     Schedule,
     draw,
+    eighth_power,
     exponential,
     fall,
     fullest,
@@ -283,9 +284,6 @@ def _cost(prefill: _Prefill) -> float:
     for w in range(prefill.weight.size):
         norm = 0.0
         for gpu in range(prefill.load.shape[0]):
-            q = prefill.load[gpu, w]
-            q *= q
-            q *= q
-            norm += q * q
+            norm += eighth_power(prefill.load[gpu, w])
         total += prefill.weight[w] * root(norm)
     return total

@@ -20,6 +20,7 @@ from craftopt.search.kernels import (
     Random,
     Rules,
     draw,
+    eighth_power,
     fullest,
     inlined,
     root,
@@ -184,12 +185,8 @@ def sum_powers(loads: WindowLoads) -> None:
         norm[w] = 0.0
     for gpu in range(load.shape[0]):
         for w in range(norm.size):
-            q = load[gpu, w]
-            q *= q
-            q *= q
-            q *= q
-            power[gpu, w] = q
-            norm[w] += q
+            power[gpu, w] = eighth_power(load[gpu, w])
+            norm[w] += power[gpu, w]
 
 
 @njit(cache=True, nogil=True)
@@ -249,21 +246,14 @@ def change_by_exchange(step: Step, loads: WindowLoads) -> float:
     a, b, given, taken = step.a, step.b, step.given, step.taken
     for w in range(slope.size):
         shift = share[taken, w] - share[given, w]
-        q1 = load[a, w] + shift
-        q2 = load[b, w] - shift
-        q1 *= q1
-        q2 *= q2
-        q1 *= q1
-        q2 *= q2
-        q1 *= q1
-        q2 *= q2
-        parts[w] = change_of_root(slope[w], norm[w], q1 + q2 - power[a, w] - power[b, w])
+        both = eighth_power(load[a, w] + shift) + eighth_power(load[b, w] - shift)
+        parts[w] = change_of_root(slope[w], norm[w], both - power[a, w] - power[b, w])
     return _total(parts)
 
 
 @inlined
 def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
-    """Estimate what the replacement that `set_rows` was called for changes of the surrogate."""
+    """Compute what the replacement that `set_rows` was called for changes of the surrogate."""
     power, norm, slope, parts = loads.power, loads.norm, loads.slope, loads.parts
     for w in range(slope.size):
         parts[w] = norm[w]
@@ -272,11 +262,7 @@ def change_by_rows(loads: WindowLoads, rows: Rows) -> float:
         if gpu < 0:
             break
         for w in range(slope.size):
-            q = rows.load[k, w]
-            q *= q
-            q *= q
-            q *= q
-            parts[w] += q - power[gpu, w]
+            parts[w] += eighth_power(rows.load[k, w]) - power[gpu, w]
     for w in range(slope.size):
         parts[w] = loads.weight[w] * root(max(parts[w], 0.0)) - 8.0 * slope[w] * norm[w]
     return _total(parts)
@@ -412,10 +398,7 @@ def set_load(gpu: int, fresh: FloatArray, loads: WindowLoads) -> None:
     """Give a GPU its load, and correct powers and norms by the difference."""
     load, power, norm = loads.load[gpu], loads.power[gpu], loads.norm
     for w in range(norm.size):
-        q = fresh[w]
-        q *= q
-        q *= q
-        q *= q
+        q = eighth_power(fresh[w])
         norm[w] = max(norm[w] - power[w] + q, q)
         power[w] = q
         load[w] = fresh[w]
