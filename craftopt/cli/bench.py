@@ -17,6 +17,13 @@ from craftopt.errors import InputError, number
 from craftopt.problem import SlotRule
 
 
+def _text(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{one:g}" for one in numbers)
+
+
+_SHAPES = ",".join(f"{experts}x{gpus}" for experts, gpus in Grid.shapes)
+
+
 def bench_exact(
     output: Annotated[
         Path,
@@ -24,19 +31,17 @@ def bench_exact(
             "--output", "-o", callback=writable, help="Runs as CSV; what it has is not run again."
         ),
     ],
-    shapes: Annotated[
-        str, typer.Option(help="Experts x GPUs, separated by commas.")
-    ] = "8x4,16x4,16x8,32x8,64x16",
+    shapes: Annotated[str, typer.Option(help="Experts x GPUs, separated by commas.")] = _SHAPES,
     skews: Annotated[
         str, typer.Option(help="Popularity of the i-th expert is 1/i to this power.")
-    ] = "0.5,1,1.5",
-    shares: Annotated[str, typer.Option(help="Replicas, as shares of the experts.")] = (
-        "0,0.125,0.25,0.5"
+    ] = _text(Grid.skews),
+    shares: Annotated[str, typer.Option(help="Replicas, as shares of the experts.")] = _text(
+        Grid.shares
     ),
-    windows: Annotated[str, typer.Option(help="Numbers of windows.")] = "1,4",
+    windows: Annotated[str, typer.Option(help="Numbers of windows.")] = _text(Grid.windows),
     work_limits: Annotated[
         str, typer.Option(help="Work of exact, in deterministic seconds of CP-SAT.")
-    ] = "1,5",
+    ] = _text(Grid.work_limits),
     slots: Slots = "even",
     plot: Annotated[
         Path | None,
@@ -49,10 +54,8 @@ def bench_exact(
     """
     grid = Grid(
         shapes=_listed("shapes", shapes, _shape),
-        skews=_listed("skews", skews, lambda one: number("skews", float(one), least=0, most=100)),
-        shares=_listed(
-            "shares", shares, lambda one: number("shares", float(one), least=0, most=100)
-        ),
+        skews=_numbers("skews", skews),
+        shares=_numbers("shares", shares),
         windows=_listed("windows", windows, int),
         work_limits=_listed("work_limits", work_limits, int),
         slots=cast(SlotRule, slots),
@@ -76,6 +79,10 @@ def bench_exact(
 def _shape(text: str) -> tuple[int, int]:
     experts, gpus = text.split("x")
     return int(experts), int(gpus)
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    return _listed(name, text, lambda one: number(name, float(one), least=0, most=100))
 
 
 def _listed(name: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
