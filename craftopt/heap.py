@@ -16,7 +16,7 @@ from craftopt.loads import FloatArray, IntArray
 TOP: Final = cast("int", np.int64(0))
 
 
-@njit(cache=True)
+@njit()
 def sift_down(heap: IntArray, load: FloatArray, place: int) -> None:
     """Restore the heap below a place after the item there became lighter."""
     item = heap[place]
@@ -33,7 +33,7 @@ def sift_down(heap: IntArray, load: FloatArray, place: int) -> None:
     heap[place] = item
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def sort(values: FloatArray) -> None:
     """Sort ascending, in place (Shell's method; numba's own sort takes seconds to compile)."""
     gap = values.size

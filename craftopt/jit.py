@@ -26,7 +26,7 @@ _VERSIONS = [importlib.metadata.version(name) for name in ("numba", "llvmlite", 
 _PLAIN = (int, float, complex, str, bytes, type(None))
 
 
-def njit(*, cache: bool = True, **options: Any) -> Callable[[Function], Function]:
+def njit(**options: Any) -> Callable[[Function], Function]:
     """Compile as `numba.njit` does, with a cache that an edit anywhere cannot make stale.
 
     numba's own cache looks at the file of a kernel, not at those of the kernels and constants that
@@ -36,7 +36,7 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Function], Function
 
     def decorate(function: Function) -> Function:
         kernel: Any = numba.njit(**options)(function)
-        if cache and hasattr(kernel, "enable_caching"):
+        if hasattr(kernel, "enable_caching"):
             # Where no folder may be written, each process compiles anew.
             with contextlib.suppress(RuntimeError):
                 kernel._cache = _Cache(kernel)

@@ -65,7 +65,7 @@ def allocate(costs: FloatArray, budget: int, step: int = 1) -> tuple[IntArray, f
     return choices * step, float(cost)
 
 
-@njit(cache=True)
+@njit()
 def _solve(costs: FloatArray, counts: IntArray, units: int) -> tuple[IntArray, float]:
     layers = costs.shape[0]
     best = np.zeros(units + 1)

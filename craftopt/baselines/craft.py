@@ -233,7 +233,7 @@ def _balancedness(share: FloatArray, copies: Copies) -> FloatArray:
     return scores
 
 
-@njit(cache=True)
+@njit()
 def copy_loads(share: FloatArray, copies: Copies) -> FloatArray:
     """Add up tokens per copy [windows, experts] on the GPUs: [windows, gpus], in fixed order."""
     windows = share.shape[0]
@@ -247,7 +247,7 @@ def copy_loads(share: FloatArray, copies: Copies) -> FloatArray:
     return load
 
 
-@njit(cache=True)
+@njit()
 def replicate(
     load: npt.NDArray[np.floating], replicas: int, limit: int, at_limit: float
 ) -> IntArray:
@@ -270,7 +270,7 @@ def replicate(
     return count
 
 
-@njit(cache=True)
+@njit()
 def _place_apart(share: FloatArray, count: IntArray, room: IntArray) -> Copies:
     """Give copies, hottest first, to the least loaded GPU with room that lacks the expert.
 
@@ -299,7 +299,7 @@ def _place_apart(share: FloatArray, count: IntArray, room: IntArray) -> Copies:
     return copies
 
 
-@njit(cache=True)
+@njit()
 def _make_room(
     share: FloatArray, copies: Copies, load: FloatArray, free: IntArray, expert: int
 ) -> int:

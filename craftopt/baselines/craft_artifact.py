@@ -305,7 +305,7 @@ def _artifact_layer(load: Float32Array, slots: IntArray, nodes: int) -> tuple[In
     return count, _place_artifact(share[order], expert_of[order], slots, nodes, load.size)
 
 
-@njit(cache=True)
+@njit()
 def _place_artifact(
     share: Float32Array, expert_of: IntArray, slots: IntArray, nodes: int, experts: int
 ) -> Copies:

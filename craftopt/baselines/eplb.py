@@ -211,7 +211,7 @@ def _plan_slots(problem: Problem, method: str, capacities: IntArray, note: str =
     return Outcome(plan, note)
 
 
-@njit(cache=True)
+@njit()
 def _copies_of_layers(
     weight: Float32Array,
     groups: int,
@@ -233,7 +233,7 @@ def _copies_of_layers(
                 slot += 1
 
 
-@njit(cache=True)
+@njit()
 def _plan_layers(
     weight: Float32Array,
     groups: int,
@@ -249,7 +249,7 @@ def _plan_layers(
         )
 
 
-@njit(cache=True)
+@njit()
 def _plan_layer(
     weight: Float32Array,
     groups: int,
@@ -293,7 +293,7 @@ def _plan_layer(
         first += slots
 
 
-@njit(cache=True)
+@njit()
 def _replicate(weight: Float32Array, slots: int) -> tuple[IntArray, IntArray, IntArray]:
     """Copy the expert with the heaviest copies until the slots are used."""
     experts = weight.size
@@ -310,7 +310,7 @@ def _replicate(weight: Float32Array, slots: int) -> tuple[IntArray, IntArray, In
     return expert_of_copy, rank, count
 
 
-@njit(cache=True)
+@njit()
 def _pack(weight: Float32Array, capacity: IntArray) -> tuple[IntArray, IntArray]:
     """Give items, heaviest first, to the lightest pack with room."""
     items, packs = weight.size, capacity.size

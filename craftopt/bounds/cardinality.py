@@ -37,7 +37,7 @@ _ROUNDING = 3e-15
 _CLOSE = 1e-11
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def cardinality_bound(
     tokens: FloatArray, replicas: int, gpus: int, copies_limit: int, floor: float
 ) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def cardinality_bound(
     return load, price
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def cardinality_bound_of_nodes(
     tokens: FloatArray,
     group_of: IntArray,
@@ -140,7 +140,7 @@ def cardinality_bound_of_nodes(
     return load, price, proof
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _raise(
     tokens: FloatArray,
     copies: int,
@@ -166,7 +166,7 @@ def _raise(
     return low
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _excess(
     tokens: FloatArray,
     copies: int,

@@ -306,7 +306,7 @@ def per_load(
     return np.divide(means, floors**2, out=np.zeros(means.size), where=floors > 0)
 
 
-@njit(cache=True)
+@njit()
 def _rebates(
     tokens: FloatArray, prices: FloatArray, weight: FloatArray, copies_limit: int
 ) -> IntArray:

@@ -90,7 +90,7 @@ def best_companions(
     return best, start
 
 
-@njit(cache=True)
+@njit()
 def _costs(
     tokens: FloatArray,
     means: FloatArray,

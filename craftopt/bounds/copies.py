@@ -16,7 +16,7 @@ from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 
-@njit(cache=True)
+@njit()
 def max_copy_load(
     tokens: FloatArray, replicas: int, copies_limit: int, enough: float = 0.0
 ) -> FloatArray:
@@ -60,7 +60,7 @@ def max_copy_load(
     return curve
 
 
-@njit(cache=True)
+@njit()
 def max_copy_load_of_groups(
     tokens: FloatArray,
     group_of: IntArray,

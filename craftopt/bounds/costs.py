@@ -5,7 +5,7 @@ from __future__ import annotations
 from craftopt.jit import njit
 
 
-@njit(cache=True)
+@njit()
 def window_cost(load: float, mean: float, time: bool) -> float:
     """Compute what a window adds to a layer's cost, from its largest and its mean GPU load.
 

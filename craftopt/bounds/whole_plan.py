@@ -276,7 +276,7 @@ def _cost_curves_of(problem: Problem, choices: IntArray) -> FloatArray:
     )
 
 
-@njit(cache=True)
+@njit()
 def _cost_curves(
     tokens: FloatArray,
     floors: FloatArray,
@@ -301,7 +301,7 @@ def _cost_curves(
     return curves
 
 
-@njit(cache=True)
+@njit()
 def _even_costs(
     tokens: FloatArray,
     floors: FloatArray,

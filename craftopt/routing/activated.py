@@ -25,7 +25,7 @@ from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def serve_by_one_copy(
     hosts: Hosts, tokens: FloatArray, optimal: bool, served: Served, witness: BoolArray
 ) -> None:
@@ -69,7 +69,7 @@ def serve_by_one_copy(
                 served.loads[layer, gpu[chosen[e]]] += tokens[layer, e]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _improve(
     hosts: LayerHosts,
     least_possible: int,

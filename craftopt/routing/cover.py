@@ -65,7 +65,7 @@ def cover_layer(plan: Plan, layer: int, tokens: Tokens) -> tuple[Visits, FloatAr
     return visits, served.loads, served.share
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def serve_by_cover(
     ids: Int32Array,
     window: IntArray,
@@ -140,7 +140,7 @@ def serve_by_cover(
                         away[g] = 1.0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _cover(
     masks: IntArray, chosen: int, left: int, start: int, nodes: int, sets: IntArray, steps: IntArray
 ) -> int:

@@ -17,7 +17,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _MOST_PARCELS = 2**16
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def serve_evenly(
     first: Int32Array,
     gpu: Int32Array,
@@ -44,7 +44,7 @@ def serve_evenly(
                 loads[layer, gpu[place]] += share[place]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def serve_by_hash(
     first: Int32Array,
     gpu: Int32Array,
@@ -88,7 +88,7 @@ def serve_by_hash(
                 loads[layer, gpu[place]] += share[place]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _mixed_bits(value: np.uint64) -> np.uint64:
     """Return SplitMix64's output for a state."""
     z = value * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
@@ -97,7 +97,7 @@ def _mixed_bits(value: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def serve_nearest(
     first: Int32Array,
     gpu: Int32Array,
@@ -140,7 +140,7 @@ def serve_nearest(
                 loads[layer, gpu[place]] += share[place]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def serve_nearest_evenly(
     first: Int32Array,
     gpu: Int32Array,
@@ -177,7 +177,7 @@ def serve_nearest_evenly(
                 loads[layer, gpu[place]] += share[place]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def nearest_places(
     gpu: Int32Array, begin: int, end: int, source: int, gpus_per_node: int
 ) -> tuple[int, int]:

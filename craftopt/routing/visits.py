@@ -172,7 +172,7 @@ def count_of(positions: IntArray, size: int) -> IntArray:
     return np.bincount(positions + 1, minlength=size + 1)[1:]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def list_draws(
     first: Int32Array,
     gpu: Int32Array,
@@ -228,7 +228,7 @@ def list_draws(
     return Draws(begins, target[:size], probability[:size], new)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def count_visits(
     ids: Int32Array,
     window: IntArray,
@@ -294,7 +294,7 @@ def count_visits(
                     away[target] *= 1.0 - draws.probability[place]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _any_new(chosen: Int32Array, draws: Draws, row: int) -> bool:
     """Tell whether a token's experts are drawn otherwise than for the source before."""
     for expert in chosen:  # noqa: SIM110 (numba)
@@ -303,7 +303,7 @@ def _any_new(chosen: Int32Array, draws: Draws, row: int) -> bool:
     return False
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def count_pairs(
     pairs: IntArray,
     chosen: IntArray,

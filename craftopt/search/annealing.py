@@ -83,7 +83,7 @@ def anneal(
     return _anneal(tokens, weight, start.copy(), rules, schedule, seed)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _anneal(
     tokens: FloatArray,
     weight: FloatArray,

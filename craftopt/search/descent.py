@@ -69,7 +69,7 @@ def empty_packing(share: FloatArray, gpus: int, most: int) -> Packing:
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def fill(packing: Packing, copies: Copies) -> None:
     """Make it the placement of given copies, at most one of an expert on a GPU."""
     experts, gpus = copies.shape
@@ -83,7 +83,7 @@ def fill(packing: Packing, copies: Copies) -> None:
                 packing.load[gpu] += packing.share[expert]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def add_copy(gpu: int, expert: int, packing: Packing) -> None:
     """Put a copy on a GPU; its load is the caller's to correct."""
     packing.items[gpu, packing.filled[gpu]] = expert
@@ -91,7 +91,7 @@ def add_copy(gpu: int, expert: int, packing: Packing) -> None:
     packing.hosted[expert, gpu] = True
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def remove_copy(gpu: int, expert: int, packing: Packing) -> None:
     """Take a copy off a GPU; its load is the caller's to correct."""
     slot = 0
@@ -102,7 +102,7 @@ def remove_copy(gpu: int, expert: int, packing: Packing) -> None:
     packing.hosted[expert, gpu] = False
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def fullest_gpu(load: FloatArray) -> int:
     """Find the first GPU with the largest load."""
     fullest = 0
@@ -112,7 +112,7 @@ def fullest_gpu(load: FloatArray) -> int:
     return fullest
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> float:
     """Lower the fullest GPU by moves and exchanges, in place, until ``target`` or no gain.
 
@@ -200,7 +200,7 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> f
     return float(load[fullest])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _exchangeable(
     source: int, target: int, packing: Packing, slots: IntArray, shares: FloatArray
 ) -> int:
@@ -215,7 +215,7 @@ def _exchangeable(
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _exchange(
     packing: Packing, source: int, target: int, give: tuple[int, int], take: tuple[int, int]
 ) -> None:
@@ -249,7 +249,7 @@ def _exchange(
         load[gpu] = total
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> float:
     """Leave a local optimum, in place: overload another GPU, improve, keep it if better.
 
@@ -297,7 +297,7 @@ def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> floa
     return first
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _least_overloaded(
     packing: Packing, low: IntArray, high: IntArray, fullest: int, slot: int
 ) -> tuple[int, int]:
@@ -321,13 +321,13 @@ def _least_overloaded(
     return other, take
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _copied(packing: Packing) -> Packing:
     share, items, filled, load, hosted = packing
     return Packing(share, items.copy(), filled.copy(), load.copy(), hosted.copy())
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _overwrite(packing: Packing, other: Packing) -> None:
     """Make one placement the same as another (loops compile faster than slices)."""
     for gpu in range(packing.filled.size):

@@ -88,7 +88,7 @@ def anneal_largest(
     return _anneal(tokens, weight, start.copy(), rules, schedule, seed, time)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _anneal(
     tokens: FloatArray,
     weight: FloatArray,
@@ -147,7 +147,7 @@ def _anneal(
     return copies_of(best, start.shape[0])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _find_peaks(load: FloatArray, peaks: Peaks, w: int) -> None:
     """Find the three largest loads of a window; 0 on no GPU where there are fewer."""
     first = second = third = 0.0
@@ -165,7 +165,7 @@ def _find_peaks(load: FloatArray, peaks: Peaks, w: int) -> None:
     gpu[0, w], gpu[1, w], gpu[2, w] = g1, g2, g3
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _update_peaks(load: FloatArray, changed: IntArray, peaks: Peaks) -> None:
     """Find the largest loads again where those of some GPUs, listed up to NONE, have changed."""
     top, gpu = peaks
@@ -178,7 +178,7 @@ def _update_peaks(load: FloatArray, changed: IntArray, peaks: Peaks) -> None:
                 break
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(nogil=True, forceinline=True)
 def _cost(largest: FloatArray, weight: FloatArray, time: bool) -> float:
     total = 0.0
     for w in range(weight.size):
@@ -186,7 +186,7 @@ def _cost(largest: FloatArray, weight: FloatArray, time: bool) -> float:
     return total
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(nogil=True, forceinline=True)
 def _largest_after_exchange(
     step: Step, loads: WindowLoads, peaks: Peaks, largest: FloatArray
 ) -> None:
@@ -204,7 +204,7 @@ def _largest_after_exchange(
         largest[w] = max(rest, load1[w] + shift, load2[w] - shift)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _largest_after_rows(
     load: FloatArray, rows: Rows, touched: BoolArray, peaks: Peaks, largest: FloatArray
 ) -> None:

@@ -264,7 +264,7 @@ def pack(share: FloatArray, count: IntArray, capacity: IntArray, most: int) -> P
     return packing
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _pack(packing: Packing, count: IntArray, order: IntArray, capacity: IntArray) -> None:
     share, _, filled, load, hosted = packing
     for expert in order:
@@ -283,7 +283,7 @@ def _pack(packing: Packing, count: IntArray, order: IntArray, capacity: IntArray
             load[lightest] += share[expert]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _make_room(expert: int, capacity: IntArray, packing: Packing) -> int:
     """Free a slot on a GPU without the expert: one of its items goes to a GPU with room.
 

@@ -350,7 +350,7 @@ def _grid(tokens: tuple[Fraction, ...], load: Fraction) -> int:
     return MOST_STEPS
 
 
-@njit(cache=True)
+@njit()
 def _knapsack(
     first: IntArray, size: IntArray, value: IntArray, grid: int, most: int
 ) -> tuple[IntArray, IntArray]:
