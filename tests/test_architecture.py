@@ -22,6 +22,7 @@ RANKING = (
     {"reporting"},
     {"diagnosis"},
     {"online", "serving", "engines", "certificates"},
+    {"proving"},
     {"formats"},
     {"comparison", "bench_exact"},
     {"solving"},
