@@ -8,7 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,10 @@ import pytest
 
 import craftopt as co
 from craftopt import executors
+from craftopt.bench_exact import Grid
+from craftopt.bench_exact import bench_exact as grid_runs
+from craftopt.cli import COMMANDS
+from craftopt.serving import find_model
 
 LAYERS, EXPERTS, GPUS = 4, 12, 4
 
@@ -34,28 +41,57 @@ def priced(seed=0):
     return co.Problem(windows, GPUS, nodes=2, replicas=12, coactivation=trace, traffic=0.5)
 
 
-# One of every search over layers.
+def solving(make=make_problem, method="fast", work_limit=500):
+    def run(workers, **changes):
+        options = {"work_limit": work_limit} | changes
+        return co.solve(make(), method, workers=workers, **options).plan.to_json()
+
+    return run
+
+
+def rebalanced(workers):
+    old = co.solve(make_problem(1), "nominal").plan
+    return co.rebalance(make_problem(), old, work_limit=500, workers=workers).plan.to_json()
+
+
+def diagnosed(workers):
+    return json.dumps(co.diagnose(make_problem().loads, GPUS, workers=workers).to_dict())
+
+
+def advised(workers):
+    model = find_model("qwen3-235b").replace(
+        layers=LAYERS, moe_layers=LAYERS, experts=EXPERTS, top_k=4
+    )
+    loads = make_problem().loads
+    return json.dumps(co.advise(loads, model, "h200", GPUS, workers=workers).to_dict())
+
+
+def bench_exact(workers):
+    grid = Grid(((6, 2),), (1.0,), (0.5,), (1,), (0,))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = grid_runs(grid, Path(folder) / "runs.csv", workers=workers)
+    return "".join(f"{replace(run, seconds=0.0)}\n" for run in runs)
+
+
+# One of every search over layers, and what else is a map.
 RUNS = {
-    "fast": (make_problem, {"method": "fast", "work_limit": 500}),
-    "traffic": (priced, {"method": "fast", "work_limit": 500}),
-    "decode": (
-        lambda: make_problem(objective="activated"),
-        {"method": "fast", "work_limit": 500},
-    ),
-    "exact": (
-        lambda: make_problem(replicas=16, slots="uniform"),
-        {"method": "exact", "work_limit": 1},
-    ),
-    "nominal": (make_problem, {"method": "nominal"}),
+    "fast": solving(),
+    "traffic": solving(priced),
+    "decode": solving(lambda: make_problem(objective="activated")),
+    "exact": solving(lambda: make_problem(replicas=16, slots="uniform"), "exact", 1),
+    "nominal": solving(method="nominal"),
+    "rebalance": rebalanced,
+    "diagnose": diagnosed,
+    "advise": advised,
+    "bench-exact": bench_exact,
 }
 each_run = pytest.mark.parametrize("name", RUNS)
 
 
 def planned(name, workers, **changes):
-    if name == "exact":
+    if "exact" in name:
         pytest.importorskip("ortools")
-    make, options = RUNS[name]
-    return co.solve(make(), workers=workers, **options | changes).plan.to_json()
+    return RUNS[name](workers, **changes)
 
 
 @functools.cache
@@ -196,6 +232,12 @@ def test_options_that_do_not_go_together_are_refused(run, options, said):
     assert code == 2
     assert said in errors
     assert errors.count("\n") == 1
+
+
+def test_every_command_that_searches_can_run_on_a_cluster():
+    commands = {one.__name__ for one in COMMANDS if "scheduler" in signature(one).parameters}
+    searching = {"plan", "compare", "diagnose", "report", "rebalance", "advise"}
+    assert commands == {*searching, "bench_exact"}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Annotated, cast, get_args
 import typer
 
 import craftopt as co
+from craftopt.cli.running import running
 from craftopt.cli.shared import (
     AsJson,
     Blend,
@@ -31,15 +32,12 @@ from craftopt.cli.shared import (
     Seed,
     Slots,
     TraceOption,
-    Workers,
-    going_on,
     make_problem,
     on_nodes,
     print_json,
     print_rich,
     progress,
     reading,
-    running,
 )
 from craftopt.cli.traffic import Pricing, pricing
 from craftopt.errors import InputError, choice
@@ -84,7 +82,7 @@ def plan(
         max_copies,
     )  # fmt: skip
     problem = pricing.problem(problem, reader, dispatch)
-    with going_on(workers), progress(f"planning with {method}") as report:
+    with progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
             cast(co.MethodName, method),
@@ -175,7 +173,7 @@ def compare(
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
         names = list(co.methods())
-    with going_on(workers), progress("comparing") as report:
+    with progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
                 problem, names, dispatch=rule, trace=tokens, coactivation=pairs,
@@ -205,8 +203,10 @@ def compare(
 
 
 @reading
+@running
 def diagnose(
     reader: Reader,
+    workers: int | co.Executor | None,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -218,7 +218,6 @@ def diagnose(
     gpu: Annotated[str | None, typer.Option(help="Accelerator, such as h200.")] = None,
     trace: TraceOption = None,
     seed: Seed = 0,
-    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Say in a sentence what to do: leave it, place, replicate, or collect more windows first."""

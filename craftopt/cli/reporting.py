@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import craftopt as co
+from craftopt.cli.running import running
 from craftopt.cli.shared import (
     Gpus,
     LoadsArgument,
@@ -15,7 +16,6 @@ from craftopt.cli.shared import (
     Reader,
     Seed,
     TraceOption,
-    Workers,
     print_rich,
     progress,
     reading,
@@ -24,8 +24,10 @@ from craftopt.cli.shared import (
 
 
 @reading
+@running
 def report(
     reader: Reader,
+    workers: int | co.Executor | None,
     loads: LoadsArgument,
     gpus: Gpus,
     output: Annotated[
@@ -40,7 +42,6 @@ def report(
     gpu: Annotated[str | None, typer.Option(help="Accelerator, such as h200.")] = None,
     trace: TraceOption = None,
     seed: Seed = 0,
-    workers: Workers = None,
 ) -> None:
     """Write the verdict, heat maps, budgets, layers, windows and commands on one page."""
     plans: dict[str, co.Plan] = {}

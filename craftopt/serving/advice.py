@@ -16,6 +16,7 @@ import numpy as np
 from craftopt.coactivation import Coactivation
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
+from craftopt.executors import Executor
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import PlannedDispatch, Problem, SlotRule
@@ -196,7 +197,7 @@ def advise(
     holdout: str = "odd-even",
     expert_groups: int | None = None,
     seed: int = 0,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
     progress: Callable[[str], None] | None = None,
     **constants: Any,
 ) -> Advice:
@@ -220,7 +221,7 @@ def advise(
         Which windows to score on and not to plan on, as in `craftopt.holdout`.
     expert_groups : int, optional
         As in `Problem`.
-    seed, workers : int
+    seed, workers
         As in `solve`.
     progress : callable, optional
         Called with what is done next.
