@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import damage_files
 import fuzz
 import pytest
 
+import craftopt as co
+
 SAMPLE = {"plan": 100, "proof": 100, "command": 40}
+
+
+def zipped(name):
+    """Make an archive of one empty entry."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, b"")
+    return file.getvalue()
+
+
+# Crashes that were found, each as its smallest input.
+FOUND = {
+    "an archive's name on two lines": (co.read_loads, zipped("a\nb")),
+    "a certificate without a text": (co.Certificate.load, b""),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_one_clear_error(name, tmp_path):
+    read, content = FOUND[name]
+    file = tmp_path / "input"
+    file.write_bytes(content)
+    with pytest.raises(co.CraftoptError) as refused:
+        read(file)
+    damage_files.check(refused.value, file)
 
 
 def crashes(results):
