@@ -30,6 +30,7 @@ def zipped(name):
 # Crashes that were found, each as its smallest input.
 FOUND = {
     "an archive's name on two lines": (co.read_loads, zipped("a\nb")),
+    "an array's name on two lines": (co.read_loads, zipped("a\nb.npy")),
     "a certificate without a text": (co.Certificate.load, b""),
 }
 
