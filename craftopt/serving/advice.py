@@ -35,7 +35,7 @@ from craftopt.serving.facts import Gpu, Model
 from craftopt.serving.memory import check_shape, memory_of
 from craftopt.serving.sensitivity import Sensitivity, sensitivities
 from craftopt.serving.sweep import Budget, Sweep, finalists, label, none_of
-from craftopt.solving import find_method
+from craftopt.solving import solve
 from craftopt.traces import Trace
 from craftopt.windows import holdout as split_windows
 from craftopt.windows import planned_tokens
@@ -392,13 +392,12 @@ class _Plans:
             return None
         problem = self.problem.replace(slots="uniform", replicas_per_layer=extra)
         grouped = problem.expert_groups is not None
-        entry = find_method("eplb-hierarchical" if grouped else "eplb")
-        if entry.refusal(problem):
+        found = solve(problem, "eplb-hierarchical" if grouped else "eplb")
+        if not found.has_plan:
             return None
-        # Not by `solve`, which bounds the problem as well.
-        plan = entry.load()(problem, Options()).plan
-        held = plan and memory_of(self.deployment, plan).concurrency(self.workload.context)
-        return self.score("EPLB's default", problem, plan) if plan and held else None
+        if not memory_of(self.deployment, found.plan).concurrency(self.workload.context):
+            return None
+        return self.score("EPLB's default", problem, found.plan)
 
     def _problem(self, budget: Budget, **changes: Any) -> Problem:
         return self.problem.replace(slots=budget.slots, replicas=budget.replicas, **changes)
