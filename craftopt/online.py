@@ -17,7 +17,6 @@ import numpy.typing as npt
 from craftopt.coactivation import Coactivation
 from craftopt.errors import InputError, number, whole
 from craftopt.evaluation import evaluate_for
-from craftopt.executors import Executor
 from craftopt.kinds import NEAR, hellinger, root_shares
 from craftopt.loads import FloatArray, Loads
 from craftopt.plan import Plan
@@ -150,7 +149,7 @@ class OnlinePlanner:
         max_moves: int | None = None,
         seed: int = 0,
         work_limit: int | None = None,
-        workers: int | Executor | None = None,
+        workers: int | None = None,
     ) -> None:
         if problem.objective != "time":
             raise InputError("gains are weighed against moves in time; pass objective='time'")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import craftopt as co
+from craftopt import bench_exact as bench
 from craftopt.bench_exact import Grid, bench_exact, lines_of, read_runs, tables
 
 pytest.importorskip("ortools")
@@ -89,6 +90,27 @@ def test_problems_differ_in_what_their_names_say_alone():
     wider = next(Grid(((6, 3),), (1.0,), windows=(1,)).runs())[0]
     assert wider.problem().loads == case.problem().loads
     assert np.all(case.problem().loads.tokens % 1 == 0)
+
+
+def test_a_stopped_command_keeps_what_is_finished(run, monkeypatch, tmp_path):
+    file = tmp_path / "runs.csv"
+    write = bench._write_runs
+
+    def stopping(file, runs):
+        write(file, runs)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(bench, "_write_runs", stopping)
+    monkeypatch.setattr("os._exit", leave)
+    code, _, said = run("bench-exact", "-o", file, "--shapes", "6x2", "--windows", "1")
+    assert code == 130
+    said_first = f"craftopt: stopped: finished runs are in {file}; the same command goes on"
+    assert said == f"{said_first} from there\n"
+    assert len(read_runs(file)) == 3
 
 
 def test_runs_that_another_process_adds_meanwhile_are_kept(file, tmp_path):

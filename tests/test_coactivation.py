@@ -256,7 +256,7 @@ def test_a_trace_is_counted_by_the_reader(tmp_path):
 
 def test_one_damaged_id_does_not_fill_the_memory():
     trace = co.Trace([[[0, 1]], [[1, 60_000]]])
-    with pytest.raises(co.InputError, match="experts=60001 in 1 layers .*; look for damaged ids"):
+    with pytest.raises(co.InputError, match=r"experts=60001 in 1 layers .*; look for damaged ids"):
         trace.coactivation()
 
 

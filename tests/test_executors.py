@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,6 @@ import craftopt as co
 from craftopt import executors
 from craftopt.bench_exact import Grid
 from craftopt.bench_exact import bench_exact as grid_runs
-from craftopt.cli import COMMANDS
-from craftopt.serving import find_model
 
 LAYERS, EXPERTS, GPUS = 4, 12, 4
 
@@ -54,18 +51,6 @@ def rebalanced(workers):
     return co.rebalance(make_problem(), old, work_limit=500, workers=workers).plan.to_json()
 
 
-def diagnosed(workers):
-    return json.dumps(co.diagnose(make_problem().loads, GPUS, workers=workers).to_dict())
-
-
-def advised(workers):
-    model = find_model("qwen3-235b").replace(
-        layers=LAYERS, moe_layers=LAYERS, experts=EXPERTS, top_k=4
-    )
-    loads = make_problem().loads
-    return json.dumps(co.advise(loads, model, "h200", GPUS, workers=workers).to_dict())
-
-
 def bench_exact(workers):
     grid = Grid(((6, 2),), (1.0,), (0.5,), (1,), (0,))
     with tempfile.TemporaryDirectory() as folder:
@@ -81,8 +66,6 @@ RUNS = {
     "exact": solving(lambda: make_problem(replicas=16, slots="uniform"), "exact", 1),
     "nominal": solving(method="nominal"),
     "rebalance": rebalanced,
-    "diagnose": diagnosed,
-    "advise": advised,
     "bench-exact": bench_exact,
 }
 each_run = pytest.mark.parametrize("name", RUNS)
@@ -232,12 +215,6 @@ def test_options_that_do_not_go_together_are_refused(run, options, said):
     assert code == 2
     assert said in errors
     assert errors.count("\n") == 1
-
-
-def test_every_command_that_searches_can_run_on_a_cluster():
-    commands = {one.__name__ for one in COMMANDS if "scheduler" in signature(one).parameters}
-    searching = {"plan", "compare", "diagnose", "report", "rebalance", "advise"}
-    assert commands == {*searching, "bench_exact"}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from craftopt.cli.shared import (
     Seed,
     Slots,
     TraceOption,
+    Workers,
     make_problem,
     on_nodes,
     print_json,
@@ -203,10 +204,8 @@ def compare(
 
 
 @reading
-@running
 def diagnose(
     reader: Reader,
-    workers: int | co.Executor | None,
     loads: LoadsArgument,
     gpus: Gpus,
     nodes: Nodes = 1,
@@ -218,6 +217,7 @@ def diagnose(
     gpu: Annotated[str | None, typer.Option(help="Accelerator, such as h200.")] = None,
     trace: TraceOption = None,
     seed: Seed = 0,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Say in a sentence what to do: leave it, place, replicate, or collect more windows first."""

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 import craftopt as co
-from craftopt.cli.running import running
 from craftopt.cli.shared import (
     Gpus,
     LoadsArgument,
@@ -16,6 +15,7 @@ from craftopt.cli.shared import (
     Reader,
     Seed,
     TraceOption,
+    Workers,
     print_rich,
     progress,
     reading,
@@ -24,10 +24,8 @@ from craftopt.cli.shared import (
 
 
 @reading
-@running
 def report(
     reader: Reader,
-    workers: int | co.Executor | None,
     loads: LoadsArgument,
     gpus: Gpus,
     output: Annotated[
@@ -42,6 +40,7 @@ def report(
     gpu: Annotated[str | None, typer.Option(help="Accelerator, such as h200.")] = None,
     trace: TraceOption = None,
     seed: Seed = 0,
+    workers: Workers = None,
 ) -> None:
     """Write the verdict, heat maps, budgets, layers, windows and commands on one page."""
     plans: dict[str, co.Plan] = {}

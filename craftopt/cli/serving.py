@@ -8,7 +8,6 @@ from typing import Annotated, Any, cast
 import typer
 
 import craftopt as co
-from craftopt.cli.running import running
 from craftopt.cli.shared import (
     AsJson,
     Gpus,
@@ -19,6 +18,7 @@ from craftopt.cli.shared import (
     Reader,
     Seed,
     TraceOption,
+    Workers,
     print_json,
     print_rich,
     progress,
@@ -30,10 +30,8 @@ from craftopt.problem import SlotRule
 
 
 @reading
-@running
 def advise(
     reader: Reader,
-    workers: int | co.Executor | None,
     loads: LoadsArgument,
     model: Annotated[str, MODEL],
     gpu: Annotated[str, GPU],
@@ -55,6 +53,7 @@ def advise(
     coactivation: PairsOption = None,
     groups: Groups = None,
     seed: Seed = 0,
+    workers: Workers = None,
     output: Annotated[
         Path | None,
         typer.Option(

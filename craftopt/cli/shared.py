@@ -65,6 +65,7 @@ Groups = Annotated[
 ]
 MaxCopies = Annotated[int | None, typer.Option(help="Most copies of one expert.")]
 Seed = Annotated[int, typer.Option(help="Seed of the methods that search.")]
+Workers = Annotated[int | None, typer.Option(help="Threads; all processors by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Holdout = Annotated[
     str | None,

@@ -10,7 +10,6 @@ import numpy as np
 from craftopt.bounds import whole_plan_bound
 from craftopt.diagnosis.rules import LEVEL, RESAMPLES, Gain
 from craftopt.evaluation import evaluate
-from craftopt.executors import Executor
 from craftopt.knapsack import allocate
 from craftopt.loads import BoolArray, FloatArray, Loads
 from craftopt.plan import Plan
@@ -108,7 +107,7 @@ class Measuring:
         problem: Problem,
         today: Plan | None,
         seed: int,
-        workers: int | Executor | None,
+        workers: int | None,
         progress: Callable[[str], None] | None,
     ) -> None:
         self.problem, self.seed, self.workers = problem, seed, workers

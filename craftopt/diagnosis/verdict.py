@@ -19,7 +19,6 @@ from craftopt.diagnosis.rules import (
 )
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InputError
-from craftopt.executors import Executor
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
@@ -259,7 +258,7 @@ def diagnose(
     gpu: str | Gpu | None = None,
     trace: Trace | None = None,
     seed: int = 0,
-    workers: int | Executor | None = None,
+    workers: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Diagnosis:
     """Say whether to leave a deployment, move experts, copy some, or record more traffic first.
@@ -279,7 +278,7 @@ def diagnose(
         Both, for memory and for the gain in whole steps.
     trace : Trace, optional
         Tokens to measure the exchange between nodes on.
-    seed, workers
+    seed, workers : int
         As in `solve`.
     progress : callable, optional
         Called with what is done next.

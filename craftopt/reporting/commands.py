@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator
 
 from craftopt.diagnosis import Diagnosis
-from craftopt.executors import Executor
 from craftopt.formats.writing import EngineName, load_flags
 from craftopt.loads import Loads
 from craftopt.plan import Plan
@@ -34,7 +33,7 @@ def whole_slots(found: Diagnosis) -> int:
 
 
 def new_plan(
-    found: Diagnosis, loads: Loads, today: Plan | None, seed: int, workers: int | Executor | None
+    found: Diagnosis, loads: Loads, today: Plan | None, seed: int, workers: int | None
 ) -> Plan:
     """Make the plan that the first of the `commands` makes, for these windows."""
     problem = Problem(

@@ -16,7 +16,6 @@ from craftopt.diagnosis import Diagnosis, diagnose
 from craftopt.documents import write_atomically
 from craftopt.errors import InputError
 from craftopt.evaluation import gpu_loads
-from craftopt.executors import Executor
 from craftopt.loads import BoolArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
@@ -106,7 +105,7 @@ def report_page(
     source: str = "LOADS",
     trace: Trace | None = None,
     seed: int = 0,
-    workers: int | Executor | None = None,
+    workers: int | None = None,
 ) -> str:
     """Lay out a diagnosis as one HTML page; see `report`."""
     loads = without_idle(loads)

@@ -16,7 +16,6 @@ import numpy as np
 from craftopt.coactivation import Coactivation
 from craftopt.display import Displayed, Table, data_frame
 from craftopt.errors import InfeasibleError, InputError, choice
-from craftopt.executors import Executor
 from craftopt.loads import Loads
 from craftopt.plan import Plan
 from craftopt.problem import PlannedDispatch, Problem, SlotRule
@@ -197,7 +196,7 @@ def advise(
     holdout: str = "odd-even",
     expert_groups: int | None = None,
     seed: int = 0,
-    workers: int | Executor | None = None,
+    workers: int | None = None,
     progress: Callable[[str], None] | None = None,
     **constants: Any,
 ) -> Advice:
@@ -221,7 +220,7 @@ def advise(
         Which windows to score on and not to plan on, as in `craftopt.holdout`.
     expert_groups : int, optional
         As in `Problem`.
-    seed, workers
+    seed, workers : int
         As in `solve`.
     progress : callable, optional
         Called with what is done next.

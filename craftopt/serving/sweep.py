@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import InfeasibleError
-from craftopt.executors import Executor
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem, SlotRule
@@ -100,7 +99,7 @@ class Sweep:
         """Account for a GPU with ``extra`` copies beyond the least."""
         return memory_for_copies(self.deployment, self.least + extra)
 
-    def measure(self, seed: int, workers: int | Executor | None) -> None:
+    def measure(self, seed: int, workers: int | None) -> None:
         """Place every layer with every number of replicas of the grid; tabulate its times."""
         from scipy.interpolate import PchipInterpolator  # noqa: PLC0415 (slow to import)
 

@@ -45,6 +45,12 @@ def test_what_was_found_is_one_clear_error(name, tmp_path):
     damage_files.check(refused.value, file)
 
 
+@pytest.mark.parametrize("read", [*damage_files.READERS, co.read_coactivation])
+def test_an_empty_path_is_not_the_current_folder(read):
+    with pytest.raises(co.InputError, match="the path is empty"):
+        read("")
+
+
 def crashes(results):
     return {name: found["crashes"] for name, found in results.items() if found["crashes"]}
 
