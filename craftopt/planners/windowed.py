@@ -42,9 +42,9 @@ STEPS_PER_COPY, STEPS_WITHOUT_REPLICAS = 1500, 800
 # shows on unseen windows of gpt-oss-20b.
 MOST_STEPS_PER_COPY, STEPS_OF_SMALL = 4000, 150_000
 # A point of a benefit curve gets this fraction of the steps: one in ...
-CURVE_SHARE = 16
+CURVE_SHARE = 24
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
-CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
+CURVE_POINTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 # An allocation that gains or loses less than this on uniform slots, relative and after short
 # annealing, may end on either side of them.
@@ -160,7 +160,7 @@ class WindowedSearch(Layers):
         list [points] of list [layers] of (uint8 [experts, gpus], float)
             Copies and cost.
         """
-        part = 1 / 3 / grid.size
+        part = 0.3 / grid.size
         return [
             self.each(
                 partial(self._anneal, replicas=replicas, share=CURVE_SHARE),
