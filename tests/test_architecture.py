@@ -21,7 +21,7 @@ RANKING = (
     {"cli"},
     {"reporting"},
     {"diagnosis"},
-    {"online", "serving", "engines", "certificates"},
+    {"online", "replaying", "serving", "engines", "certificates"},
     {"formats"},
     {"comparison", "bench_exact"},
     {"solving"},
