@@ -41,9 +41,9 @@ STEPS_PER_COPY, STEPS_WITHOUT_REPLICAS = 1500, 800
 # shows on unseen windows of gpt-oss-20b.
 MOST_STEPS_PER_COPY, STEPS_OF_SMALL = 4000, 150_000
 # A point of a benefit curve gets this fraction of the steps: one in ...
-CURVE_SHARE = 24
+CURVE_SHARE = 16
 # Replicas at which curves are measured, as multiples of the average budget of a layer.
-CURVE_POINTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+CURVE_POINTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
 # An allocation that gains or loses less than this on uniform slots, relative and after short
 # annealing, may end on either side of them.

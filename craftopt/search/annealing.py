@@ -51,7 +51,8 @@ from craftopt.search.surrogate import (
 REFRESH = 10_000
 # One in so many steps of a layer with replicas replaces a copy: they take long.
 REPLACED = 5
-# Of the others, one in so many is not looked at in one window first.
+# Of the others, one in so many may be any; the rest level a random window, which costs next to
+# nothing to see, and most of what is accepted does.
 ANY = 3
 
 
