@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from craftopt.documents import read_sealed, write_sealed
@@ -66,7 +67,8 @@ class _Cache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return what was compiled for a signature, or None."""
-        target_context.refresh()
+        # Enough to run what is compiled; `refresh`, which compiling needs, takes longer than this.
+        rtsys.initialize(target_context)
         path, name = self._file(sig, target_context.codegen())
         held = read_sealed(path, name)
         return None if held is None else self._impl.rebuild(target_context, pickle.loads(held))

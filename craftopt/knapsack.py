@@ -65,6 +65,66 @@ def allocate(costs: FloatArray, budget: int, step: int = 1) -> tuple[IntArray, f
     return choices * step, float(cost)
 
 
+def interpolate(grid: IntArray, costs: FloatArray, step: int = 1) -> FloatArray:
+    """Fill a table in between the numbers of replicas that were measured, by cubics.
+
+    Monotone costs stay monotone. (scipy's `PchipInterpolator` takes longer to import than most
+    layers take to plan.)
+
+    Parameters
+    ----------
+    grid : int64 [points]
+        Increasing, from 0.
+    costs : float64 [..., points]
+    step : int
+        Replicas that one choice is worth; the grid is of its multiples.
+
+    Returns
+    -------
+    float64 [..., choices]
+        Costs of 0, step, 2 step, ..., ``grid[-1]`` replicas.
+
+    References
+    ----------
+    Fritsch and Butland: A method for constructing local monotone piecewise cubic interpolants,
+    SIAM J. Sci. Stat. Comput. 5 (1984).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from craftopt.knapsack import interpolate
+    >>> interpolate(np.array([0, 1, 4]), np.array([9.0, 4.0, 1.0])).round(2).tolist()
+    [9.0, 4.0, 2.29, 1.37, 1.0]
+    """
+    if grid.size == 1:
+        return costs
+    width, rise = np.diff(grid), np.diff(costs) / np.diff(grid)
+    slope = np.empty_like(costs)
+    if grid.size == 2:
+        slope[:] = rise
+    else:
+        before, after = rise[..., :-1], rise[..., 1:]
+        weight = width[:-1] + 2.0 * width[1:], 2.0 * width[:-1] + width[1:]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = (weight[0] + weight[1]) / (weight[0] / before + weight[1] / after)
+        slope[..., 1:-1] = np.where(before * after > 0, mean, 0.0)
+        for at, one, two in ((0, 0, 1), (-1, -1, -2)):
+            near, far = rise[..., one], rise[..., two]
+            total = width[one] + width[two]
+            end = near + (near - far) * width[one] / total
+            end = np.where(near * far < 0, np.clip(end, -3 * abs(near), 3 * abs(near)), end)
+            slope[..., at] = np.where(end * near > 0, end, 0.0)
+    every = np.arange(0, grid[-1] + 1, step)
+    left = np.clip(np.searchsorted(grid, every, "right") - 1, 0, grid.size - 2)
+    x, bend = every - grid[left], rise[..., left] - slope[..., left]
+    twist = slope[..., left + 1] - rise[..., left] - bend  # the cubic's part
+    along = x / width[left]
+    curve: FloatArray = costs[..., left] + x * (
+        slope[..., left] + along * (bend + (along - 1.0) * twist)
+    )
+    return curve
+
+
 @njit()
 def _solve(costs: FloatArray, counts: IntArray, units: int) -> tuple[IntArray, float]:
     layers = costs.shape[0]
