@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, TypeVar
@@ -78,9 +78,12 @@ class _Cache(FunctionCache):
         if not self._impl.check_cachable(data):
             return
         path, name = self._file(sig, data.codegen)
+        *parts, environments = self._impl.reduce(data)
+        # Those of numba's own functions hold nothing, and to load one imports its module.
+        environments = [one for one in environments if one.consts or _is_own(one.globals)]
         with contextlib.suppress(InputError, OSError):
             self._impl.locator.ensure_cache_path()
-            write_sealed(path, name, dumps(self._impl.reduce(data)))  # type: ignore[no-untyped-call]
+            write_sealed(path, name, dumps((*parts, environments)))  # type: ignore[no-untyped-call]
             kernel, digest, _ = path.name.rsplit("-", 2)
             for other in path.parent.glob(f"{kernel}-*.nbc"):
                 if other.name.rsplit("-", 2)[1] != digest:  # what an edit has left behind
@@ -140,15 +143,19 @@ def _globals(function: Any) -> list[tuple[str, Any]]:
         name: cell.cell_contents
         for name, cell in zip(function.__code__.co_freevars, cells, strict=True)
     }
-    for module in [value for value in found.values() if _own(value)]:
+    for module in [value for value in found.values() if _is_own_module(value)]:
         found |= {
             f"{module.__name__}.{name}": vars(module)[name] for name in names & {*vars(module)}
         }
     return sorted(found.items())
 
 
-def _own(value: Any) -> bool:
-    return isinstance(value, ModuleType) and value.__name__.partition(".")[0].startswith("craftopt")
+def _is_own(scope: Mapping[str, Any]) -> bool:
+    return str(scope["__name__"]).startswith("craftopt")
+
+
+def _is_own_module(value: Any) -> bool:
+    return isinstance(value, ModuleType) and _is_own(vars(value))
 
 
 def _text(value: Any) -> str:
@@ -162,6 +169,6 @@ def _text(value: Any) -> str:
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__} {getattr(value, '__annotations__', '')}"
     name = getattr(value, "__name__", "")
-    if name and (isinstance(value, ModuleType) or not _own(sys.modules.get(value.__module__))):
+    if name and (isinstance(value, ModuleType) or not _is_own_module(sys.modules.get(value.__module__))):
         return f"{getattr(value, '__module__', '')} {name}"
     raise TypeError(f"what a kernel is compiled from would depend on {value!r}, of unknown content")
