@@ -182,7 +182,7 @@ def _log_rates(recipe: _Recipe) -> npt.NDArray[np.float64]:
     def normal(*shape: int) -> npt.NDArray[np.float64]:
         # numpy promises the raw stream for ever, but not what its Generator makes of it.
         raw = source.random_raw(int(np.prod(shape))) >> np.uint64(11)
-        return _normal_quantile((raw + 0.5) / 2.0**53).reshape(shape)
+        return _normal_quantile((raw + 0.5) / np.float64(2.0**53)).reshape(shape)
 
     def spreads(by_topic: dict[str, float]) -> npt.NDArray[np.float64]:
         return np.reshape(list(by_topic.values()), (-1, 1, 1, 1))

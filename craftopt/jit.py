@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import numba
 from numba.core.caching import FunctionCache
-from numba.core.runtime import rtsys
+from numba.core.registry import CPUDispatcher
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
 from craftopt.documents import read_sealed, write_sealed
@@ -24,6 +25,7 @@ from craftopt.errors import InputError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _VERSIONS = [importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")]
+_njit: Any = numba.njit  # its types know no option about wrappers
 _PLAIN = (int, float, complex, str, bytes, type(None))
 
 
@@ -36,7 +38,7 @@ def njit(**options: Any) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        kernel: Any = numba.njit(**options)(function)
+        kernel = _njit(no_cfunc_wrapper=True, **options)(function)
         if hasattr(kernel, "enable_caching"):
             # Where no folder may be written, each process compiles anew.
             with contextlib.suppress(RuntimeError):
@@ -45,6 +47,28 @@ def njit(**options: Any) -> Callable[[Function], Function]:
         return compiled
 
     return decorate
+
+
+def inner(**options: Any) -> Callable[[Function], Function]:
+    """Compile what kernels alone call, as a part of theirs: no file, no way in from Python.
+
+    To unpack arguments from Python takes as long to compile as many a kernel. A call from Python,
+    as in a test, runs the Python.
+    """
+
+    def decorate(function: Function) -> Function:
+        kernel = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+        if isinstance(kernel, CPUDispatcher):
+            kernel.__class__ = _Inner
+        compiled: Function = kernel
+        return compiled
+
+    return decorate
+
+
+class _Inner(CPUDispatcher):
+    def __call__(self, *arguments: Any) -> Any:
+        return self.py_func(*arguments)
 
 
 def cache_folder(kernel: Any) -> Path:
@@ -169,6 +193,8 @@ def _text(value: Any) -> str:
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__} {getattr(value, '__annotations__', '')}"
     name = getattr(value, "__name__", "")
-    if name and (isinstance(value, ModuleType) or not _is_own_module(sys.modules.get(value.__module__))):
+    if name and (
+        isinstance(value, ModuleType) or not _is_own_module(sys.modules.get(value.__module__))
+    ):
         return f"{getattr(value, '__module__', '')} {name}"
     raise TypeError(f"what a kernel is compiled from would depend on {value!r}, of unknown content")
