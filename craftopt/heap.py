@@ -53,10 +53,16 @@ def argsort(values: FloatArray) -> IntArray:
     order = np.empty(values.size, dtype=np.int64)
     for place in range(values.size):
         order[place] = place
-    gap = values.size
+    sort_places(order, values, values.size)
+    return order
+
+
+@inner()
+def sort_places(order: IntArray, values: FloatArray, gap: int) -> None:
+    """Sort places as `argsort` does, in place; gap 2 is the quickest where few have changed."""
     while gap > 1:
         gap = max(1, gap * 4 // 9)
-        for at in range(gap, values.size):
+        for at in range(gap, order.size):
             place, left = order[at], at - gap
             value = values[place]
             while left >= 0:
@@ -66,4 +72,3 @@ def argsort(values: FloatArray) -> IntArray:
                 order[left + gap] = other
                 left -= gap
             order[left + gap] = place
-    return order

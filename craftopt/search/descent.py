@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from craftopt.heap import argsort
+from craftopt.heap import argsort, sort_places
 from craftopt.jit import inner, njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
@@ -142,12 +142,11 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> f
     # Slots and shares of what the fullest GPU may give and take.
     mine, theirs = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.int64)
     given, taken = np.empty(most), np.empty(most)
-    fullest = fullest_gpu(load)
+    fullest, order = fullest_gpu(load), argsort(load)
     for _ in range(work):
         top = load[fullest]
         if top <= target:
             break
-        order = argsort(load)
         best = top * (1.0 - PROGRESS)
         give = give2 = take = take2 = other = NONE
         for pairs in range(2):
@@ -198,6 +197,7 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> f
             break
         _exchange(packing, fullest, other, (give, give2), (take, take2))
         fullest = fullest_gpu(load)
+        sort_places(order, load, 2)
     return float(load[fullest])
 
 
