@@ -52,8 +52,7 @@ def njit(**options: Any) -> Callable[[Function], Function]:
 def inner(**options: Any) -> Callable[[Function], Function]:
     """Compile what kernels alone call, as a part of theirs: no file, no way in from Python.
 
-    To unpack arguments from Python takes as long to compile as many a kernel. A call from Python,
-    as in a test, runs the Python.
+    To unpack arguments from Python takes as long to compile as many a kernel.
     """
 
     def decorate(function: Function) -> Function:
@@ -67,8 +66,8 @@ def inner(**options: Any) -> Callable[[Function], Function]:
 
 
 class _Inner(CPUDispatcher):
-    def __call__(self, *arguments: Any) -> Any:
-        return self.py_func(*arguments)
+    def __call__(self, *_: Any) -> Any:
+        raise TypeError(f"{self.py_func.__name__} has no way in from Python; call it in a kernel")
 
 
 def cache_folder(kernel: Any) -> Path:
