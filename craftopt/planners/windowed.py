@@ -137,7 +137,6 @@ class WindowedSearch(Layers):
         grid = np.array(sorted(points | {0, min(step, most)}))
         costs = np.array([[cost for _, cost in point] for point in self.measure(grid)]).T
         costs = np.minimum.accumulate(costs, axis=1)
-        # Straight lines between the points would make the knapsack pick the points themselves.
         return interpolate(grid, costs, step)
 
     def measure(self, grid: IntArray) -> list[list[tuple[Copies, float]]]:

@@ -132,8 +132,9 @@ class Sweep:
 
         def table(values: npt.ArrayLike) -> FloatArray:
             """Interpolate [..., grid, layers] to [..., layers, every number of replicas]."""
-            array: FloatArray = np.moveaxis(np.asarray(values, dtype=np.float64), -2, -1)
-            return interpolate(grid, array, step)
+            return interpolate(
+                grid, np.moveaxis(np.asarray(values, dtype=np.float64), -2, -1), step
+            )
 
         self.decode, self.prefill, self.fullest = table(decode), table(prefill), table(fullest)
         # The rest of a step does not depend on the plan.
