@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -177,12 +176,15 @@ def _packaged(file: str) -> dict[str, npt.NDArray[Any]]:
 
 def _log_rates(recipe: _Recipe) -> npt.NDArray[np.float64]:
     """Draw log(rate) [windows, layers, experts], free up to a constant per (window, layer)."""
+    from scipy.special import ndtri  # noqa: PLC0415  (slow to import)
+
     source = np.random.PCG64(recipe.seed)
 
     def normal(*shape: int) -> npt.NDArray[np.float64]:
         # numpy promises the raw stream for ever, but not what its Generator makes of it.
         raw = source.random_raw(int(np.prod(shape))) >> np.uint64(11)
-        return _normal_quantile((raw + 0.5) / np.float64(2.0**53)).reshape(shape)
+        values: npt.NDArray[np.float64] = ndtri((raw + 0.5) / 2.0**53).reshape(shape)
+        return values
 
     def spreads(by_topic: dict[str, float]) -> npt.NDArray[np.float64]:
         return np.reshape(list(by_topic.values()), (-1, 1, 1, 1))
@@ -197,43 +199,6 @@ def _log_rates(recipe: _Recipe) -> npt.NDArray[np.float64]:
     drift = recipe.drift * spreads(_DRIFT_SPREAD) * normal(topics, _SHARDS, *cells)
     logs = scale[:, np.newaxis] * (shared + special * (topic + drift))
     return logs.reshape(-1, *cells)
-
-
-# Wichura, algorithm AS 241, Applied Statistics 37 (1988): numerator and denominator near the
-# middle, then in the tail, highest power first.
-_MIDDLE = (
-    (2.5090809287301226727e3, 3.3430575583588128105e4, 6.7265770927008700853e4,
-     4.5921953931549871457e4, 1.3731693765509461125e4, 1.9715909503065514427e3,
-     1.3314166789178437745e2, 3.3871328727963666080e0),
-    (5.2264952788528545610e3, 2.8729085735721942674e4, 3.9307895800092710610e4,
-     2.1213794301586595867e4, 5.3941960214247511077e3, 6.8718700749205790830e2,
-     4.2313330701600911252e1, 1.0),
-)  # fmt: skip
-_TAIL_OF_NORMAL = (
-    (7.74545014278341407640e-4, 2.27238449892691845833e-2, 2.41780725177450611770e-1,
-     1.27045825245236838258e0, 3.64784832476320460504e0, 5.76949722146069140550e0,
-     4.63033784615654529590e0, 1.42343711074968357734e0),
-    (1.05075007164441684324e-9, 5.47593808499534494600e-4, 1.51986665636164571966e-2,
-     1.48103976427480074590e-1, 6.89767334985100004550e-1, 1.67638483018380384940e0,
-     2.05319162663775882187e0, 1.0),
-)  # fmt: skip
-
-
-def _normal_quantile(chance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Invert the normal distribution, between 1e-11 and 1 less that (no example draws beyond).
-
-    scipy's takes as long to import as an example takes to make and plan.
-    """
-
-    def ratio(parts: tuple[Sequence[float], ...], at: npt.NDArray[np.float64]) -> Any:
-        return np.polyval(parts[0], at) / np.polyval(parts[1], at)
-
-    off = chance - 0.5
-    root = np.sqrt(-np.log(np.minimum(chance, 1.0 - chance)))
-    tail = np.copysign(ratio(_TAIL_OF_NORMAL, root - 1.6), off)
-    middle = off * ratio(_MIDDLE, 0.180625 - off * off)
-    result: npt.NDArray[np.float64] = np.where(abs(off) <= 0.425, middle, tail)
-    return result
 
 
 def _counts(log_rates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
