@@ -207,3 +207,14 @@ def test_importing_the_package_or_a_plugin_loads_nothing_heavy(name):
     loaded = set(json.loads(run(f"import sys, json, {name}; print(json.dumps(list(sys.modules)))")))
     heavy = {"numba", "scipy", "matplotlib", "typer", "rich"} | OPTIONAL
     assert not loaded & heavy
+
+
+def test_planning_loads_nothing_that_takes_long_and_is_not_needed():
+    code = (
+        "import json, sys, craftopt as co\n"
+        "problem = co.Problem(co.load_example('olmoe-1b-7b'), gpus=8, replicas=24)\n"
+        "co.solve(problem, 'fast', work_limit=1)\n"
+        "print(json.dumps(list(sys.modules)))"
+    )
+    heavy = {"scipy.optimize", "scipy.special", "scipy.interpolate"} | OPTIONAL
+    assert not set(json.loads(run(code))) & heavy

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt import portable
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 
@@ -67,7 +67,7 @@ def step_kernel(function: Function, *, inline: bool = False) -> Function:
     Without counts of references to arrays, which would take longer than the arithmetic; so it
     must not make arrays.
     """
-    return njit(nogil=True, forceinline=inline, _nrt=False)(function)
+    return inner(forceinline=inline, _nrt=False)(function)
 
 
 def inlined(function: Function) -> Function:

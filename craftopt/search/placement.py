@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from craftopt.bounds import cardinality_bound
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.descent import (
@@ -283,7 +283,7 @@ def _pack(packing: Packing, count: IntArray, order: IntArray, capacity: IntArray
             load[lightest] += share[expert]
 
 
-@njit(nogil=True)
+@inner()
 def _make_room(expert: int, capacity: IntArray, packing: Packing) -> int:
     """Free a slot on a GPU without the expert: one of its items goes to a GPU with room.
 
