@@ -24,10 +24,10 @@ from craftopt.bounds import (
 )
 from craftopt.bounds.traffic import certify_traffic
 from craftopt.errors import InputError, VerificationError
-from craftopt.evaluation import violations
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.rules import violations
 from craftopt.traces import Trace
 from craftopt.verification import Certificate, ExactProblem, Witness
 
