@@ -176,8 +176,8 @@ class _Node:
             other = replicate(self.weight, replicas - held, limit)
             if (self.weight / other).max() >= fullest * (1.0 - PROGRESS):
                 break
-            room = np.cumsum(limit - other[lightest])
-            other[lightest] += np.diff(np.minimum(room, held), prepend=0)
+            room = limit - other[lightest]
+            other[lightest] += (held + room - room.cumsum()).clip(0, room)
             yield other
 
     def _is_bad(self, fullest: float) -> bool:
