@@ -33,9 +33,7 @@ from craftopt.loads import Loads as Loads
 from craftopt.objective import ObjectiveName as ObjectiveName
 from craftopt.online import Decision as Decision
 from craftopt.online import OnlinePlanner as OnlinePlanner
-from craftopt.online import Replay as Replay
 from craftopt.online import move_cost as move_cost
-from craftopt.online import replay as replay
 from craftopt.plan import Plan as Plan
 from craftopt.planners.both import plan_for_both as plan_for_both
 from craftopt.problem import Problem as Problem
@@ -47,6 +45,8 @@ from craftopt.rebalancing import plan_migration as plan_migration
 from craftopt.rebalancing import rebalance as rebalance
 from craftopt.rebalancing import relabel as relabel
 from craftopt.rebalancing import relabel_for_links as relabel_for_links
+from craftopt.replaying import Replay as Replay
+from craftopt.replaying import replay as replay
 from craftopt.reporting.page import report as report
 from craftopt.result import Result as Result
 from craftopt.result import Status as Status

@@ -20,9 +20,10 @@ import numpy as np
 from craftopt.display import Table
 from craftopt.documents import check_writable, write_atomically
 from craftopt.errors import FormatError
+from craftopt.executors import Executor
 from craftopt.loads import Loads
 from craftopt.problem import Problem, SlotRule
-from craftopt.result import OPTIMAL_GAP, Status
+from craftopt.result import OPTIMAL_GAP, Options, Status
 from craftopt.solving import MethodName, methods, solve
 
 # Tokens per expert and window, and how far windows stray from the popularity, in natural log.
@@ -76,6 +77,11 @@ class Run(Case):
         return Case(*astuple(self)[: len(fields(Case))])
 
     @property
+    def key(self) -> tuple[Case, str, int]:
+        """What is run once."""
+        return self.case, self.method, self.work_limit
+
+    @property
     def label(self) -> str:
         """The method, and its work limit where it has one."""
         return f"{self.method} {self.work_limit}" if self.method == "exact" else self.method
@@ -103,9 +109,23 @@ class Grid:
 
 
 def bench_exact(
-    grid: Grid, file: Path, *, progress: Callable[[str], None] = lambda done: None
+    grid: Grid,
+    file: Path,
+    *,
+    workers: int | Executor = 1,
+    progress: Callable[[str], None] = lambda done: None,
 ) -> list[Run]:
-    """Run what the file does not have yet; write it whole after every run.
+    """Run what the file does not have yet; write it whole after every run, in the grid's order.
+
+    Parameters
+    ----------
+    grid : Grid
+    file : Path
+        A CSV file; what it has stays first.
+    workers : int or Executor
+        Runs side by side, or what runs them. Each is timed where it runs.
+    progress : callable
+        Called with what is done.
 
     Returns
     -------
@@ -118,19 +138,23 @@ def bench_exact(
         A file that is no table of runs.
     """
     check_writable(file)
-    known = read_runs(file) if file.exists() else []
-    done = {(run.case, run.method, run.work_limit) for run in known}
+    known = read_runs(file)
+    done = {run.key for run in known}
     todo = [run for run in grid.runs() if run not in done]
-    for count, (case, method, limit) in enumerate(todo):
-        shape = f"{case.windows} x {case.experts} experts, {case.gpus} GPUs"
-        progress(f"{count} of {len(todo)}, {shape}, {method}")
-        known.append(_run(case, method, limit))
+    mine: dict[tuple[Case, str, int], Run] = {}
+    progress(f"0 of {len(todo)}")
+    for _, run in Options(workers=workers).executor.run(_run, todo):
+        mine[run.key] = run
+        # Another process may have added to the file.
+        known = [run for run in read_runs(file) if run.key not in mine]
+        known += [mine[key] for key in todo if key in mine]
         _write_runs(file, known)
+        progress(f"{len(mine)} of {len(todo)}")
     return known
 
 
 def read_runs(file: Path) -> list[Run]:
-    """Read a file of runs.
+    """Read a file of runs; there are none in one that is missing or empty.
 
     Raises
     ------
@@ -138,11 +162,15 @@ def read_runs(file: Path) -> list[Run]:
         A file that is none.
     """
     kinds = {one.name: {"int": int, "float": float}.get(str(one.type), str) for one in fields(Run)}
+    if not file.exists():
+        return []
     with file.open(newline="", encoding="utf-8") as lines:
         rows = csv.DictReader(lines)
         try:
+            if rows.fieldnames not in (None, list(kinds)):
+                raise ValueError
             return [Run(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, csv.Error):
             raise FormatError(
                 f"line {rows.line_num} of {file} is no run of bench-exact, whose columns are "
                 f"{','.join(kinds)}; pass another file"
@@ -158,7 +186,8 @@ def _write_runs(file: Path, runs: list[Run]) -> None:
 
 
 def _run(case: Case, method: MethodName, limit: int) -> Run:
-    result = solve(case.problem(), method, work_limit=limit if method == "exact" else None)
+    work = limit if method == "exact" else None
+    result = solve(case.problem(), method, work_limit=work, workers=1)
     objective = None if result.gap is None else result.objective
     return Run(
         **asdict(case),

@@ -65,6 +65,41 @@ def allocate(costs: FloatArray, budget: int, step: int = 1) -> tuple[IntArray, f
     return choices * step, float(cost)
 
 
+def interpolate(grid: IntArray, costs: FloatArray, step: int = 1) -> FloatArray:
+    """Fill a table between the numbers of replicas that were measured.
+
+    Straight in the square root of the replicas: between two points every further replica gains
+    less, so that a knapsack does not end on the points themselves.
+
+    Parameters
+    ----------
+    grid : int64 [points]
+        Increasing, from 0.
+    costs : float64 [..., points]
+    step : int
+        Replicas that one choice is worth; the grid is of its multiples.
+
+    Returns
+    -------
+    float64 [..., choices]
+        Costs of 0, step, 2 step, ..., ``grid[-1]`` replicas.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from craftopt.knapsack import interpolate
+    >>> interpolate(np.array([0, 1, 4]), np.array([9.0, 4.0, 1.0])).round(2).tolist()
+    [9.0, 4.0, 2.76, 1.8, 1.0]
+    """
+    every = np.arange(0, grid[-1] + 1, step)
+    left = np.searchsorted(grid, every, side="right") - 1
+    right = np.minimum(left + 1, grid.size - 1)
+    start = np.sqrt(grid)[left]
+    part = (np.sqrt(every) - start) / np.where(left < right, np.sqrt(grid)[right] - start, 1.0)
+    table: FloatArray = costs[..., left] * (1.0 - part) + costs[..., right] * part
+    return table
+
+
 @njit()
 def _solve(costs: FloatArray, counts: IntArray, units: int) -> tuple[IntArray, float]:
     layers = costs.shape[0]

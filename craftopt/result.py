@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
+from craftopt.bounds import whole_plan_bound
 from craftopt.display import Displayed, Table
 from craftopt.errors import InputError, NoPlanError, number, whole
 from craftopt.evaluation import Evaluation, evaluate_for, objective_value, violations
@@ -124,39 +125,64 @@ def also_planned(slots: str, seconds: float) -> str:
     return f"slots={slots!r} planned as well, {seconds:.2g} s"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result(Displayed):
-    """Hold a method's plan with its recomputed objective, the bound and the gap.
+    """Hold a method's plan; what the plan is worth is computed when it is first asked for.
 
     Parameters
     ----------
-    objective : float or None
-        Relative time, mean balancedness or activated copies, recomputed from the plan.
-    bound : float
-        No plan does better than this; readable whatever the status.
-    gap : float or None
-        Distance of objective and bound, relative, at least 0; None where there is no plan
-        or it breaks rules.
-    violations : tuple of str
-        Rules that the plan breaks; empty = valid.
+    method : str
+    problem : Problem
     runtime : float
         Seconds that the method took, without compiling, evaluation and bound.
     compile_time : float
         Seconds of compiling, or of loading compiled kernels, before that; 0 but on first use.
+    limit : "work", "time" or None
+        What stopped the method before its end.
+    message : str
+        What a user should know.
     """
 
     method: str
     problem: Problem = field(repr=False)
-    status: Status
-    objective: float | None
-    bound: float
-    gap: float | None
-    violations: tuple[str, ...]
     runtime: float
     compile_time: float = 0.0
     limit: Limit | None = None
     message: str = ""
     _plan: Plan | None = field(default=None, repr=False)
+    _proven: float | None = field(default=None, repr=False)  # the method's own bound
+    _infeasible: bool = field(default=False, repr=False)
+
+    @cached_property
+    def objective(self) -> float | None:
+        """Relative time, mean balancedness or activated copies of the plan; None without one."""
+        return objective_value(self._held(), self.problem) if self.has_plan else None
+
+    @cached_property
+    def violations(self) -> tuple[str, ...]:
+        """Rules that the plan breaks; empty = valid."""
+        return violations(self._held(), self.problem) if self.has_plan else ()
+
+    @cached_property
+    def bound(self) -> float:
+        """No plan does better than this; whatever the status."""
+        bound = whole_plan_bound(self.problem)
+        return bound if self._proven is None else self.problem.goal.tighter(bound, self._proven)
+
+    @cached_property
+    def gap(self) -> float | None:
+        """Distance of objective and bound, relative, at least 0; None without a valid plan."""
+        if self.objective is None or self.violations:
+            return None
+        return self.problem.goal.gap(self.objective, self.bound)
+
+    @cached_property
+    def status(self) -> Status:
+        """How the method ended; whether the plan is optimal is seen from its gap."""
+        if self._infeasible or not self.has_plan:
+            return Status.INFEASIBLE if self._infeasible else Status.NOT_FOUND
+        optimal = self.gap is not None and self.gap <= OPTIMAL_GAP
+        return Status.OPTIMAL if optimal else Status.FEASIBLE
 
     @property
     def plan(self) -> Plan:
@@ -240,38 +266,15 @@ class Result(Displayed):
         """Lay the figures out as a table."""
         return replace(super().table(), title=f"{self.method} on {self.problem.gpus} GPUs")
 
+    def __repr__(self) -> str:
+        names = [one.name for one in fields(self) if one.repr]
+        names[1:1] = ["status", "objective", "bound", "gap", "violations"]
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__name__}({values})"
+
     def __str__(self) -> str:
         rows = self.summary()
         names = (self.problem.goal.label, "bound", "replicas", "time")
         rows["bound"] += f", gap {rows['gap']}"
         head = (self.method, rows["status"])
         return str(Table("", (), [head, *((name, rows[name]) for name in names)]))
-
-
-def settle(problem: Problem, plan: Plan | None, bound: float) -> dict[str, Any]:
-    """Recompute what a plan is worth: the fields of `Result` that follow from plan and bound.
-
-    Returns
-    -------
-    dict
-        ``status``, ``objective``, ``bound``, ``gap`` and ``violations``; the status is
-        ``NOT_FOUND`` without a plan.
-    """
-    if plan is None:
-        return {
-            "status": Status.NOT_FOUND,
-            "objective": None,
-            "bound": bound,
-            "gap": None,
-            "violations": (),
-        }
-    objective, broken = objective_value(plan, problem), violations(plan, problem)
-    gap = None if broken else problem.goal.gap(objective, bound)
-    optimal = gap is not None and gap <= OPTIMAL_GAP
-    return {
-        "status": Status.OPTIMAL if optimal else Status.FEASIBLE,
-        "objective": objective,
-        "bound": bound,
-        "gap": gap,
-        "violations": broken,
-    }

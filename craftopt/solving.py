@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from craftopt.bounds import whole_plan_bound
 from craftopt.compiling import GPUS, REPLICAS, TOKENS, first_use
 from craftopt.errors import InputError, choice
 from craftopt.executors import Executor
@@ -18,7 +17,7 @@ from craftopt.objective import ObjectiveName
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.rebalancing import relabel_for_links
-from craftopt.result import Options, Outcome, Result, Status, settle
+from craftopt.result import Options, Outcome, Result
 
 MethodName = Literal[
     "trivial",
@@ -254,24 +253,19 @@ def solve(
     start = time.perf_counter()
     outcome = Outcome(message=refusal) if refusal else plan(problem, options)
     runtime = time.perf_counter() - start
-    bound = whole_plan_bound(problem)
-    if outcome.bound is not None:
-        bound = problem.goal.tighter(bound, outcome.bound)
     planned = outcome.plan
     if planned is not None and entry.work:
         planned = _on_cheap_links(planned, problem)
-    settled = settle(problem, planned, bound)
-    if outcome.infeasible:
-        settled["status"] = Status.INFEASIBLE
     return Result(
         method=entry.name,
         problem=problem,
-        **settled,
         runtime=runtime,
         compile_time=compile_time,
         limit=outcome.limit,
         message=outcome.message,
         _plan=planned,
+        _proven=outcome.bound,
+        _infeasible=outcome.infeasible,
     )
 
 
@@ -316,9 +310,11 @@ def warm_up(names: Iterable[str] | None = None) -> dict[str, float]:
 
 
 def _compile(method: Method, problem: Problem) -> float:
-    """Compile a method for a kind of problem, on least work (for `exact`, without a solver)."""
+    """Compile a method and its bound for a kind of problem, on least work, without a solver."""
     work = 0 if method.proves else 1
-    return first_use(method.name, problem, lambda small: solve(small, method.name, work_limit=work))
+    return first_use(
+        method.name, problem, lambda small: solve(small, method.name, work_limit=work).status
+    )
 
 
 def _on_cheap_links(plan: Plan, problem: Problem) -> Plan:

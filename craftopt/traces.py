@@ -30,6 +30,8 @@ Order = Literal["recorded", "random"]
 
 # Far above any model; an id beyond is damage, and the loads would not fit into memory.
 MOST_EXPERTS = 2**16
+# Pairs of experts, over all layers, that are counted: 2 GB. 100 layers of 896 experts have a third.
+MOST_PAIRS = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,6 +263,11 @@ class Trace(Displayed):
         Coactivation
             With a `CraftoptWarning` where the tokens are too few to plan traffic from.
 
+        Raises
+        ------
+        InputError
+            More pairs of experts than fit into 2 GB, as of a damaged id.
+
         Examples
         --------
         >>> import craftopt as co
@@ -271,6 +278,11 @@ class Trace(Displayed):
                 [   0, 1000,    0]]])
         """
         width = self.experts + 1  # the first row and column collect -1
+        if self.layers * width**2 > MOST_PAIRS:
+            raise InputError(
+                f"experts={self.experts} in {self.layers} layers make more than the {MOST_PAIRS:,} "
+                "pairs that are counted; look for damaged ids, or select layers"
+            )
         pairs = np.zeros((self.layers, width, width), dtype=np.int64)
         assignments = np.empty((self.layers, width), dtype=np.int64)
         tokens = np.empty(self.layers, dtype=np.int64)

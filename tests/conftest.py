@@ -27,8 +27,8 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-# What runs in engines' own code; see the Makefile.
-collect_ignore = ["engines_real"]
+# What runs in engines' own code (see the Makefile), and what needs atheris.
+collect_ignore = ["engines_real", "formats/fuzz_bytes.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import craftopt as co
+from craftopt import bench_exact as bench
 from craftopt.bench_exact import Grid, bench_exact, lines_of, read_runs, tables
 
 pytest.importorskip("ortools")
@@ -42,7 +43,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(file, tmp_path):
     said = []
     runs = bench_exact(GRID, begun, progress=said.append)
     assert begun.read_text().splitlines(keepends=True)[:6] == lines[:6]
-    assert len(said) == len(lines) - 6
+    assert said[-1] == f"{len(lines) - 6} of {len(lines) - 6}"
     figures = [(run.case, run.label, run.objective, run.bound, run.status) for run in runs]
     again = [(r.case, r.label, r.objective, r.bound, r.status) for r in read_runs(file)]
     assert str(figures) == str(again)  # as text: no plan is nan
@@ -51,7 +52,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(file, tmp_path):
 def test_a_second_run_does_nothing(file):
     before, said = file.read_bytes(), []
     bench_exact(GRID, file, progress=said.append)
-    assert (file.read_bytes(), said) == (before, [])
+    assert (file.read_bytes(), said) == (before, ["0 of 0"])
 
 
 def test_a_wider_grid_adds_to_the_file(file, tmp_path):
@@ -91,12 +92,52 @@ def test_problems_differ_in_what_their_names_say_alone():
     assert np.all(case.problem().loads.tokens % 1 == 0)
 
 
-def test_a_file_of_something_else_is_refused_before_any_work(tmp_path):
+def test_a_stopped_command_keeps_what_is_finished(run, monkeypatch, tmp_path):
+    file = tmp_path / "runs.csv"
+    write = bench._write_runs
+
+    def stopping(file, runs):
+        write(file, runs)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(bench, "_write_runs", stopping)
+    monkeypatch.setattr("os._exit", leave)
+    code, _, said = run("bench-exact", "-o", file, "--shapes", "6x2", "--windows", "1")
+    assert code == 130
+    said_first = f"craftopt: stopped: finished runs are in {file}; the same command goes on"
+    assert said == f"{said_first} from there\n"
+    assert len(read_runs(file)) == 3
+
+
+def test_runs_that_another_process_adds_meanwhile_are_kept(file, tmp_path):
+    shared = tmp_path / "shared.csv"
+    theirs = file.read_text().splitlines(keepends=True)
+
+    class Beside(co.Threads):
+        def run(self, function, items):
+            for place, found in super().run(function, items):
+                if not shared.exists():
+                    shared.write_text("".join(theirs[:4]))
+                yield place, found
+
+    runs = bench_exact(Grid(((6, 3),), (1.0,), (0.0,), (1,), (0,)), shared, workers=Beside(1))
+    assert {run.gpus for run in runs} == {2, 3}
+    assert shared.read_text().startswith("".join(theirs[:4]))
+
+
+@pytest.mark.parametrize(
+    "content", [b"expert,tokens\n0,12\n", b"my notes\n", b"\n", b"\x89PNG\xff", b'"' + b"a" * 2**18]
+)
+def test_a_file_of_something_else_is_refused_before_any_work(content, tmp_path):
     other = tmp_path / "other.csv"
-    other.write_text("expert,tokens\n0,12\n")
-    with pytest.raises(co.FormatError, match=r"line 2 of .* is no run of bench-exact"):
+    other.write_bytes(content)
+    with pytest.raises(co.FormatError, match=r"line \d of .* is no run of bench-exact"):
         bench_exact(GRID, other)
-    assert other.read_text() == "expert,tokens\n0,12\n"
+    assert other.read_bytes() == content
 
 
 def test_the_table_has_a_row_per_method_that_has_plans(file):

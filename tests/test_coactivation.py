@@ -254,6 +254,12 @@ def test_a_trace_is_counted_by_the_reader(tmp_path):
 # --- sampling error ---------------------------------------------------------------------------
 
 
+def test_one_damaged_id_does_not_fill_the_memory():
+    trace = co.Trace([[[0, 1]], [[1, 60_000]]])
+    with pytest.raises(co.InputError, match=r"experts=60001 in 1 layers .*; look for damaged ids"):
+        trace.coactivation()
+
+
 def test_the_standard_error_is_that_of_alike_tokens():
     assert BASE.standard_error == standard_error(9000) == pytest.approx(0.74 * (4.5 / 9000) ** 0.5)
     assert standard_error(0) == np.inf

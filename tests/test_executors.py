@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ import pytest
 
 import craftopt as co
 from craftopt import executors
+from craftopt.bench_exact import Grid
+from craftopt.bench_exact import bench_exact as grid_runs
 
 LAYERS, EXPERTS, GPUS = 4, 12, 4
 
@@ -34,28 +38,43 @@ def priced(seed=0):
     return co.Problem(windows, GPUS, nodes=2, replicas=12, coactivation=trace, traffic=0.5)
 
 
-# One of every search over layers.
+def solving(make=make_problem, method="fast", work_limit=500):
+    def run(workers, **changes):
+        options = {"work_limit": work_limit} | changes
+        return co.solve(make(), method, workers=workers, **options).plan.to_json()
+
+    return run
+
+
+def rebalanced(workers):
+    old = co.solve(make_problem(1), "nominal").plan
+    return co.rebalance(make_problem(), old, work_limit=500, workers=workers).plan.to_json()
+
+
+def bench_exact(workers):
+    grid = Grid(((6, 2),), (1.0,), (0.5,), (1,), (0,))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = grid_runs(grid, Path(folder) / "runs.csv", workers=workers)
+    return "".join(f"{replace(run, seconds=0.0)}\n" for run in runs)
+
+
+# One of every search over layers, and what else is a map.
 RUNS = {
-    "fast": (make_problem, {"method": "fast", "work_limit": 500}),
-    "traffic": (priced, {"method": "fast", "work_limit": 500}),
-    "decode": (
-        lambda: make_problem(objective="activated"),
-        {"method": "fast", "work_limit": 500},
-    ),
-    "exact": (
-        lambda: make_problem(replicas=16, slots="uniform"),
-        {"method": "exact", "work_limit": 1},
-    ),
-    "nominal": (make_problem, {"method": "nominal"}),
+    "fast": solving(),
+    "traffic": solving(priced),
+    "decode": solving(lambda: make_problem(objective="activated")),
+    "exact": solving(lambda: make_problem(replicas=16, slots="uniform"), "exact", 1),
+    "nominal": solving(method="nominal"),
+    "rebalance": rebalanced,
+    "bench-exact": bench_exact,
 }
 each_run = pytest.mark.parametrize("name", RUNS)
 
 
 def planned(name, workers, **changes):
-    if name == "exact":
+    if "exact" in name:
         pytest.importorskip("ortools")
-    make, options = RUNS[name]
-    return co.solve(make(), workers=workers, **options | changes).plan.to_json()
+    return RUNS[name](workers, **changes)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from craftopt.errors import InputError
-from craftopt.knapsack import allocate
+from craftopt.knapsack import allocate, interpolate
 
 
 def random_table(rng: np.random.Generator) -> np.ndarray:
@@ -90,3 +90,15 @@ def test_takes_read_only_and_strided_tables():
 def test_refuses_what_is_no_knapsack(costs, budget, step):
     with pytest.raises(InputError):
         allocate(costs, budget, step)
+
+
+def test_between_measured_points_every_replica_gains_less_than_the_one_before():
+    grid, step = np.array([0, 2, 6, 20]), 2
+    costs = np.array([[9.0, 4.0, 3.0, 0.5], [1.0, 1.0, 1.0, 1.0]])
+    table = interpolate(grid, costs, step)
+    assert np.array_equal(table[:, grid // step], costs)
+    for low, high in itertools.pairwise(grid // step):
+        gains = -np.diff(table[0, low : high + 1])
+        assert (gains > 0).all()
+        assert (np.diff(gains) < 0).all()
+    assert (table[1] == 1).all()

@@ -5,17 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from craftopt.baselines.eplb import even_slots
-from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.result import Outcome
 
 
 def plan_trivial(problem: Problem) -> Outcome:
-    """Make the `trivial_plan`."""
-    return Outcome(trivial_plan(problem))
-
-
-def trivial_plan(problem: Problem) -> Plan:
     """Fill the GPUs with experts by id, without looking at the loads.
 
     Only ``uniform`` uses replicas, and only those that the slots force: after the last expert
@@ -38,4 +32,4 @@ def trivial_plan(problem: Problem) -> Plan:
     for layer in range(loads.layers):
         gpu_of_slot = np.repeat(np.arange(problem.gpus), slots[layer])
         table[layer, hosted, gpu_of_slot] = 1
-    return problem.plan(table, "trivial")
+    return Outcome(problem.plan(table, "trivial"))

@@ -9,8 +9,11 @@ from typing import Annotated, Any, cast
 
 import typer
 
+import craftopt as co
 from craftopt.bench_exact import Grid, tables
 from craftopt.bench_exact import bench_exact as run_grid
+from craftopt.cli.groups import grouped
+from craftopt.cli.running import PLACES, executor_of, said_when_stopped
 from craftopt.cli.shared import Slots, print_rich, progress, writable
 from craftopt.documents import write_atomically
 from craftopt.errors import InputError, number
@@ -22,9 +25,12 @@ def _text(numbers: tuple[float, ...]) -> str:
 
 
 _SHAPES = ",".join(f"{experts}x{gpus}" for experts, gpus in Grid.shapes)
+_WORKERS = "Runs side by side; 1 by default, since they slow each other down and are timed."
 
 
+@grouped("workers", PLACES | {"workers": (int | None, typer.Option(help=_WORKERS))}, executor_of)
 def bench_exact(
+    workers: int | co.Executor | None,
     output: Annotated[
         Path,
         typer.Option(
@@ -60,8 +66,9 @@ def bench_exact(
         work_limits=_listed("work_limits", work_limits, int),
         slots=cast(SlotRule, slots),
     )
-    with progress("running") as say:
-        runs = run_grid(grid, output, progress=say)
+    stopped = f"finished runs are in {output}; the same command goes on from there"
+    with said_when_stopped(stopped), progress("running") as say:
+        runs = run_grid(grid, output, workers=workers or 1, progress=say)
     from craftopt.reporting.tables import rich_table  # noqa: PLC0415
 
     for table in tables(runs):

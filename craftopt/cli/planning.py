@@ -8,6 +8,7 @@ from typing import Annotated, cast, get_args
 import typer
 
 import craftopt as co
+from craftopt.cli.running import running
 from craftopt.cli.shared import (
     AsJson,
     Blend,
@@ -32,14 +33,12 @@ from craftopt.cli.shared import (
     Slots,
     TraceOption,
     Workers,
-    going_on,
     make_problem,
     on_nodes,
     print_json,
     print_rich,
     progress,
     reading,
-    running,
 )
 from craftopt.cli.traffic import Pricing, pricing
 from craftopt.errors import InputError, choice
@@ -84,7 +83,7 @@ def plan(
         max_copies,
     )  # fmt: skip
     problem = pricing.problem(problem, reader, dispatch)
-    with going_on(workers), progress(f"planning with {method}") as report:
+    with progress(f"planning with {method}") as report:
         result = co.solve(
             problem,
             cast(co.MethodName, method),
@@ -175,7 +174,7 @@ def compare(
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if names == ["all"]:
         names = list(co.methods())
-    with going_on(workers), progress("comparing") as report:
+    with progress("comparing") as report:
         if holdout == "domains":
             results = co.compare_domains(
                 problem, names, dispatch=rule, trace=tokens, coactivation=pairs,

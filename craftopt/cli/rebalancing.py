@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 import craftopt as co
+from craftopt.cli.running import running
 from craftopt.cli.shared import (
     AsJson,
     Groups,
@@ -23,7 +24,6 @@ from craftopt.cli.shared import (
     PlanSlots,
     Reader,
     Seed,
-    Workers,
     numbers_of,
     print_json,
     print_rich,
@@ -45,9 +45,11 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.25)
 
 @reading
 @pricing
+@running
 def rebalance(
     reader: Reader,
     pricing: Pricing,
+    workers: int | co.Executor | None,
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: Annotated[
@@ -96,7 +98,6 @@ def rebalance(
         typer.Option(metavar="GPUS", help="Dead GPUs, separated by commas, besides the plan's."),
     ] = None,
     seed: Seed = 0,
-    workers: Workers = None,
     output: PlanOutput = None,
     steps: Annotated[
         Path | None,

@@ -28,7 +28,6 @@ from craftopt.formats.reading import read_any
 from craftopt.loads import IntArray, layer_text
 from craftopt.objective import ObjectiveName
 from craftopt.problem import SlotRule
-from craftopt.result import Options
 from craftopt.traces import Order
 
 
@@ -299,41 +298,6 @@ def _reader(layers: str | None, kind: str | None, **options: Any) -> Reader:
     return Reader(layers=_layers(layers), kind=cast(Kind, kind), **options)
 
 
-_RUNNING = {
-    "workers": (int | None, typer.Option(help="Threads; all processors by default.")),
-    "executor": (str | None, typer.Option(help="Where layers are searched: threads, or dask.")),
-    "scheduler": (
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster that is up."),
-    ),
-    "resume": (
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Keep finished layers there, and take those of an earlier run."
-        ),
-    ),
-}
-
-
-def _executor(
-    workers: int | None, executor: str | None, scheduler: str | None, resume: Path | None
-) -> int | co.Executor | None:
-    chosen: int | co.Executor | None = workers
-    if choice("--executor", executor or "threads", ("threads", "dask")) == "dask":
-        if scheduler is None:
-            raise InputError("--executor dask needs --scheduler, such as tcp://10.0.0.1:8786")
-        if workers is not None:
-            raise InputError("--workers counts threads here; a Dask cluster has its own workers")
-        chosen = co.Dask(scheduler)
-    elif scheduler is not None:
-        raise InputError("--scheduler is for --executor dask; pass both or neither")
-    if resume is None:
-        return chosen
-    return co.Resumable(resume, Options(workers=chosen).executor)
-
-
-# Gives a command the options that say where it runs, and it the ``workers`` of `solve`.
-running = grouped("workers", _RUNNING, _executor)
 # Gives a command the options that say how files are read, and it a `Reader` made of them.
 reading = grouped("reader", _READING, _reader)
 
@@ -406,19 +370,6 @@ def progress(task: str) -> Iterator[Any]:
     ) as bar:
         row = bar.add_task(task, total=None)
         yield lambda name: bar.update(row, description=f"{task}: {name}")
-
-
-@contextmanager
-def going_on(workers: int | co.Executor | None) -> Iterator[None]:
-    """Say after Ctrl-C how a later run goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        said = "nothing is kept; with --resume DIR a later run goes on where this one stopped"
-        if isinstance(workers, co.Resumable):
-            said = f"finished layers are in {workers.folder}; the same command goes on from there"
-        print(f"craftopt: stopped: {said}", file=sys.stderr)
-        raise
 
 
 def print_rich(content: Any) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from craftopt.baselines.trivial import trivial_plan
 from craftopt.bounds import whole_plan_bound
 from craftopt.diagnosis.rules import LEVEL, RESAMPLES, Gain
 from craftopt.evaluation import evaluate
@@ -113,7 +112,7 @@ class Measuring:
     ) -> None:
         self.problem, self.seed, self.workers = problem, seed, workers
         self.say = progress or (lambda _: None)
-        self.today = today or trivial_plan(problem)
+        self.today = today or solve(problem, "trivial").plan
         scored = evaluate(self.today, problem.loads)
         # float64 [windows]: layer time today, and were all GPUs equally loaded
         self.now, self.mean = scored.max_load.sum(axis=1), scored.mean_load.sum(axis=1)

@@ -12,8 +12,6 @@ from craftopt.recordings import LEAST_WINDOWS, looks_made_up
 
 Verdict = Literal["collect more windows first", "leave it", "place", "replicate"]
 
-# With fewer windows nobody can say how certain a gain is.
-FEWEST_WINDOWS = 4
 # Gains are parts of today's layer time. Less than this is not worth a change.
 LEAST_GAIN = 0.02
 # The smallest budget with this part of the gain at the largest one is enough.
@@ -67,7 +65,7 @@ def decide(gains: Sequence[Gain], windows: int) -> tuple[Verdict, int]:
     >>> decide([Gain(0, 0.3, 0.2, 0.19, 0.21, 0.3), Gain(8, 0.5, 0.4, 0.39, 0.41, 0.5)], 9)
     ('replicate', 8)
     """
-    if windows < FEWEST_WINDOWS:
+    if windows < LEAST_WINDOWS:
         return "collect more windows first", 0
     found = candidate(gains)
     if found.low <= 0 <= found.high and found.high > LEAST_GAIN:

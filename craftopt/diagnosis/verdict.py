@@ -8,7 +8,6 @@ from typing import Any
 
 from craftopt.diagnosis.measuring import STEPS, Cost, Measuring, Persistence
 from craftopt.diagnosis.rules import (
-    FEWEST_WINDOWS,
     LEAST_GAIN,
     LEVEL,
     Gain,
@@ -104,11 +103,6 @@ class Diagnosis(Displayed):
         gain = self.chosen
         if gain is None:
             return "collect more windows first: with a single window no gain can be held out"
-        if self.windows < FEWEST_WINDOWS:
-            return (
-                f"{self.verdict}: {self.windows} are too few to say how certain a gain is; "
-                f"have at least {LEAST_WINDOWS}"
-            )
         figures = (
             f"{'saves' if gain.held_out > -0.0005 else 'loses'} {_percent(abs(gain.held_out))} of "
             "layer time on windows that the plans had not seen "
@@ -121,6 +115,11 @@ class Diagnosis(Displayed):
         else:
             what = "moving experts, without copies,"
             figures += f"; copies add {_percent(self.shares['copies'])}"
+        if self.windows < LEAST_WINDOWS:
+            return (
+                f"{self.verdict}: {self.windows} are too few to say how certain a gain is, have "
+                f"at least {LEAST_WINDOWS}; {what} {figures}"
+            )
         if self.verdict == "collect more windows first":
             needed = in_words(self.windows_needed, self.windows)
             return (

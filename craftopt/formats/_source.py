@@ -20,7 +20,9 @@ _HEAD = 2**16  # bytes to recognise a format by, so that a foreign file is not r
 def name_of(source: object, function: str, instead: str) -> str:
     """Name a path or stream in messages; refuse what is neither."""
     if isinstance(source, str | os.PathLike):
-        return os.fsdecode(source) or "''"
+        if not os.fsdecode(source):  # which would be the current folder
+            raise InputError("the path is empty; pass that of a file or folder")
+        return os.fsdecode(source)
     if not hasattr(source, "read"):
         raise InputError(
             f"{function} takes a path or a stream open for reading bytes, "

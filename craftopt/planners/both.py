@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from craftopt.errors import InputError, number
+from craftopt.executors import Executor
 from craftopt.plan import Plan
 from craftopt.planners.decode import Prefill, plan_decode
 from craftopt.planners.fast import plan_fast
@@ -20,7 +21,7 @@ def plan_for_both(
     *,
     seed: int = 0,
     work_limit: int | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
     weight: float = 0.5,
 ) -> Plan:
     """Make one plan for prefill and decode together.

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from craftopt.evaluation import layer_gpu_loads
-from craftopt.knapsack import allocate
+from craftopt.knapsack import allocate, interpolate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.layers import Layers
@@ -138,11 +137,7 @@ class WindowedSearch(Layers):
         grid = np.array(sorted(points | {0, min(step, most)}))
         costs = np.array([[cost for _, cost in point] for point in self.measure(grid)]).T
         costs = np.minimum.accumulate(costs, axis=1)
-        if grid.size == 1:
-            return costs
-        # Straight lines between the points would make the knapsack pick the points themselves.
-        table: FloatArray = PchipInterpolator(grid, costs, axis=1)(np.arange(0, grid[-1] + 1, step))
-        return table
+        return interpolate(grid, costs, step)
 
     def measure(self, grid: IntArray) -> list[list[tuple[Copies, float]]]:
         """Anneal all layers briefly with every number of replicas.

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.bounds import whole_plan_bound
 from craftopt.compiling import first_use
 from craftopt.errors import InputError, number
 from craftopt.evaluation import objective_value, violations
@@ -33,13 +32,13 @@ from craftopt.rebalancing.survivors import (
     over_survivors,
     resized,
 )
-from craftopt.result import Options, Result, settle
+from craftopt.result import Options, Result, Status
 
 # Share of all copies from which on a plan from scratch is tried as well.
 FROM_SCRATCH = 0.5
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Rebalancing(Result):
     """Hold a plan made from an old one, and what it takes to get there.
 
@@ -263,13 +262,11 @@ def rebalance(
         message = message or "nodes have lost different numbers of GPUs: planned as one node"
     message = "; ".join(filter(None, (message, note)))
     runtime = time.perf_counter() - begun
-    held = None if plan is None else task.plan(on_survivors(plan.copies, alive), "rebalance")
     lost = not task.previous_copies.any(axis=2).all()
     before = None if lost else objective_value(task.plan(task.previous_copies, "previous"), task)
     return Rebalancing(
         method="rebalance",
         problem=task,
-        **settle(task, held, whole_plan_bound(task)),
         runtime=runtime,
         compile_time=compile_time,
         message=message,
@@ -291,9 +288,9 @@ def _of_last_kind(problem: Problem) -> tuple[Problem, str]:
     )
 
 
-def _rebalance_small(problem: Problem) -> None:
+def _rebalance_small(problem: Problem) -> Status:
     assert isinstance(problem.previous, Plan)
-    rebalance(problem, problem.previous, work_limit=1)
+    return rebalance(problem, problem.previous, work_limit=1).status
 
 
 def _best(task: Problem, fronts: Fronts, most: int, price: float, options: Options) -> Copies:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import InfeasibleError
-from craftopt.knapsack import allocate
+from craftopt.knapsack import allocate, interpolate
 from craftopt.loads import FloatArray, IntArray
 from craftopt.problem import Problem, SlotRule
 from craftopt.result import Options
@@ -101,8 +101,6 @@ class Sweep:
 
     def measure(self, seed: int, workers: int | None) -> None:
         """Place every layer with every number of replicas of the grid; tabulate its times."""
-        from scipy.interpolate import PchipInterpolator  # noqa: PLC0415 (slow to import)
-
         from craftopt.planners.windowed import WindowedSearch  # noqa: PLC0415 (loads numba)
 
         problem, deployment, workload = self.problem, self.deployment, self.workload
@@ -134,11 +132,9 @@ class Sweep:
 
         def table(values: npt.ArrayLike) -> FloatArray:
             """Interpolate [..., grid, layers] to [..., layers, every number of replicas]."""
-            array: FloatArray = np.moveaxis(np.asarray(values, dtype=np.float64), -2, -1)
-            if grid.size == 1:
-                return array
-            result: FloatArray = PchipInterpolator(grid, array, axis=-1)(self.every)
-            return result
+            return interpolate(
+                grid, np.moveaxis(np.asarray(values, dtype=np.float64), -2, -1), step
+            )
 
         self.decode, self.prefill, self.fullest = table(decode), table(prefill), table(fullest)
         # The rest of a step does not depend on the plan.

@@ -317,7 +317,10 @@ class Certificate(Displayed):
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise FormatError(f"cannot read {path}: {error}") from None
-        return cls.from_json(text)
+        try:
+            return cls.from_json(text)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the certificate to a file: whole or not at all."""

@@ -68,7 +68,7 @@ def gain(replicas, held_out, width=0.01):
 )
 def test_rules_are_asked_in_their_order(gains, verdict):
     assert decide(gains, WINDOWS) == verdict
-    assert decide(gains, 3) == ("collect more windows first", 0)
+    assert decide(gains, recordings.LEAST_WINDOWS - 1) == ("collect more windows first", 0)
 
 
 # --- verdicts -------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_cost_and_exchange_are_said_where_they_are_known():
     found = co.diagnose(
         part.batches(1500).select(range(4)), 4, 2, model="gpt-oss-20b", gpu="h100", trace=part
     )
-    assert found.cost.memory == found.replicas_per_layer * 24 / 4 * found_bytes()
+    assert found.cost.memory == found.chosen.replicas * 24 / 4 * found_bytes()
     assert all(1 <= nodes <= 2 for nodes in found.critical_nodes)
     with pytest.raises(co.InputError, match="model and gpu go together"):
         co.diagnose(loads, 4, model="gpt-oss-20b")

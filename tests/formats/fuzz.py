@@ -1,7 +1,8 @@
-"""Damage what craftopt is given: ``python fuzz.py SECONDS SEED`` prints what happened as JSON.
+"""Damage what craftopt is given: ``python fuzz.py SECONDS SEED [KIND]`` prints what happened.
 
-Readers (by `damage_files`), plan files, certificates, proof logs and command lines. A
-result, or one clear error, is right; anything else is a crash, and is printed with its input.
+Kinds are readers (by `damage_files`), plans, proofs (certificates and logs) and commands; each gets
+as many seconds. A result, or one clear error, is right; anything else is a crash, and is printed
+with its input.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Targets:
         rng = np.random.default_rng(0)
         tokens = rng.gamma(0.5, 100, (3, 2, 8)).round()
         np.savez(folder / "loads.npz", counts=tokens)
+        np.savez(folder / "wide.npz", counts=rng.gamma(0.5, 100, (4, 24, 32)).round())
         self.loads = co.Loads(tokens)
         problem = co.Problem(self.loads, gpus=4, nodes=2, replicas=8)
         plan = co.Plan.from_phy2log([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]] * 2, 4, 8, nodes=2)
@@ -125,7 +127,12 @@ class Targets:
             "verify certificate.json",
             "export plan.json --engine sglang -o map.json",
             "route plan.json loads.npz",
-            "rebalance plan.json loads.npz --max-moves 4 --work-limit 20 -o next.json",
+            "rebalance plan.json loads.npz --max-moves 4 -o next.json --executor threads",
+            "diagnose loads.npz --gpus 4 --nodes 2 --map plan.json --workers 1",
+            "report loads.npz plan.json --gpus 4 --seed 1 -o page.html",
+            "advise wide.npz --model gpt-oss-20b --gpu h200 --gpus 4 --holdout odd-even",
+            "bench-exact -o runs.csv --shapes 4x2 --skews 1 --shares 0 --windows 1 --work-limits 0",
+            "export-model loads.npz --gpus 4 --slots even -o model.lp",
         )
         words = commands[int(rng.integers(len(commands)))].split()
         for _ in range(int(rng.integers(1, 4))):
@@ -204,23 +211,23 @@ def late(*_: object) -> None:
 def run(
     seed: int, *, only: str = "", count: int | None = None, seconds: float = 0.0
 ) -> dict[str, dict[str, Any]]:
-    """Fuzz all targets, or one, with a number of inputs each or for a time."""
+    """Fuzz all targets, or those whose name begins so, with a number of inputs or for a time."""
     before, before_argv, before_stdin = Path.cwd(), sys.argv, sys.stdin
     signal.signal(signal.SIGALRM, late)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         targets = Targets(Path(folder))
         works = {f"reader {name}": reading(name) for name in damage_files.FORMATS}
-        works |= {name: getattr(targets, name) for name in ("plan", "certificate", "log")}
+        works |= {"plan": targets.plan, "proof": targets.certificate, "proof log": targets.log}
         works["command"] = targets.command
-        share = seconds / (len(damage_files.FORMATS) + 4 * 5)
+        works = {name: work for name, work in works.items() if name.startswith(only)}
+        kinds = [name.split()[0] for name in works]
+        share = seconds / len(set(kinds))
         os.chdir(folder)
         try:
             results = {}
-            for name, work in works.items():
-                if only not in ("", name):
-                    continue
-                end = time.monotonic() + share * (1 if name.startswith("reader") else 5)
+            for kind, (name, work) in zip(kinds, works.items(), strict=True):
+                end = time.monotonic() + share / kinds.count(kind)
                 inputs = iter(range(count)) if count is not None else itertools.count()
                 in_time = itertools.takewhile(
                     lambda _: count is not None or time.monotonic() < end,  # noqa: B023
@@ -235,4 +242,5 @@ def run(
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    print(json.dumps(run(int(sys.argv[2]), seconds=float(sys.argv[1])), indent=1))
+    seconds, seed, *only = sys.argv[1:]
+    print(json.dumps(run(int(seed), only="".join(only), seconds=float(seconds)), indent=1))

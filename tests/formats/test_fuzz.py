@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import damage_files
 import fuzz
 import pytest
 
-SAMPLE = {"plan": 100, "certificate": 100, "log": 100, "command": 40}
+import craftopt as co
+
+SAMPLE = {"plan": 100, "proof": 100, "command": 40}
+
+
+def zipped(name):
+    """Make an archive of one empty entry."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, b"")
+    return file.getvalue()
+
+
+# Crashes that were found, each as its smallest input.
+FOUND = {
+    "an archive's name on two lines": (co.read_loads, zipped("a\nb")),
+    "an array's name on two lines": (co.read_loads, zipped("a\nb.npy")),
+    "a certificate without a text": (co.Certificate.load, b""),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_one_clear_error(name, tmp_path):
+    read, content = FOUND[name]
+    file = tmp_path / "input"
+    file.write_bytes(content)
+    with pytest.raises(co.CraftoptError) as refused:
+        read(file)
+    damage_files.check(refused.value, file)
+
+
+@pytest.mark.parametrize("read", [*damage_files.READERS, co.read_coactivation])
+def test_an_empty_path_is_not_the_current_folder(read):
+    with pytest.raises(co.InputError, match="the path is empty"):
+        read("")
 
 
 def crashes(results):
@@ -23,7 +60,7 @@ def crashes(results):
 def test_damaged_input_gives_a_result_or_one_clear_error(name):
     results = fuzz.run(0, only=name, count=SAMPLE[name])
     assert not crashes(results)
-    assert results[name]["refused"] > 0
+    assert all(found["refused"] for found in results.values())
 
 
 @pytest.mark.slow

@@ -143,15 +143,22 @@ def test_a_result_without_a_plan_has_a_summary(loads):
     Page(result._repr_html_())
 
 
-def test_a_summary_says_what_a_plan_breaks_and_what_was_compiled(shown):
-    result = replace(
-        shown["Result"], violations=("duplicates: 2", "budget: 3"), gap=None, limit="work",
-        compile_time=12.34, runtime=0.5,
-    )  # fmt: skip
+def test_a_summary_says_what_a_plan_breaks_and_what_was_compiled():
+    skewed = co.Loads([[600, 560, 120, 120, 20, 10, 10, 10]])
+    found = co.solve(co.Problem(skewed, gpus=8, replicas=8, slots="uniform"), "eplb")
+    result = replace(found, limit="work", compile_time=12.34, runtime=0.5)
     rows = result.summary()
-    assert rows["breaks"] == "duplicates: 2\nbudget: 3"
+    assert rows["breaks"] == "\n".join(result.violations) != ""
     assert rows["status"].endswith("(stopped by work)")
     assert (rows["gap"], rows["time"]) == ("-", "500.0 ms, after 12.3 s to compile or load")
+
+
+def test_the_repr_of_a_result_shows_what_is_computed_when_asked_for(shown):
+    for kind in ("Result", "Rebalancing"):
+        result = shown[kind]
+        assert repr(result).startswith(f"{kind}(method={result.method!r}, status={result.status!r}")
+        for name in ("objective", "bound", "gap", "violations", "runtime"):
+            assert f", {name}={getattr(result, name)!r}" in repr(result)
 
 
 def test_a_rebalancing_tells_its_moves(shown):
