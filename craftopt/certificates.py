@@ -18,13 +18,13 @@ from craftopt.bounds import (
 )
 from craftopt.bounds.traffic import certify_traffic
 from craftopt.errors import InputError, VerificationError
-from craftopt.evaluation import violations
 from craftopt.executors import Executor
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
 from craftopt.proving import Cell, LayerProver
 from craftopt.result import Options
+from craftopt.rules import violations
 from craftopt.traces import Trace
 from craftopt.verification import Certificate, Witness
 

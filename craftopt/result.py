@@ -15,10 +15,11 @@ import numpy as np
 from craftopt.bounds import whole_plan_bound
 from craftopt.display import Displayed, Table
 from craftopt.errors import InputError, NoPlanError, number, whole
-from craftopt.evaluation import Evaluation, evaluate_for, objective_value, violations
+from craftopt.evaluation import Evaluation, evaluate_for, objective_value
 from craftopt.executors import Executor, Resumable, Threads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.rules import violations
 from craftopt.traffic import traffic_summary
 
 Limit = Literal["work", "time"]
