@@ -31,7 +31,7 @@ from damage_files import HUGE, Rng, flip
 
 import craftopt as co
 from craftopt import cli
-from craftopt.verification.pseudo_boolean import HEADER
+from craftopt.verification.logs import HEADER
 from craftopt.verification.refutation import BetterPlan
 
 SECONDS = 20  # of the processor, for one input
