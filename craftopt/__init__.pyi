@@ -3,9 +3,9 @@
 from craftopt.baselines import eplb as eplb
 from craftopt.certificates import certify as certify
 from craftopt.coactivation import Coactivation as Coactivation
+from craftopt.comparing import compare as compare
+from craftopt.comparing import compare_domains as compare_domains
 from craftopt.comparison import Comparison as Comparison
-from craftopt.comparison import compare as compare
-from craftopt.comparison import compare_domains as compare_domains
 from craftopt.datasets import example_names as example_names
 from craftopt.datasets import load_example as load_example
 from craftopt.datasets import load_example_trace as load_example_trace

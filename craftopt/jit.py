@@ -8,13 +8,15 @@ import hashlib
 import importlib.metadata
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.registry import CPUDispatcher
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
 from craftopt.documents import read_sealed, write_sealed
@@ -23,6 +25,7 @@ from craftopt.errors import InputError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _VERSIONS = [importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")]
+_njit: Any = numba.njit  # its types know no option about wrappers
 _PLAIN = (int, float, complex, str, bytes, type(None))
 
 
@@ -35,7 +38,7 @@ def njit(**options: Any) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        kernel: Any = numba.njit(**options)(function)
+        kernel = _njit(no_cfunc_wrapper=True, **options)(function)
         if hasattr(kernel, "enable_caching"):
             # Where no folder may be written, each process compiles anew.
             with contextlib.suppress(RuntimeError):
@@ -44,6 +47,27 @@ def njit(**options: Any) -> Callable[[Function], Function]:
         return compiled
 
     return decorate
+
+
+def inner(**options: Any) -> Callable[[Function], Function]:
+    """Compile what kernels alone call, as a part of theirs: no file, no way in from Python.
+
+    To unpack arguments from Python takes as long to compile as many a kernel.
+    """
+
+    def decorate(function: Function) -> Function:
+        kernel = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+        if isinstance(kernel, CPUDispatcher):
+            kernel.__class__ = _Inner
+        compiled: Function = kernel
+        return compiled
+
+    return decorate
+
+
+class _Inner(CPUDispatcher):
+    def __call__(self, *_: Any) -> Any:
+        raise TypeError(f"{self.py_func.__name__} has no way in from Python; call it in a kernel")
 
 
 def cache_folder(kernel: Any) -> Path:
@@ -66,7 +90,8 @@ class _Cache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return what was compiled for a signature, or None."""
-        target_context.refresh()
+        # Enough to run what is compiled; `refresh`, which compiling needs, takes longer than this.
+        rtsys.initialize(target_context)
         path, name = self._file(sig, target_context.codegen())
         held = read_sealed(path, name)
         return None if held is None else self._impl.rebuild(target_context, pickle.loads(held))
@@ -76,9 +101,12 @@ class _Cache(FunctionCache):
         if not self._impl.check_cachable(data):
             return
         path, name = self._file(sig, data.codegen)
+        *parts, environments = self._impl.reduce(data)
+        # Those of numba's own functions hold nothing, and to load one imports its module.
+        environments = [one for one in environments if one.consts or _is_own(one.globals)]
         with contextlib.suppress(InputError, OSError):
             self._impl.locator.ensure_cache_path()
-            write_sealed(path, name, dumps(self._impl.reduce(data)))  # type: ignore[no-untyped-call]
+            write_sealed(path, name, dumps((*parts, environments)))  # type: ignore[no-untyped-call]
             kernel, digest, _ = path.name.rsplit("-", 2)
             for other in path.parent.glob(f"{kernel}-*.nbc"):
                 if other.name.rsplit("-", 2)[1] != digest:  # what an edit has left behind
@@ -138,15 +166,19 @@ def _globals(function: Any) -> list[tuple[str, Any]]:
         name: cell.cell_contents
         for name, cell in zip(function.__code__.co_freevars, cells, strict=True)
     }
-    for module in [value for value in found.values() if _own(value)]:
+    for module in [value for value in found.values() if _is_own_module(value)]:
         found |= {
             f"{module.__name__}.{name}": vars(module)[name] for name in names & {*vars(module)}
         }
     return sorted(found.items())
 
 
-def _own(value: Any) -> bool:
-    return isinstance(value, ModuleType) and value.__name__.partition(".")[0].startswith("craftopt")
+def _is_own(scope: Mapping[str, Any]) -> bool:
+    return str(scope["__name__"]).startswith("craftopt")
+
+
+def _is_own_module(value: Any) -> bool:
+    return isinstance(value, ModuleType) and _is_own(vars(value))
 
 
 def _text(value: Any) -> str:
@@ -160,6 +192,8 @@ def _text(value: Any) -> str:
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__} {getattr(value, '__annotations__', '')}"
     name = getattr(value, "__name__", "")
-    if name and (isinstance(value, ModuleType) or not _own(sys.modules.get(value.__module__))):
+    if name and (
+        isinstance(value, ModuleType) or not _is_own_module(sys.modules.get(value.__module__))
+    ):
         return f"{getattr(value, '__module__', '')} {name}"
     raise TypeError(f"what a kernel is compiled from would depend on {value!r}, of unknown content")

@@ -15,10 +15,11 @@ import numpy as np
 from craftopt.bounds import whole_plan_bound
 from craftopt.display import Displayed, Table
 from craftopt.errors import InputError, NoPlanError, number, whole
-from craftopt.evaluation import Evaluation, evaluate_for, objective_value, violations
+from craftopt.evaluation import Evaluation, evaluate_for, objective_value
 from craftopt.executors import Executor, Resumable, Threads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.rules import violations
 from craftopt.traffic import traffic_summary
 
 Limit = Literal["work", "time"]
@@ -82,7 +83,7 @@ class Options:
         if self.time_limit is not None and isinstance(self.workers, Resumable):
             raise InputError(
                 f"time_limit={self.time_limit:g} may cut layers short, which are then no layers to "
-                "keep; pass work_limit, or stop with Ctrl-C"
+                "keep; leave it out, and stop with Ctrl-C"
             )
 
     def deadline(self) -> float:

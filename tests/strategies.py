@@ -2,7 +2,7 @@
 
 `broken_rules` is the one validator of plans in the tests. It is written in plain Python from the
 rules of `craftopt.Problem`, shares no code with the package, and must agree with
-`craftopt.evaluation.violations`.
+`craftopt.rules.violations`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from reference.scores import slow_objective, slow_scores
 from strategies import copies_arrays, problems, quiet, token_arrays
 
 import craftopt as co
-from craftopt.evaluation import gpu_loads, objective_value, violations
+from craftopt.evaluation import gpu_loads, objective_value
 from craftopt.objective import OBJECTIVES
+from craftopt.rules import violations
 
 
 @st.composite

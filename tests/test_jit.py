@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import craftopt
 
 pytest.importorskip("numba")
+
+from craftopt.heap import sort
 
 CALLEE = """
 from typing import NamedTuple
@@ -182,3 +185,8 @@ def test_a_result_follows_an_edit_of_a_kernel_in_another_file_of_the_package(tmp
     assert text.count("load[heap[child]] <= load[item]") == 1
     file.write_text(text.replace("load[heap[child]] <= load[item]", "load[item] < 1e9"))
     assert start(tmp_path, cache).communicate()[0] == b"[7 1 1 1] 0\n"
+
+
+def test_a_kernel_for_kernels_says_so_when_python_calls_it():
+    with pytest.raises(TypeError, match="sort has no way in from Python; call it in a kernel"):
+        sort(np.zeros(3))

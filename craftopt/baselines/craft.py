@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import divide_gpus, whole
-from craftopt.evaluation import violations
 from craftopt.jit import njit
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Copies
 from craftopt.problem import Problem
 from craftopt.result import Outcome
+from craftopt.rules import violations
 
 
 def plan_craft(problem: Problem) -> Outcome:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt.errors import InputError
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import IntArray, as_array
 from craftopt.problem import Problem
 from craftopt.result import Outcome
@@ -249,7 +249,7 @@ def _plan_layers(
         )
 
 
-@njit()
+@inner()
 def _plan_layer(
     weight: Float32Array,
     groups: int,
@@ -293,7 +293,7 @@ def _plan_layer(
         first += slots
 
 
-@njit()
+@inner()
 def _replicate(weight: Float32Array, slots: int) -> tuple[IntArray, IntArray, IntArray]:
     """Copy the expert with the heaviest copies until the slots are used."""
     experts = weight.size

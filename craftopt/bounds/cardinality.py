@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from craftopt.heap import sort
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 
 # Prices tried first, spread over the light experts; then all between the best one's neighbours.
@@ -140,7 +140,7 @@ def cardinality_bound_of_nodes(
     return load, price, proof
 
 
-@njit(nogil=True)
+@inner()
 def _raise(
     tokens: FloatArray,
     copies: int,
@@ -166,7 +166,7 @@ def _raise(
     return low
 
 
-@njit(nogil=True)
+@inner()
 def _excess(
     tokens: FloatArray,
     copies: int,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from craftopt.evaluation import Evaluation, evaluate_for, violations
+from craftopt.evaluation import Evaluation, evaluate_for
 from craftopt.plan import Plan
 from craftopt.planners.decode import plan_decode
 from craftopt.planners.joint import plan_joint
@@ -18,6 +18,7 @@ from craftopt.portable import power
 from craftopt.problem import Problem
 from craftopt.recordings import few_windows
 from craftopt.result import Options, Outcome
+from craftopt.rules import violations
 
 # Prices of traffic that are tried for the least of it within a slowdown, ascending, and how many
 # are tried between one that is low enough and one that is too high.

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from craftopt.evaluation import objective_value, violations
+from craftopt.evaluation import objective_value
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies, Plan
 from craftopt.planners.previous import usable_replicas
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options
+from craftopt.rules import violations
 from craftopt.search.kernels import Rules
 from craftopt.search.placement import Layout, place_layer
 from craftopt.search.totals import equalise

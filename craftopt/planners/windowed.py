@@ -155,7 +155,7 @@ class WindowedSearch(Layers):
         list [points] of list [layers] of (uint8 [experts, gpus], float)
             Copies and cost.
         """
-        part = 1 / 3 / grid.size
+        part = 0.3 / grid.size
         return [
             self.each(
                 partial(self._anneal, replicas=replicas, share=CURVE_SHARE),

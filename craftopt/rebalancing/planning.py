@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from craftopt.compiling import first_use
 from craftopt.errors import InputError, number
-from craftopt.evaluation import objective_value, violations
+from craftopt.evaluation import objective_value
 from craftopt.executors import Executor
 from craftopt.kinds import near_latest
 from craftopt.loads import BoolArray, as_array, read_only
@@ -33,6 +33,7 @@ from craftopt.rebalancing.survivors import (
     resized,
 )
 from craftopt.result import Options, Result, Status
+from craftopt.rules import violations
 
 # Share of all copies from which on a plan from scratch is tried as well.
 FROM_SCRATCH = 0.5

@@ -7,7 +7,6 @@ set of copies is a linear assignment problem, solved exactly.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from craftopt.errors import InputError
 from craftopt.loads import FloatArray, IntArray, as_array
@@ -196,6 +195,8 @@ def assign_gpus(
 
     A GPU may go where the target has as many slots as it has, or anywhere without one.
     """
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 (slow to import)
+
     gpus = slots.size
     width = gpus // nodes
     # No permutation loses as much as one forbidden pair costs.

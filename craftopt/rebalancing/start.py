@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from craftopt.evaluation import violations
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.nominal import nominal_copies
 from craftopt.problem import Problem
 from craftopt.rebalancing.relabelling import moved_copies, relabel_copies
 from craftopt.result import Options
+from craftopt.rules import violations
 
 
 def valid_start(problem: Problem) -> Copies:

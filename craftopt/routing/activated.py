@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 
@@ -69,7 +69,7 @@ def serve_by_one_copy(
                 served.loads[layer, gpu[chosen[e]]] += tokens[layer, e]
 
 
-@njit(nogil=True)
+@inner()
 def _improve(
     hosts: LayerHosts,
     least_possible: int,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from craftopt.errors import InputError
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Plan
 from craftopt.routing.hosts import Int32Array, layer_hosts
@@ -140,7 +140,7 @@ def serve_by_cover(
                         away[g] = 1.0
 
 
-@njit(nogil=True)
+@inner()
 def _cover(
     masks: IntArray, chosen: int, left: int, start: int, nodes: int, sets: IntArray, steps: IntArray
 ) -> int:

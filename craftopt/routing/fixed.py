@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.routing.hosts import Int32Array
 
@@ -88,7 +88,7 @@ def serve_by_hash(
                 loads[layer, gpu[place]] += share[place]
 
 
-@njit(nogil=True)
+@inner()
 def _mixed_bits(value: np.uint64) -> np.uint64:
     """Return SplitMix64's output for a state."""
     z = value * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
@@ -177,7 +177,7 @@ def serve_nearest_evenly(
                 loads[layer, gpu[place]] += share[place]
 
 
-@njit(nogil=True)
+@inner()
 def nearest_places(
     gpu: Int32Array, begin: int, end: int, source: int, gpus_per_node: int
 ) -> tuple[int, int]:

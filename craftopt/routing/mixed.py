@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 from craftopt.routing.tokens import split_layer
@@ -116,13 +116,13 @@ def serve_mixed(
         count[:], load[:] = _totals(share, gpu, begin, end, gpus)
 
 
-@njit(nogil=True)
+@inner()
 def _time(cost: tuple[float, float, float, float], count: IntArray, load: FloatArray) -> float:
     a, b, c, d = cost
     return float(max(a + b * count.max(), c + d * load.max()))
 
 
-@njit(nogil=True)
+@inner()
 def _totals(
     share: FloatArray, gpu: Int32Array, begin: int, end: int, gpus: int
 ) -> tuple[IntArray, FloatArray]:
@@ -136,7 +136,7 @@ def _totals(
     return count, load
 
 
-@njit(nogil=True)
+@inner()
 def _unload(hosts: LayerHosts, tokens: FloatArray, limit: int, goal: float, state: _State) -> None:
     """Lower the most tokens on a GPU towards ``goal``, with at most ``limit`` copies on each.
 
@@ -170,7 +170,7 @@ def _unload(hosts: LayerHosts, tokens: FloatArray, limit: int, goal: float, stat
     count[:], load[:] = _totals(share, gpu, begin, end, load.size)
 
 
-@njit(nogil=True)
+@inner()
 def _descend(
     hosts: LayerHosts, tokens: FloatArray, limit: int, goal: float, sparing: bool, state: _State
 ) -> None:
@@ -191,7 +191,7 @@ def _descend(
             return
 
 
-@njit(nogil=True)
+@inner()
 def _step(hosts: LayerHosts, limit: int, sparing: bool, state: _State) -> bool:
     """Take tokens off the fullest GPU u: the step that leaves the least on all GPUs it touches.
 
@@ -270,7 +270,7 @@ def _step(hosts: LayerHosts, limit: int, sparing: bool, state: _State) -> bool:
     return True
 
 
-@njit(nogil=True)
+@inner()
 def _chain(u: int, hosts: LayerHosts, limit: int, state: _State) -> bool:
     """Move an expert from u to v, another from v to w, and so on, back to u or to where is room.
 
@@ -341,7 +341,7 @@ def _chain(u: int, hosts: LayerHosts, limit: int, state: _State) -> bool:
     return False
 
 
-@njit(nogil=True)
+@inner()
 def _pass_on(source: int, target: int, part: float, gpu: Int32Array, state: _State) -> None:
     """Move tokens of an expert from one host to another."""
     share, count, load, _ = state
@@ -358,7 +358,7 @@ def _pass_on(source: int, target: int, part: float, gpu: Int32Array, state: _Sta
     load[gpu[target]] += part
 
 
-@njit(nogil=True)
+@inner()
 def _split_again(hosts: LayerHosts, tokens: FloatArray, state: _State) -> None:
     """Split the tokens optimally over the copies in use."""
     first, gpu = hosts.first, hosts.gpu

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.routing.hosts import Int32Array
 
@@ -58,7 +58,7 @@ def split_tokens(
             activated[layer, gpu[place]] += share[place] > 0.0
 
 
-@njit(nogil=True)
+@inner()
 def split_layer(
     first: Int32Array, gpu: Int32Array, tokens: FloatArray, share: FloatArray, load: FloatArray
 ) -> float:
@@ -115,7 +115,7 @@ def split_layer(
     return level
 
 
-@njit(nogil=True)
+@inner()
 def _sweep(demand: float, hosts: Int32Array, flow: FloatArray, load: FloatArray) -> None:
     """Move rounding residues to the host with the most tokens: they must not activate a copy."""
     most = np.argmax(flow)
@@ -127,7 +127,7 @@ def _sweep(demand: float, hosts: Int32Array, flow: FloatArray, load: FloatArray)
             flow[k] = 0.0
 
 
-@njit(nogil=True)
+@inner()
 def _balance(
     first: Int32Array,
     host: Int32Array,
@@ -217,7 +217,7 @@ def _balance(
     return float(level)
 
 
-@njit(nogil=True)
+@inner()
 def _fill(hosts: Int32Array, amount: float, load: FloatArray, flow: FloatArray) -> None:
     """Fill an expert's hosts, the least loaded first, to one level (water-filling)."""
     order = np.arange(hosts.size)

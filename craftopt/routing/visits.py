@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Plan
 from craftopt.routing.fixed import nearest_places
@@ -294,7 +294,7 @@ def count_visits(
                     away[target] *= 1.0 - draws.probability[place]
 
 
-@njit(nogil=True)
+@inner()
 def _any_new(chosen: Int32Array, draws: Draws, row: int) -> bool:
     """Tell whether a token's experts are drawn otherwise than for the source before."""
     for expert in chosen:  # noqa: SIM110 (numba)

@@ -22,6 +22,7 @@ from craftopt.search.kernels import (
     fall,
     field,
     fullest,
+    fullest_in,
     home_nodes,
     inlined,
     seeded,
@@ -32,6 +33,7 @@ from craftopt.search.surrogate import (
     Gpus,
     State,
     Step,
+    WindowLoads,
     change_by_exchange,
     change_by_rows,
     copies_of,
@@ -49,6 +51,9 @@ from craftopt.search.surrogate import (
 REFRESH = 10_000
 # One in so many steps of a layer with replicas replaces a copy: they take long.
 REPLACED = 5
+# Of the others, one in so many may be any; the rest level a random window, which costs next to
+# nothing to see, and most of what is accepted does.
+ANY = 3
 
 
 def anneal(
@@ -130,10 +135,12 @@ def _take_steps(
             sum_loads(gpus, loads)
             norm_cost(loads)
         first = draw(random, rules.nodes) * width if rules.nodes > 1 else 0
-        if experts.several[0] == 0 or draw(random, REPLACED) > 0:
+        if experts.several[0] > 0 and draw(random, REPLACED) == 0:
+            step = draw_replacement(random, state, node_of, rules)
+        elif draw(random, ANY) == 0:
             step = draw_exchange(random, gpus, loads.load, rules, first)
         else:
-            step = draw_replacement(random, state, node_of, rules)
+            step = draw_levelling(random, gpus, loads, rules, first)
         if not is_possible(step, gpus.hosted):
             continue
         if step.drop < 0:
@@ -191,6 +198,29 @@ def draw_exchange(random: Random, gpus: Gpus, load: FloatArray, rules: Rules, fi
     if draw(random, 10) >= 3:
         a = fullest(random, load, first, width)
     return exchange_between(a, b, word, gpus, rules)
+
+
+@inlined
+def draw_levelling(
+    random: Random, gpus: Gpus, loads: WindowLoads, rules: Rules, first: int
+) -> Step:
+    """Draw an exchange or a move from a full GPU that levels the two in a random window."""
+    (hosted, items, filled), share, load = gpus, loads.share, loads.load
+    width = filled.size // rules.nodes
+    word = draw_word(random)
+    window, b = field(word, 0, load.shape[1]), first + field(word, 3, width)
+    a = fullest_in(window, word, random, load, first, width)
+    gap = load[a, window] - load[b, window]
+    if gap <= 0.0:
+        return NO_STEP
+    word = draw_word(random)
+    movable = filled[a] > rules.low and filled[b] < rules.high
+    i, j = field(word, 0, filled[a]), field(word, 1, filled[b] + (1 if movable else 0))
+    given, taken = items[a, i], items[b, j] if j < filled[b] else NONE
+    shift = share[given, window] - share[taken, window]
+    if shift <= 0.0 or shift >= gap or hosted[given, b]:
+        return NO_STEP
+    return Step(a, b, i, j, given, taken, NONE, NONE)
 
 
 @inlined

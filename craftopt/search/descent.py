@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from craftopt.jit import njit
+from craftopt.heap import argsort, sort_places
+from craftopt.jit import inner, njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.kernels import NONE
@@ -83,7 +84,7 @@ def fill(packing: Packing, copies: Copies) -> None:
                 packing.load[gpu] += packing.share[expert]
 
 
-@njit(nogil=True)
+@inner()
 def add_copy(gpu: int, expert: int, packing: Packing) -> None:
     """Put a copy on a GPU; its load is the caller's to correct."""
     packing.items[gpu, packing.filled[gpu]] = expert
@@ -91,7 +92,7 @@ def add_copy(gpu: int, expert: int, packing: Packing) -> None:
     packing.hosted[expert, gpu] = True
 
 
-@njit(nogil=True)
+@inner()
 def remove_copy(gpu: int, expert: int, packing: Packing) -> None:
     """Take a copy off a GPU; its load is the caller's to correct."""
     slot = 0
@@ -102,7 +103,7 @@ def remove_copy(gpu: int, expert: int, packing: Packing) -> None:
     packing.hosted[expert, gpu] = False
 
 
-@njit(nogil=True)
+@inner()
 def fullest_gpu(load: FloatArray) -> int:
     """Find the first GPU with the largest load."""
     fullest = 0
@@ -141,12 +142,11 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> f
     # Slots and shares of what the fullest GPU may give and take.
     mine, theirs = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.int64)
     given, taken = np.empty(most), np.empty(most)
-    fullest = fullest_gpu(load)
+    fullest, order = fullest_gpu(load), argsort(load)
     for _ in range(work):
         top = load[fullest]
         if top <= target:
             break
-        order = np.argsort(load)
         best = top * (1.0 - PROGRESS)
         give = give2 = take = take2 = other = NONE
         for pairs in range(2):
@@ -197,10 +197,11 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> f
             break
         _exchange(packing, fullest, other, (give, give2), (take, take2))
         fullest = fullest_gpu(load)
+        sort_places(order, load, 2)
     return float(load[fullest])
 
 
-@njit(nogil=True)
+@inner()
 def _exchangeable(
     source: int, target: int, packing: Packing, slots: IntArray, shares: FloatArray
 ) -> int:
@@ -215,7 +216,7 @@ def _exchangeable(
     return count
 
 
-@njit(nogil=True)
+@inner()
 def _exchange(
     packing: Packing, source: int, target: int, give: tuple[int, int], take: tuple[int, int]
 ) -> None:
@@ -297,7 +298,7 @@ def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> floa
     return first
 
 
-@njit(nogil=True)
+@inner()
 def _least_overloaded(
     packing: Packing, low: IntArray, high: IntArray, fullest: int, slot: int
 ) -> tuple[int, int]:
@@ -321,13 +322,13 @@ def _least_overloaded(
     return other, take
 
 
-@njit(nogil=True)
+@inner()
 def _copied(packing: Packing) -> Packing:
     share, items, filled, load, hosted = packing
     return Packing(share, items.copy(), filled.copy(), load.copy(), hosted.copy())
 
 
-@njit(nogil=True)
+@inner()
 def _overwrite(packing: Packing, other: Packing) -> None:
     """Make one placement the same as another (loops compile faster than slices)."""
     for gpu in range(packing.filled.size):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from craftopt import portable
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 
@@ -67,7 +67,7 @@ def step_kernel(function: Function, *, inline: bool = False) -> Function:
     Without counts of references to arrays, which would take longer than the arithmetic; so it
     must not make arrays.
     """
-    return njit(nogil=True, forceinline=inline, _nrt=False)(function)
+    return inner(forceinline=inline, _nrt=False)(function)
 
 
 def inlined(function: Function) -> Function:
@@ -162,12 +162,22 @@ def home_nodes(copies: Copies, nodes: int) -> IntArray:
 def fullest(random: Random, load: FloatArray, first: int, width: int) -> int:
     """Pick the fullest of six random GPUs of a node, in a random window."""
     word = draw_word(random)
-    window, best = field(word, 0, load.shape[1]), first + field(word, 1, width)
+    return fullest_in(field(word, 0, load.shape[1]), word, random, load, first, width)
+
+
+@inlined
+def fullest_in(
+    window: int, word: np.uint64, random: Random, load: FloatArray, first: int, width: int
+) -> int:
+    """Pick the fullest of six random GPUs of a node in a window, by a word's middle and more."""
     more = draw_word(random)
+    best = first + field(word, 1, width)
+    most = load[best, window]
     for k in range(5):
         gpu = first + (field(more, k, width) if k < 4 else field(word, 2, width))
-        if load[gpu, window] > load[best, window]:
-            best = gpu
+        # Without branches: they would be guessed wrong.
+        fuller, most = load[gpu, window] > most, max(load[gpu, window], most)
+        best = gpu if fuller else best
     return best
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from craftopt.bounds import cardinality_bound
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.search.descent import (
@@ -176,8 +176,8 @@ class _Node:
             other = replicate(self.weight, replicas - held, limit)
             if (self.weight / other).max() >= fullest * (1.0 - PROGRESS):
                 break
-            room = np.cumsum(limit - other[lightest])
-            other[lightest] += np.diff(np.minimum(room, held), prepend=0)
+            room = limit - other[lightest]
+            other[lightest] += (held + room - room.cumsum()).clip(0, room)
             yield other
 
     def _is_bad(self, fullest: float) -> bool:
@@ -283,7 +283,7 @@ def _pack(packing: Packing, count: IntArray, order: IntArray, capacity: IntArray
             load[lightest] += share[expert]
 
 
-@njit(nogil=True)
+@inner()
 def _make_room(expert: int, capacity: IntArray, packing: Packing) -> int:
     """Free a slot on a GPU without the expert: one of its items goes to a GPU with room.
 

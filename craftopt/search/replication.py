@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from craftopt.heap import TOP, sift_down
+from craftopt.heap import TOP, argsort, sift_down
 from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
@@ -29,7 +29,7 @@ def replicate(weight: FloatArray, replicas: int, copies_limit: int) -> IntArray:
     int64 [experts]
         Copies of every expert.
     """
-    heap = np.argsort(-weight)
+    heap = argsort(-weight)
     load = weight.copy()
     count = np.ones(weight.size, dtype=np.int64)
     for _ in range(replicas):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from craftopt.jit import njit
+from craftopt.jit import inner, njit
 from craftopt.loads import BoolArray, IntArray
 from craftopt.plan import Copies
 
@@ -93,7 +93,7 @@ def place(copies: Copies) -> Placed:
     return placed
 
 
-@njit(nogil=True)
+@inner()
 def _add(expert: int, gpu: int, placed: Placed) -> None:
     placed.hosts[expert, placed.number[expert]] = gpu
     placed.number[expert] += 1
@@ -102,7 +102,7 @@ def _add(expert: int, gpu: int, placed: Placed) -> None:
     placed.filled[gpu] += 1
 
 
-@njit(nogil=True)
+@inner()
 def _remove(expert: int, gpu: int, placed: Placed) -> None:
     placed.number[expert] -= 1
     last = placed.number[expert]
@@ -119,7 +119,7 @@ def _remove(expert: int, gpu: int, placed: Placed) -> None:
             break
 
 
-@njit(nogil=True)
+@inner()
 def change_copies(gone: IntArray, new: IntArray, size: int, placed: Placed) -> None:
     """Take copies away and put new ones in place: ``size`` of each, expert and GPU."""
     for k in range(size):
@@ -128,7 +128,7 @@ def change_copies(gone: IntArray, new: IntArray, size: int, placed: Placed) -> N
         _add(new[k, 0], new[k, 1], placed)
 
 
-@njit(nogil=True)
+@inner()
 def empty_routing(active: BoolArray, gpus: int) -> tuple[Routed, Journal]:
     """Make room for the routing of all windows, and for what a step changes in it."""
     experts, windows = active.shape
@@ -150,7 +150,7 @@ def empty_routing(active: BoolArray, gpus: int) -> tuple[Routed, Journal]:
     return routed, journal
 
 
-@njit(nogil=True)
+@inner()
 def route_all(active: BoolArray, placed: Placed, routed: Routed, journal: Journal) -> None:
     """Route every window: experts with the fewest hosts first, then augmenting."""
     experts, windows = active.shape
@@ -173,7 +173,7 @@ def route_all(active: BoolArray, placed: Placed, routed: Routed, journal: Journa
         _augment(window, 0, False, placed, routed, journal)
 
 
-@njit(nogil=True)
+@inner()
 def _serve(expert: int, window: int, placed: Placed, routed: Routed) -> None:
     """Let the host with the fewest activated copies serve."""
     load = routed.load[window]
@@ -185,7 +185,7 @@ def _serve(expert: int, window: int, placed: Placed, routed: Routed) -> None:
     load[best] += 1
 
 
-@njit(nogil=True)
+@inner()
 def _augment(
     window: int, size: int, keep: bool, placed: Placed, routed: Routed, journal: Journal
 ) -> int:
@@ -247,7 +247,7 @@ def _augment(
             end = before
 
 
-@njit(nogil=True)
+@inner()
 def reroute(
     step: Changes, size: int, placed: Placed, routed: Routed, journal: Journal, allowed: float
 ) -> tuple[float, int, int]:
@@ -299,7 +299,7 @@ def reroute(
     return change, entries, looked
 
 
-@njit(nogil=True)
+@inner()
 def _leads_out(step: Changes, size: int, window: int, routed: Routed) -> bool:
     """Whether a new copy lets an expert leave the GPUs that the fullest one reaches."""
     for k in range(size):
@@ -311,7 +311,7 @@ def _leads_out(step: Changes, size: int, window: int, routed: Routed) -> bool:
     return False
 
 
-@njit(nogil=True)
+@inner()
 def take_back(entries: int, looked: int, routed: Routed, journal: Journal) -> None:
     """Restore the routing that `reroute` has changed."""
     for k in range(entries - 1, -1, -1):

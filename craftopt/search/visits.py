@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from craftopt.jit import njit
+from craftopt.jit import inner
 from craftopt.loads import FloatArray, IntArray
 from craftopt.search.kernels import NONE, root
 from craftopt.search.surrogate import Rows, WindowLoads, set_load, sum_powers
@@ -102,7 +102,7 @@ class Change(NamedTuple):
     rows: Rows  # visits of the nodes that change
 
 
-@njit(nogil=True)
+@inner()
 def new_nodes(experts: int, nodes: int, windows: int, pooled: bool) -> Nodes:
     """Make room; `sum_visits` fills it."""
     size = 1 if pooled else windows
@@ -118,7 +118,7 @@ def new_nodes(experts: int, nodes: int, windows: int, pooled: bool) -> Nodes:
     )  # fmt: skip
 
 
-@njit(nogil=True)
+@inner()
 def sum_visits(visits: Visits, shares: FloatArray, loads: WindowLoads, held: Nodes) -> None:
     """Compute what nodes serve, and the visits that it costs, from what copies serve."""
     experts, gpus = shares.shape
@@ -159,13 +159,13 @@ def sum_visits(visits: Visits, shares: FloatArray, loads: WindowLoads, held: Nod
         held.visited.weight[w] = price * (1.0 if visits.pooled else loads.weight[w])
 
 
-@njit(nogil=True)
+@inner()
 def visits_of(assigned: float, expected: float, choices: float) -> float:
     """Bound the line from below: a visit is for at most all choices of a token."""
     return max(expected, assigned / max(choices, 1e-300))
 
 
-@njit(nogil=True, forceinline=True)
+@inner(forceinline=True)
 def list_moved_nodes(many: int, change: Change, width: int, shares: FloatArray) -> int:
     """List the nodes that serve more or less of some expert; return how many."""
     moved = 0
@@ -184,7 +184,7 @@ def list_moved_nodes(many: int, change: Change, width: int, shares: FloatArray) 
     return moved
 
 
-@njit(nogil=True, forceinline=True)
+@inner(forceinline=True)
 def sum_node(
     node: int,
     width: int,
@@ -206,7 +206,7 @@ def sum_node(
                 fresh[w] += (rows.load[t, w] - load[gpu, w]) * per_load
 
 
-@njit(nogil=True, forceinline=True)
+@inner(forceinline=True)
 def take_visits(many: int, moved: int, change: Change, visits: Visits, held: Nodes) -> None:
     """Correct what nodes serve."""
     pairs, partners, expert = visits.pairs, held.partners, change.expert

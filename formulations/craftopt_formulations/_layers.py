@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.bounds import even_costs, shared_cost_table
+from craftopt.bounds import even_costs, shared_cost_table, with_companions
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Copies
@@ -87,7 +87,7 @@ class KnownLayers(Layers):
     @cached_property
     def table(self) -> FloatArray:
         """Bounds of all layers for all `Problem.replica_choices`."""
-        return shared_cost_table(self.problem)
+        return with_companions(self.problem, shared_cost_table(self.problem))
 
     @property
     def solver_seconds(self) -> float | None:

@@ -24,13 +24,14 @@ from functools import partial
 import numpy as np
 
 from craftopt.bounds import least_cost, whole_plan_bound
-from craftopt.evaluation import objective_value, violations
+from craftopt.evaluation import objective_value
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies
 from craftopt.planners.allocation import MeasuredAllocation, allocation_bounds
 from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome, also_planned
+from craftopt.rules import violations
 from craftopt_formulations._layers import CLOSED, ENOUGH, SMALL, KnownLayers
 from craftopt_formulations.whole import flags, plan_cost, solve_whole
 

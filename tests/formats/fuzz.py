@@ -26,6 +26,7 @@ from typing import Any
 
 import damage_files
 import numpy as np
+import typer
 from damage_files import HUGE, Rng, flip
 
 import craftopt as co
@@ -35,6 +36,12 @@ from craftopt.verification.refutation import BetterPlan
 
 SECONDS = 20  # for one input
 MEMORY = 8 * 2**30  # addresses, in bytes
+# What options may mean, or not.
+NUMBERS = ("0", "1", "2", "3", "4", "8", "100")
+WORDS = ("even", "free", "uniform", "time", "balancedness", "activated", "nominal", "fast", "eplb",
+         "odd-even", "first-half", "domains", "nearest-even", "lp", "cover", "trace", "plan", "0-1",
+         "gpt-oss-20b", "h200", "loads.npz", "trace.npz", "plan.json", "out.json",
+         "kept")  # fmt: skip
 ODD = (None, True, [], {}, "", "x", -1, 0, 1, 2**31, 10**30, 0.5, -0.0, 1e308, "1/0", "-1/3", [[]])
 
 
@@ -86,6 +93,9 @@ class Targets:
         single = co.Problem(self.loads, gpus=1)
         self.held = co.certify(single, co.Plan.from_phy2log([range(8)] * 2, 1, 8))
         (folder / "certificate.json").write_text(self.held.to_json())
+        ids = rng.permuted(np.tile(range(8), (300, 2, 1)), axis=2)[:, :, :2]
+        np.savez(folder / "trace.npz", topk_ids=ids)
+        self.inputs = {file: file.read_bytes() for file in folder.iterdir()}
         last = len(BetterPlan(single, Fraction(1)).formula.constraints)
         steps = ("l 1", "l 2", "pol 1 2 +", "pol 1 3 * 2 d s", f"l {last}", "c 5", "c 1")
         self.steps = "\n".join([HEADER, *steps, ""])
@@ -132,12 +142,16 @@ class Targets:
             "report loads.npz plan.json --gpus 4 --seed 1 -o page.html",
             "advise wide.npz --model gpt-oss-20b --gpu h200 --gpus 4 --holdout odd-even",
             "bench-exact -o runs.csv --shapes 4x2 --skews 1 --shares 0 --windows 1 --work-limits 0",
-            "export-model loads.npz --gpus 4 --slots even -o model.lp",
+            "export-model placement loads.npz --gpus 4 --slots even -o model.lp",
         )
         words = commands[int(rng.integers(len(commands)))].split()
+        for file, content in self.inputs.items():  # which a command may have written over
+            file.write_bytes(content)
+        known = typer.main.get_command(cli.app).commands[words[0]].params
+        options = [one for one in known if one.opts[0].startswith("-")]
         for _ in range(int(rng.integers(1, 4))):
             at = int(rng.integers(len(words)))
-            match int(rng.integers(6)):
+            match int(rng.integers(20)):
                 case 0:
                     words[at] = rng.choice([word.decode() for word in HUGE])
                 case 1:
@@ -150,8 +164,12 @@ class Targets:
                     words.insert(at, words[int(rng.integers(len(words)))])
                 case 4:
                     words[at] = rng.choice(["nan", "inf", "-", ".", "/", "plan.json", "loads.npz"])
-                case _:
+                case 5:
                     del words[at]
+                case _:
+                    option = options[int(rng.integers(len(options)))]
+                    values = NUMBERS if rng.random() < 0.6 else WORDS
+                    words += [option.opts[0], *[rng.choice(values)] * (not option.is_flag)]
             words = words or [""]
         words = [word.replace("\0", "") for word in words]
         shown = warnings.showwarning

@@ -14,8 +14,9 @@ from strategies import problems, quiet
 
 import craftopt as co
 from craftopt.bounds import least_activated, whole_plan_bound
-from craftopt.evaluation import mean_activated, objective_value, violations
+from craftopt.evaluation import mean_activated, objective_value
 from craftopt.objective import OBJECTIVES
+from craftopt.rules import violations
 from craftopt.search.kernels import Rules, Schedule
 from craftopt.search.rerouting import most_activated
 from craftopt.search.routed import anneal_routed

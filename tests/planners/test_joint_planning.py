@@ -10,7 +10,8 @@ import pytest
 import craftopt as co
 from craftopt.engines.sglang import rebalance_experts
 from craftopt.errors import InputError
-from craftopt.evaluation import objective_value, violations
+from craftopt.evaluation import objective_value
+from craftopt.rules import violations
 from craftopt.serving import Deployment, find_gpu, find_model
 
 

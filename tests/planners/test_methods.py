@@ -18,8 +18,8 @@ from strategies import problems, quiet
 
 import craftopt as co
 from craftopt.cli.planning import plan as plan_command
-from craftopt.evaluation import violations
 from craftopt.objective import OBJECTIVES
+from craftopt.rules import violations
 from craftopt.solving import METHODS
 
 METHODS_PAGE = Path(__file__).parents[2] / "docs" / "methods.md"

@@ -1,6 +1,6 @@
 """The one validator of plans in the tests, in plain Python from the rules of `craftopt.Problem`.
 
-It shares no code with the package, and must agree with `craftopt.evaluation.violations`.
+It shares no code with the package, and must agree with `craftopt.rules.violations`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from craftopt.jit import njit
 from craftopt.search.kernels import Rules, Schedule, home_nodes, seeded
 from craftopt.search.largest import (
     Peaks,
@@ -33,6 +34,25 @@ def placement(rng):
     return hosts[rng.permutation(EXPERTS)]
 
 
+@njit()
+def sum_all_loads(state):
+    sum_loads(state.gpus, state.loads)
+
+
+@njit()
+def draw_possible(random, state, homes, rules):
+    step = draw_replacement(random, state, homes, rules)
+    possible = is_possible(step, state.gpus.hosted)
+    if possible:
+        set_rows(step, state)
+    return step, possible
+
+
+@njit()
+def take_drawn(step, state):
+    take(step, state)
+
+
 def largest_loads(tokens, copies):
     return ((tokens.T / copies.sum(axis=1)) @ copies).max(axis=1)
 
@@ -42,18 +62,17 @@ def test_a_replacement_leaves_the_largest_loads_that_its_copies_have():
     tokens, start = rng.lognormal(0, 1.5, (EXPERTS, WINDOWS)), placement(rng)
     state = state_of(tokens, np.ones(WINDOWS), start, GPUS)
     peaks = Peaks(np.empty((3, WINDOWS)), np.empty((3, WINDOWS), dtype=np.int64))
-    sum_loads(state.gpus, state.loads)
+    sum_all_loads(state)
     for w in range(WINDOWS):
         _find_peaks(state.loads.load, peaks, w)
     rules, random, touched = Rules(1, 0, GPUS, GPUS), seeded(1), np.zeros(GPUS, dtype=np.bool_)
     largest, taken = np.empty(WINDOWS), 0
     for _ in range(400):
-        step = draw_replacement(random, state, home_nodes(start, 1), rules)
-        if not is_possible(step, state.gpus.hosted):
+        step, possible = draw_possible(random, state, home_nodes(start, 1), rules)
+        if not possible:
             continue
-        set_rows(step, state)
         _largest_after_rows(state.loads.load, state.rows, touched, peaks, largest)
-        take(step, state)
+        take_drawn(step, state)
         _update_peaks(state.loads.load, state.rows.touched, peaks)
         taken += 1
         copies = copies_of(state.gpus.items, EXPERTS)

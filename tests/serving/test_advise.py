@@ -13,11 +13,11 @@ from rich.console import Console
 
 import craftopt as co
 from craftopt import cli
-from craftopt.evaluation import violations
 from craftopt.planners.windowed import WindowedSearch
 from craftopt.reporting.plots import plot_budgets
 from craftopt.reporting.serving import advice_tables
 from craftopt.result import Options
+from craftopt.rules import violations
 from craftopt.serving import (
     Deployment,
     find_gpu,

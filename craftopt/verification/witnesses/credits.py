@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -59,23 +60,27 @@ def line_of_credits(witness: Witness, box: Box) -> tuple[Fraction, Fraction]:
             lacking = sum((companion - t for t in tokens if t < companion), Fraction(0))
             saved = Fraction(1) if box.time else mean / load**2 if load else Fraction(0)
             rebates.append((tokens, companion, saved))
+        # In multiples of 1/common every load is a whole number: quick to compare.
+        given = windows.get(window, ())
+        common = companion.denominator * math.lcm(*(max(1, whole(row[1]) - 1) for row in given))
+        lack, share = int(lacking * common), others * int(companion * common)
         levels = []
-        for expert, step, credit in windows.get(window, ()):
+        for expert, step, credit in given:
             require(
                 whole(credit) >= 0 and whole(step) >= 2 and 0 <= whole(expert) < len(tokens),
                 f"[{expert}, {step}, {credit}] is no credit",
             )
-            alone, rest = Fraction(tokens[expert], step - 1), tokens[expert] - lacking
-            beside = others * companion + min(rest, rest / (step - 1))
-            levels.append((max(alone, beside), credit))
+            rest = tokens[expert] * common - lack
+            beside = share + min(rest, rest // (step - 1))
+            levels.append((max(tokens[expert] * (common // (step - 1)), beside), credit))
             of_step[expert][step] += credit
         spent = 0
         for load, credit in sorted(levels):
             spent += credit
-            if credit and spent > (box.cost(window, load) - floor) * scale:
+            if credit and spent > (box.cost(window, Fraction(load, common)) - floor) * scale:
                 raise VerificationError(
                     f"window {window} gives {spent} credits below the load "
-                    f"{float(load / box.unit):.6g}, more than that costs"
+                    f"{load / common / box.unit:.6g}, more than that costs"
                 )
         credited += spent
     over = sum(
