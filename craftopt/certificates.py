@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from craftopt.bounds import (
-    cardinality_bound_of_nodes,
-    common_copies_witness,
-    companions_of,
     cost_table,
     least_cost,
-    max_copy_load_of_groups,
-    mean_loads,
     replica_prices,
-    saving,
     shared_cost_table,
+    with_companions,
 )
 from craftopt.bounds.traffic import certify_traffic
 from craftopt.errors import InputError, VerificationError
+from craftopt.executors import Executor
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
+from craftopt.proving import Cell, LayerProver
+from craftopt.result import Options
 from craftopt.rules import violations
 from craftopt.traces import Trace
-from craftopt.verification import Certificate, ExactProblem, Witness
+from craftopt.verification import Certificate, Witness
 
-# A layer (by position) with a number of replicas; its witnesses and solvers' claims.
-Cell = tuple[int, int]
+# Witnesses and solvers' claims by layer, by position, and number of replicas.
 Evidence = Mapping[Cell, Sequence[Witness]]
-
-# Witness loads keep 40 bits so that checking stays fast; where rounding of the price has cost the
-# proof, the load is lowered a little.
-_BITS = 40
-_SLACKS = (0.0, 1e-10, 1e-8, 1e-6)
-# A layer this close to its bound, relative, is closed.
-_CLOSED = Fraction(1, 10**10)
 
 
 def certify(
@@ -50,6 +39,7 @@ def certify(
     trace: Trace | None = None,
     evidence: Evidence | None = None,
     time_limit: float | None = None,
+    workers: int | Executor | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Certificate:
     """Bound how far a plan is from the best one, with a proof that `verify` can check.
@@ -74,6 +64,8 @@ def certify(
         them, and solvers' claims (kind ``"solver"``); layers by position.
     time_limit : float, optional
         Seconds after which no bound is sharpened any more.
+    workers : int or Executor, optional
+        As in `solve`; the certificate does not depend on it.
     progress : callable, optional
         Called with the share of the layers done, 0 to 1.
 
@@ -123,17 +115,17 @@ def certify(
         )
     loads = problem.loads
     steps = loads.layers * (1 if trace is None else 2)
-    prover = _Prover(problem, evidence or {}, time_limit)
+    prover = _Prover(problem, evidence or {}, Options(time_limit=time_limit, workers=workers))
     exact = prover.exact
     costs = exact.plan_costs(plan)
     own = list(enumerate(plan.layer_replicas.tolist()))
+    prover.prove(own, costs, progress and (lambda part: progress(part * loads.layers / steps)))
     layers = []
     for cell, cost in zip(own, costs, strict=True):
-        witness, least = prover.prove(cell, cost)
+        least = prover.costs[cell]
         of, most = (exact.layer_objective(cell[0], one) for one in (cost, least))
-        layers.append(_entry(loads, cell, witness, _figures(of, most, exact.gap(of, most))))
-        if progress is not None:
-            progress((cell[0] + 1) / steps)
+        gap = exact.gap(of, most)
+        layers.append(_entry(loads, cell, prover.witnesses[cell], _figures(of, most, gap)))
     others = prover.prove_others(own)
     proven = {cell: prover.costs[cell] for cell in [*own, *others]}
     value = exact.objective(costs)
@@ -141,7 +133,7 @@ def certify(
     traffic, nodes, fewest = None, Fraction(0), Fraction(0)
     if trace is not None:
         report = progress and (lambda layer: progress((loads.layers + layer) / steps))
-        traffic, nodes, fewest = certify_traffic(exact, plan, trace, prover.in_time, report)
+        traffic, nodes, fewest = certify_traffic(exact, plan, trace, prover.layers.in_time, report)
     value, bound = value + nodes, bound + fewest
     believed = None
     if prover.claims:
@@ -188,9 +180,8 @@ def _entry(
 class _Prover:
     """Finds witnesses for layers with numbers of replicas, and remembers them."""
 
-    def __init__(self, problem: Problem, evidence: Evidence, time_limit: float | None) -> None:
+    def __init__(self, problem: Problem, evidence: Evidence, options: Options) -> None:
         self.problem = problem
-        self.exact = ExactProblem(problem)
         self.witnesses: dict[Cell, Witness] = {}
         self.costs: dict[Cell, Fraction] = {}
         self.claims: list[tuple[Cell, Witness]] = []
@@ -201,37 +192,34 @@ class _Prover:
                     self.claims.append((cell, witness))
                 else:
                     self._evidence[cell].append(witness)
+        self.layers = LayerProver(problem, self._evidence, options)
+        self.exact = self.layers.exact
         # What holds for any number of replicas: by layer, a witness and what it proves.
         self.credits: dict[int, Witness] = {}
         self.lines: dict[int, list[tuple[Fraction, Fraction]]] = {}
-        self._means = mean_loads(problem)
         self._table = cost_table(problem)
+        self._prices: dict[Cell, float] = {}
+        self._each = partial(_each, options.executor)
         if problem.loads.windows > 1:
             self._share_copies()
-        self._end = math.inf if time_limit is None else time.monotonic() + time_limit
 
-    def in_time(self) -> bool:
-        """Say whether bounds are still to be sharpened."""
-        return time.monotonic() < self._end
-
-    def prove(self, cell: Cell, goal: Fraction | None = None) -> tuple[Witness, Fraction]:
-        """Find the best witness for a layer; stop where the goal, a plan's cost, is attained."""
-        if cell not in self.costs:
-            witness, cost = self._analytic(cell, sharp=False)
-            sharpen = self.problem.even_slots and not _closed(cost, goal)
-            if sharpen and self.in_time():
-                witness, cost = self._analytic(cell, sharp=True)
-            others = self._evidence.get(cell, [])
-            if goal is not None and self.problem.loads.windows > 1:
-                others = [self._credits(cell, saving(self.problem, *cell)), *others]
-            for other in others:
-                if _closed(cost, goal):
-                    break
-                proven = self.exact.proven_cost(*cell, other)
-                if proven > cost:
-                    witness, cost = other, proven
-            self.witnesses[cell], self.costs[cell] = witness, cost
-        return self.witnesses[cell], self.costs[cell]
+    def prove(
+        self,
+        cells: Sequence[Cell],
+        goals: Sequence[Fraction] | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Find the best witness for every layer; goals, a plan's costs, need not be exceeded."""
+        missing = [place for place, cell in enumerate(cells) if cell not in self.costs]
+        items = [
+            (cells[place], None, None)
+            if goals is None
+            else (cells[place], goals[place], self._prices.get(cells[place]))
+            for place in missing
+        ]
+        found = self._each(self.layers.find, *zip(*items, strict=True), progress=progress)
+        for place, (witness, cost) in zip(missing, found, strict=True):
+            self.witnesses[cells[place]], self.costs[cells[place]] = witness, Fraction(*cost)
 
     def prove_others(self, own: Sequence[Cell]) -> list[Cell]:
         """Prove what the bound on whole plans depends on; return the cells that need a witness."""
@@ -253,15 +241,16 @@ class _Prover:
 
     def _sharpen(self, layers: IntArray, replicas: IntArray) -> FloatArray:
         """Bound costs for the knapsack, in tokens."""
-        cells = zip(layers.tolist(), replicas.tolist(), strict=True)
-        return np.array([self._in_tokens(self.prove(cell)[1]) for cell in cells])
+        cells = list(zip(layers.tolist(), replicas.tolist(), strict=True))
+        self.prove(cells)
+        return np.array([self.layers.in_tokens(self.costs[cell]) for cell in cells])
 
     def _sharpen_with_claims(self, layers: IntArray, replicas: IntArray) -> FloatArray:
         """Bound costs for the knapsack, in tokens, where solvers are believed."""
         proven = self._sharpen(layers, replicas)
         claimed = self.with_claims(self.costs)
         cells = zip(layers.tolist(), replicas.tolist(), strict=True)
-        return np.maximum(proven, [self._in_tokens(claimed[cell]) for cell in cells])
+        return np.maximum(proven, [self.layers.in_tokens(claimed[cell]) for cell in cells])
 
     def _says_more(self, cell: Cell) -> bool:
         """Whether the witness says more than what needs none: mean, heaviest copy, lines."""
@@ -275,76 +264,33 @@ class _Prover:
 
     def _share_copies(self) -> None:
         """Bound every layer by the copies that all windows share, for any number of replicas."""
-        problem = self.problem
-        choices = problem.replica_choices
-        for layer, price in enumerate(replica_prices(problem, shared_cost_table(problem))):
-            witness = self._credits((layer, int(choices[0])), price)
-            start, fall = line = self.exact.proven_line(layer, witness)
-            costs = self._in_tokens(start) - self._in_tokens(fall) * choices
+        problem, table, each = self.problem, self._table, self._each
+        choices, layers = problem.replica_choices, range(problem.loads.layers)
+        if choices.size > 1 or problem.slots != "uniform":  # else the price is that of the choice
+            table = with_companions(problem, shared_cost_table(problem, each), each)
+        prices = replica_prices(problem, table, each)
+        if problem.slots == "uniform":
+            replicas = int(choices[table.sum(axis=0).argmin()])
+            self._prices = {(layer, replicas): prices[layer] for layer in layers}
+        for layer, (witness, *line) in enumerate(each(self.layers.line, layers, prices)):
+            start, fall = (Fraction(*one) for one in line)
+            costs = self.layers.in_tokens(start) - self.layers.in_tokens(fall) * choices
             if (costs > self._table[layer]).any():
-                self.credits[layer], self.lines[layer] = witness, [line]
+                self.credits[layer], self.lines[layer] = witness, [(start, fall)]
                 np.maximum(self._table[layer], costs, out=self._table[layer])
 
-    def _credits(self, cell: Cell, price: float) -> Witness:
-        """Write what copies that windows share prove, with as many replicas or more."""
-        problem = self.problem
-        companions, _ = companions_of(problem, *cell, price)
-        return common_copies_witness(
-            problem.loads.tokens[:, cell[0]],
-            problem.gpus,
-            problem.copies_limit,
-            price,
-            problem.objective,
-            companions,
-        )
 
-    def _in_tokens(self, cost: Fraction) -> float:
-        return float(cost / self.exact.unit if self.exact.time else cost)
-
-    def _analytic(self, cell: Cell, *, sharp: bool) -> tuple[Witness, Fraction]:
-        """Bound every window by mean and heaviest copy and, if ``sharp``, by cardinality."""
-        problem = self.problem
-        layer, replicas = cell
-        limit, groups = problem.copies_limit, (problem.group_of, problem.group_nodes)
-        bounds = []
-        for tokens, mean in zip(
-            problem.loads.tokens[:, layer], self._means[:, layer].tolist(), strict=True
-        ):
-            heaviest = float(max_copy_load_of_groups(tokens, *groups, replicas, limit, mean)[-1])
-            load, price, group = max(mean, heaviest), 0.0, -1
-            if sharp:
-                load, price, group = cardinality_bound_of_nodes(
-                    tokens, *groups, replicas, problem.gpus, limit, load
-                )
-            bounds.append((load, price, group, "copies" if heaviest > mean else "mean"))
-        for slack in _SLACKS:
-            windows = [
-                _cardinality_witness(load * (1.0 - slack), price, group)
-                if price
-                else {"kind": kind}
-                for load, price, group, kind in bounds
-            ]
-            witness: Witness = {"kind": "windows", "windows": windows}
-            if len(windows) == 1:
-                witness = windows[0]
-            try:
-                return witness, self.exact.proven_cost(layer, replicas, witness)
-            except VerificationError:
-                continue
-        return self._analytic(cell, sharp=False)
-
-
-def _closed(cost: Fraction, goal: Fraction | None) -> bool:
-    return goal is not None and goal - cost <= _CLOSED * abs(goal)
-
-
-def _cardinality_witness(load: float, price: float, group: int) -> Witness:
-    """Write a load, rounded down to few bits, and the price that refutes it on a group's node."""
-    mantissa, exponent = math.frexp(load)
-    rounded = Fraction(math.floor(math.ldexp(mantissa, _BITS))) * Fraction(2) ** (exponent - _BITS)
-    # Prices are quotients of tokens and copies: mostly of small denominators.
-    simple = Fraction(price).limit_denominator(1000)
-    if abs(simple - Fraction(price)) > abs(price) * 1e-14:
-        simple = Fraction(price)
-    witness = {"kind": "cardinality", "load": str(rounded), "price": str(simple)}
-    return witness if group < 0 else {**witness, "group": group}
+def _each(
+    executor: Executor,
+    work: Callable[..., Any],
+    *columns: Iterable[Any],
+    progress: Callable[[float], None] | None = None,
+) -> list[Any]:
+    """Call ``work`` as `map` does, in an executor."""
+    items = list(zip(*columns, strict=True))
+    results = [None] * len(items)
+    for done, (index, found) in enumerate(executor.run(work, items), 1):
+        results[index] = found
+        if progress is not None:
+            progress(done / len(items))
+    return results

@@ -83,7 +83,7 @@ class Options:
         if self.time_limit is not None and isinstance(self.workers, Resumable):
             raise InputError(
                 f"time_limit={self.time_limit:g} may cut layers short, which are then no layers to "
-                "keep; pass work_limit, or stop with Ctrl-C"
+                "keep; leave it out, and stop with Ctrl-C"
             )
 
     def deadline(self) -> float:

@@ -22,6 +22,7 @@ RANKING = (
     {"reporting"},
     {"diagnosis"},
     {"online", "replaying", "serving", "engines", "certificates"},
+    {"proving"},
     {"formats"},
     {"comparing", "bench_exact"},
     {"solving"},

@@ -51,6 +51,11 @@ def rebalanced(workers):
     return co.rebalance(make_problem(), old, work_limit=500, workers=workers).plan.to_json()
 
 
+def certified(workers):
+    problem = make_problem(slots="even")
+    return co.certify(problem, co.solve(problem, "nominal").plan, workers=workers).to_json()
+
+
 def bench_exact(workers):
     grid = Grid(((6, 2),), (1.0,), (0.5,), (1,), (0,))
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +71,7 @@ RUNS = {
     "exact": solving(lambda: make_problem(replicas=16, slots="uniform"), "exact", 1),
     "nominal": solving(method="nominal"),
     "rebalance": rebalanced,
+    "certify": certified,
     "bench-exact": bench_exact,
 }
 each_run = pytest.mark.parametrize("name", RUNS)
@@ -173,13 +179,15 @@ def test_a_kept_file_calls_nothing_but_what_results_are_made_of(tmp_path):
 
 
 def test_a_time_limit_is_refused_where_layers_are_kept(tmp_path):
-    with pytest.raises(co.InputError, match="pass work_limit, or stop with Ctrl-C"):
+    with pytest.raises(co.InputError, match="leave it out, and stop with Ctrl-C"):
         co.solve(make_problem(), workers=co.Resumable(tmp_path), time_limit=1)
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_any_work(tmp_path):
     with pytest.raises(co.InputError, match=r"cannot keep results in .*: No such file"):
         co.Resumable(tmp_path / "missing" / "folder")
+    with pytest.raises(co.InputError, match=r"cannot keep results in 9{40}\.\.\.: File name too"):
+        co.Resumable("9" * 5000)
     (tmp_path / "file").touch()
     with pytest.raises(
         co.InputError, match=r"cannot keep results in .*: it is a file; pass a folder"

@@ -26,7 +26,7 @@ from craftopt.plan import Plan
 from craftopt.verification import Certificate, verify
 from craftopt.verification.costs import ExactProblem
 from craftopt.verification.document import CERTIFICATE_FORMAT
-from craftopt.verification.pseudo_boolean import check_log, read_log
+from craftopt.verification.logs import check_log, read_log
 from craftopt.verification.refutation import BetterPlan
 from craftopt.verification.rules import check_rules
 from craftopt_formulations.instances import Found, Instance, Proof, list_instances, load_instance

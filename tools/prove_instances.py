@@ -19,7 +19,7 @@ from pathlib import Path
 
 from craftopt.documents import write_atomically
 from craftopt.verification.costs import ExactProblem
-from craftopt.verification.pseudo_boolean import check_log, trim_log
+from craftopt.verification.logs import check_log, trim_log
 from craftopt.verification.refutation import BetterPlan
 from craftopt_formulations.instances import Found, Instance, Proof, list_instances, load_instance
 from craftopt_formulations.refuting import refute

@@ -11,6 +11,7 @@ from craftopt.bounds.companions import best_companions
 from craftopt.bounds.copies import max_copy_load, max_copy_load_of_groups
 from craftopt.bounds.groups import mean_loads
 from craftopt.bounds.whole_plan import (
+    bounds_by_budget,
     companions_of,
     cost_table,
     even_costs,
@@ -21,11 +22,13 @@ from craftopt.bounds.whole_plan import (
     shared_cost_table,
     shared_costs,
     whole_plan_bound,
+    with_companions,
 )
 
 __all__ = [
     "Companions",
     "best_companions",
+    "bounds_by_budget",
     "cardinality_bound",
     "cardinality_bound_of_nodes",
     "common_copies_curve",
@@ -44,4 +47,5 @@ __all__ = [
     "shared_cost_table",
     "shared_costs",
     "whole_plan_bound",
+    "with_companions",
 ]

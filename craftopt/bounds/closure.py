@@ -57,7 +57,7 @@ def cut(
     return flow, left[needs ^ 1], depth >= 0
 
 
-@njit()
+@njit(nogil=True)
 def _graph(
     levels: Levels, part: IntArray, bought: IntArray, most: IntArray
 ) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]:
@@ -120,7 +120,7 @@ def _graph(
     return head, onward, end, capacity, priced, needs
 
 
-@njit()
+@njit(nogil=True)
 def _max_flow(
     head: IntArray,
     onward: IntArray,
@@ -155,6 +155,8 @@ def _max_flow(
             if place == waiting:
                 break
             node = queue[place]
+            if 0 <= depth[1] <= depth[node]:  # on no shortest path
+                break
             arc = head[node]
             while arc >= 0:
                 if left[arc] > 0 and depth[end[arc]] < 0:

@@ -260,11 +260,15 @@ def _envelope(levels: Levels, choices: IntArray) -> tuple[list[int], list[int]]:
     # Neighbouring vertices yet to be joined: replicas, cost and copies of both, and the levels
     # that only the right one stays below.
     todo = [(0, total, first, int((most - first).sum()), 0, most, every)]
+    # The first cut is the largest; at a lower price less of it is left where few are asked for.
+    early = asked[-1] < todo[0][3]
     while todo:
         left, left_cost, bought, right, right_cost, most, part = todo.pop()
         if bisect_right(asked, left) >= bisect_left(asked, right) or left_cost <= right_cost:
             continue
         price = (left_cost - right_cost) // (right - left)
+        if early:
+            price //= 2
         charges = np.full((most - bought).sum(), price)
         flow, _, reached = cut(levels, part, bought, most, charges)
         flow += right_cost + price * left
@@ -276,6 +280,9 @@ def _envelope(levels: Levels, choices: IntArray) -> tuple[list[int], list[int]]:
         more = _buy(bought, levels, part[kept])
         middle = left + int((more - bought).sum())
         cost = flow - price * middle
+        if early and not left < middle < right:
+            todo.append((left, left_cost, bought, right, right_cost, most, part))
+        early = False
         if left < middle < right:
             todo.append((middle, cost, more, right, right_cost, most, part[~kept]))
             todo.append((left, left_cost, bought, middle, cost, more, part[kept]))

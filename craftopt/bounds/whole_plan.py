@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from craftopt.problem import Problem
 
 # Bounds the cost of layers with exactly these numbers of replicas: float64 of the same shape.
 Sharpen = Callable[[IntArray, IntArray], FloatArray]
+# As `map`, here or in an executor.
+Each = Callable[..., Iterable[Any]]
 
 # Windows x layers x experts up to which companions are looked for: beyond, it takes half a minute.
 MOST_TOKENS = 2_000_000
@@ -63,11 +66,31 @@ def whole_plan_bound(problem: Problem, *, companions: bool = True) -> float:
         return float(least_activated(problem).mean())
     if problem.dispatch != "even":  # a copy may serve more of its expert than another
         return _value_of(problem, least_cost(problem, cost_table(problem), None))
+    return _bound(problem, shared_cost_table(problem), companions=companions)
+
+
+def bounds_by_budget(
+    problem: Problem, budgets: Sequence[int], *, companions: bool = True
+) -> list[float]:
+    """Bound as `whole_plan_bound` does with several numbers of replicas per layer, even dispatch.
+
+    What windows share is bounded once for all of them; ``problem.slots`` is not ``uniform``.
+    """
+    parts = [problem.replace(replicas_per_layer=replicas) for replicas in budgets]
+    table = shared_cost_table(max(parts, key=lambda part: part.replicas))
+    return [
+        _bound(part, table[:, : part.replica_choices.size], companions=companions) for part in parts
+    ]
+
+
+def _bound(problem: Problem, table: FloatArray, *, companions: bool) -> float:
+    """Bound the objective by a `shared_cost_table`, companions and cardinality."""
 
     def sharpen(layers: IntArray, replicas: IntArray) -> FloatArray:
         return even_costs(problem, layers, replicas)
 
-    table = shared_cost_table(problem, companions=companions)
+    if companions:
+        table = with_companions(problem, table)
     return _value_of(problem, least_cost(problem, table, sharpen if problem.even_slots else None))
 
 
@@ -95,26 +118,47 @@ def cost_table(problem: Problem) -> FloatArray:
     return np.pad(curves, ((0, 0), (0, choices.size - curves.shape[1])), mode="edge")
 
 
-def shared_cost_table(problem: Problem, *, companions: bool = True) -> FloatArray:
+def shared_cost_table(problem: Problem, each: Each = map) -> FloatArray:
     """Bound as `cost_table` does and, with several windows, by the copies that they share.
 
-    Where slots are even, companions raise the bound at the prices of `replica_prices`,
-    up to `MOST_TOKENS`.
+    ``each`` maps over layers, as `map` does.
     """
     table = cost_table(problem)
-    if problem.loads.windows == 1:
-        return table
-    choices = problem.replica_choices
-    for layer, costs in enumerate(table):
-        np.maximum(costs, shared_costs(problem, layer, choices), out=costs)
-    if problem.even_slots and companions and problem.loads.tokens.size <= MOST_TOKENS:
-        for layer, price in enumerate(replica_prices(problem, table)):
-            _, start = companions_of(problem, layer, int(choices[0]), price)
-            np.maximum(table[layer], start - price * choices, out=table[layer])
+    if problem.loads.windows > 1:
+        for costs, shared in zip(
+            table, each(partial(_shared, problem), range(len(table))), strict=True
+        ):
+            np.maximum(costs, shared, out=costs)
     return table
 
 
-def replica_prices(problem: Problem, table: FloatArray) -> list[float]:
+def _shared(problem: Problem, layer: int) -> FloatArray:
+    return shared_costs(problem, layer, problem.replica_choices)
+
+
+def with_companions(problem: Problem, table: FloatArray, each: Each = map) -> FloatArray:
+    """Raise a `shared_cost_table` by companions, at the prices of `replica_prices`."""
+    if problem.loads.windows == 1 or not seeks_companions(problem):
+        return table
+    table, choices = table.copy(), problem.replica_choices
+    prices = replica_prices(problem, table, each)
+    for costs, price, start in zip(
+        table, prices, each(partial(_start, problem), range(len(table)), prices), strict=True
+    ):
+        np.maximum(costs, start - price * choices, out=costs)
+    return table
+
+
+def _start(problem: Problem, layer: int, price: float) -> float:
+    return companions_of(problem, layer, int(problem.replica_choices[0]), price)[1]
+
+
+def seeks_companions(problem: Problem) -> bool:
+    """Say whether companions are looked for: slots are even, and tokens few enough."""
+    return problem.even_slots and problem.loads.tokens.size <= MOST_TOKENS
+
+
+def replica_prices(problem: Problem, table: FloatArray, each: Each = map) -> list[float]:
     """Find what a replica is worth to every layer under the budget, given bounds on their costs.
 
     The same in all layers, unless all have the same number (``uniform``): then what one more
@@ -123,7 +167,7 @@ def replica_prices(problem: Problem, table: FloatArray) -> list[float]:
     choices, layers = problem.replica_choices, problem.loads.layers
     if problem.slots == "uniform":
         replicas = int(choices[table.sum(axis=0).argmin()])
-        return [saving(problem, layer, replicas) for layer in range(layers)]
+        return list(each(partial(saving, problem), range(layers), [replicas] * layers))
     low, high = 0.0, float(table[:, 0].sum() - table[:, -1].sum())
     for _ in range(_HALVINGS):
         price = 0.5 * (low + high)
@@ -146,14 +190,14 @@ def companions_of(
     Returns
     -------
     companions : Companions, optional
-        None where slots are not even, or a GPU may host a copy alone.
+        None where none are looked for, or a GPU may host a copy alone.
     start : float
         The layer costs at least ``start - price x replicas``, in the unit of `layer_costs`; minus
         infinity without companions.
     """
     tokens, most = problem.loads.tokens[:, layer], problem.copies_limit
-    beside = (problem.loads.experts + replicas) // problem.gpus - 1 if problem.even_slots else 0
-    if beside < 1:
+    beside = (problem.loads.experts + replicas) // problem.gpus - 1
+    if beside < 1 or not seeks_companions(problem):
         return None, -np.inf
     return best_companions(tokens, problem.gpus, most, beside, price, problem.objective)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import craftopt as co
+from craftopt.cli.running import running
 from craftopt.cli.shared import (
     AsJson,
     Groups,
@@ -34,8 +35,10 @@ from craftopt.errors import InputError
 
 
 @reading
+@running
 def certify(
     reader: Reader,
+    workers: int | co.Executor | None,
     plan: PlanArgument,
     loads: LoadsArgument,
     gpus: MapGpus = None,
@@ -79,7 +82,11 @@ def certify(
     ).replace(coactivation=tokens, traffic=traffic_price or None)  # fmt: skip
     with progress("certifying") as report:
         certificate = co.certify(
-            problem, held, time_limit=time_limit, progress=lambda done: report(f"{done:.0%}")
+            problem,
+            held,
+            time_limit=time_limit,
+            workers=workers,
+            progress=lambda done: report(f"{done:.0%}"),
         )
     if output is not None:
         certificate.save(output)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from craftopt.bounds import whole_plan_bound
+from craftopt.bounds import bounds_by_budget
 from craftopt.diagnosis.rules import LEVEL, RESAMPLES, Gain
 from craftopt.evaluation import evaluate
 from craftopt.knapsack import allocate
@@ -30,6 +30,8 @@ WORK = 30_000
 # Layers on which persistence is measured, and the factor by which curves of benefit go beyond the
 # least and the largest budget.
 SAMPLED_LAYERS, CURVE_PART = 30, 4
+# Layers x experts x GPUs on which all else is measured at most, but for this many layers.
+MOST_HOSTS, LEAST_LAYERS = 2_000_000, 8
 # Most groups of domains that are left out in turn.
 DOMAIN_FOLDS = 4
 # Windows x layers on which the best dispatch is computed.
@@ -134,15 +136,18 @@ class Measuring:
         draws = np.random.default_rng(abs(self.seed)).multinomial(
             windows, np.full(windows, 1 / windows), RESAMPLES
         )
-        gains = []
+        gains, budgets = [], self.budgets()
         levels = _interval(windows)
-        for replicas in self.budgets():
-            planned, held, least = np.zeros(windows), np.zeros(windows), 0.0
+        bounds = [
+            np.array(bounds_by_budget(self._problem(fold, 0), budgets, companions=False))
+            * self.mean[fold].sum()
+            for fold in self.folds
+        ]
+        for replicas, least in zip(budgets, sum(bounds), strict=True):
+            planned, held = np.zeros(windows), np.zeros(windows)
             for fold in self.folds:
                 time = self._time(self._plan(fold, replicas))
                 planned[fold], held[~fold] = time[fold], time[~fold]
-                bound = whole_plan_bound(self._problem(fold, replicas), companions=False)
-                least += bound * self.mean[fold].sum()
             drawn = 1.0 - (draws @ held) / np.maximum(draws @ self.now, 1e-300)
             low, high = np.quantile(drawn, levels)
             gains.append(
@@ -152,7 +157,7 @@ class Measuring:
                     held_out=self._gain(held),
                     low=float(low),
                     high=float(high),
-                    most=1.0 - least / float(self.now.sum()),
+                    most=1.0 - float(least / self.now.sum()),
                 )
             )
         return tuple(gains)
@@ -192,7 +197,7 @@ class Measuring:
         others = domains[:, np.newaxis] != domains
         others &= (domains != MIXED) & (domains[:, np.newaxis] != MIXED)
         near = far = new = None
-        some = self._sample()
+        some = self.sample(SAMPLED_LAYERS)
         if windows >= 8:
             time = some._time(some._plan(np.arange(windows) < windows // 2, replicas))
             quarter = np.arange(windows) * 4 // windows
@@ -246,10 +251,14 @@ class Measuring:
             exchange=(then.exchange - now.exchange) / now.total,
         )
 
-    def _sample(self) -> Measuring:
-        """Measure on `SAMPLED_LAYERS` or fewer, evenly spread."""
+    def sample(self, most: int | None = None) -> Measuring:
+        """Measure on some layers, evenly spread; on up to `MOST_HOSTS` by default."""
         loads = self.problem.loads
-        layers = list(range(0, loads.layers, -(-loads.layers // SAMPLED_LAYERS)))
+        if most is None:
+            most = max(LEAST_LAYERS, MOST_HOSTS // (loads.experts * self.problem.gpus))
+            if loads.layers <= most:
+                return self
+        layers = list(range(0, loads.layers, -(-loads.layers // most)))
         sample = loads.with_layers(layers, loads.layer_ids[layers])
         today = self.today.with_layers(layers, sample.layer_ids)
         problem = self.problem.replace(loads=sample)

@@ -71,7 +71,8 @@ class Diagnosis(Displayed):
         When not to, as far as it applies here.
     plans : mapping of int to (Plan, Plan)
         What the gains were measured with, by copies per layer: made for windows 1, 3, 5, ..., and
-        for windows 0, 2, 4, ... by a short search. To look at; `solve` makes those to serve with.
+        for windows 0, 2, 4, ... by a short search, of the layers that were measured. To look at;
+        `solve` makes those to serve with.
     """
 
     verdict: Verdict
@@ -170,6 +171,9 @@ class Diagnosis(Displayed):
             f"the mean load, and the others wait for it. Of today's layer time, {shares}.",
             *_persistence_text(self.persistence, self.chosen.held_out if self.chosen else 0.0),
         ]
+        measured = next(iter(self.plans.values()))[0].layers if self.plans else self.layers
+        if measured < self.layers:
+            found.append(f"Measured on {measured} of the {self.layers} layers, evenly spread.")
         if self.gains:
             found.append(
                 "Limit: proven, no plan with as many copies (slots even) saves more on the windows "
@@ -301,7 +305,10 @@ def diagnose(
         raise InputError("model and gpu go together; pass both, or neither")
     if plan is not None and plan.gpus != gpus:
         raise InputError(f"the plan is for {plan.gpus} GPUs; pass gpus={plan.gpus}")
-    work = Measuring(Problem(loads, gpus, nodes=nodes, slots="even"), plan, seed, workers, progress)
+    every = Measuring(
+        Problem(loads, gpus, nodes=nodes, slots="even"), plan, seed, workers, progress
+    )
+    work = every.sample()
     deployment = None
     if model is not None and gpu is not None:
         found = model if isinstance(model, Model) else find_model(model)
@@ -329,7 +336,7 @@ def diagnose(
         else windows_needed(loads.windows, (gain.high - gain.low) / 2, margin(gain)),
         critical_nodes=None,
         cost=None,
-        cautions=tuple(cautions(loads, gpus, plan, work.now, work.mean)),
+        cautions=tuple(cautions(loads, gpus, plan, every.now, every.mean)),
         plans={gain.replicas: work.plans(gain.replicas) for gain in gains},
     )
     if gain is None:
@@ -338,8 +345,8 @@ def diagnose(
         diagnosis,
         dispatch=work.dispatch(gain.replicas),
         persistence=work.persistence(gain.replicas),
-        critical_nodes=work.critical_nodes(gain.replicas, trace),
-        cost=work.cost(gain.replicas, deployment),
+        critical_nodes=every.critical_nodes(gain.replicas, trace),
+        cost=every.cost(gain.replicas, deployment),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.bounds import whole_plan_bound
+from craftopt.bounds import bounds_by_budget
 from craftopt.diagnosis import Diagnosis
 from craftopt.diagnosis.verdict import SHARES
 from craftopt.evaluation import evaluate
@@ -40,20 +40,35 @@ class Balance:
 
 
 def balances(loads: Loads, found: Diagnosis) -> list[Balance]:
-    """Measure the balancedness of the plans of a diagnosis."""
+    """Measure the balancedness of the plans of a diagnosis, on the layers that it measured.
+
+    The bound leaves companions out where these are not all layers.
+    """
+    if not found.plans:
+        return []
+    ids = next(iter(found.plans.values()))[0].layer_ids
+    whole = len(ids) == loads.layers
+    loads = loads.with_layers(np.flatnonzero(np.isin(loads.layer_ids, ids)).tolist(), ids)
     odd = np.arange(loads.windows) % 2 == 1
     problem = Problem(loads, found.gpus, nodes=found.nodes, slots="even", objective="balancedness")
+    most = sum(
+        fold.mean()
+        * np.array(
+            bounds_by_budget(
+                problem.replace(loads=loads.select(np.flatnonzero(fold))),
+                list(found.plans),
+                companions=whole,
+            )
+        )
+        for fold in (odd, ~odd)
+    )
     result = []
-    for replicas, plans in found.plans.items():
-        held, planned, most = np.zeros(loads.windows), np.zeros(loads.windows), 0.0
+    for (replicas, plans), bound in zip(found.plans.items(), most, strict=True):
+        held, planned = np.zeros(loads.windows), np.zeros(loads.windows)
         for fold, plan in zip((odd, ~odd), plans, strict=True):
             reached = evaluate(plan, loads).balancedness.mean(axis=1)
             planned[fold], held[~fold] = reached[fold], reached[~fold]
-            part = problem.replace(
-                loads=loads.select(np.flatnonzero(fold)), replicas_per_layer=replicas
-            )
-            most += fold.mean() * whole_plan_bound(part)
-        result.append(Balance(replicas, float(held.mean()), float(planned.mean()), most))
+        result.append(Balance(replicas, float(held.mean()), float(planned.mean()), float(bound)))
     return result
 
 

@@ -12,7 +12,7 @@ from craftopt.errors import CraftoptError, VerificationError
 from craftopt.verification.checks import fraction, require, whole
 from craftopt.verification.costs import Cell, ExactProblem, Line
 from craftopt.verification.document import Certificate, plan_digest
-from craftopt.verification.pseudo_boolean import check_log, read_log
+from craftopt.verification.logs import check_log, read_log
 from craftopt.verification.refutation import BetterPlan
 from craftopt.verification.rules import check_rules
 from craftopt.verification.traffic import ExactTraffic, Proof, visits_proof

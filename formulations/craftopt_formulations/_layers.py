@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from craftopt.bounds import even_costs, shared_cost_table
+from craftopt.bounds import even_costs, shared_cost_table, with_companions
 from craftopt.knapsack import allocate
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Copies
@@ -19,8 +19,9 @@ from craftopt.result import Options
 from craftopt.search.annealing import anneal
 from craftopt.search.kernels import Schedule
 from craftopt.search.largest import anneal_largest
+from craftopt_formulations._neighbourhoods import choose_again
 from craftopt_formulations._search import kick_layer
-from craftopt_formulations.whole import layer_cost, solve_whole
+from craftopt_formulations.whole import flags, layer_cost, solve_whole
 
 # A layer or plan this close to its bound, relative, is proven.
 CLOSED = 1e-10
@@ -40,6 +41,9 @@ HOTS, COOL = (3e-3, 1e-2), 3e-5
 # In the first EXPLORED rounds, a layer is also tried with a WIDTH-th of its replicas (one at least)
 # fewer and more.
 EXPLORED, WIDTH = 2, 8
+# A layer is small with at most so many flags (`flags`): later rounds search it by neighbourhoods,
+# too, and CP-SAT may prove it with much work (docs/research/windowed_bounds.md).
+SMALL = 1024
 # A GPU may then host so many times what is even of a layer, where slots are free.
 WIDE = 3
 
@@ -69,6 +73,9 @@ class KnownLayers(Layers):
     def __init__(self, problem: Problem, options: Options) -> None:
         super().__init__(problem, options, uneven=True)
         self._known: dict[Key, Known] = {}
+        self._round = 0
+        small = flags(problem) <= SMALL * problem.loads.layers
+        self._neighbourly = small and problem.objective == "time"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what all layers share: what is known of one is given with the work on it."""
@@ -80,7 +87,7 @@ class KnownLayers(Layers):
     @cached_property
     def table(self) -> FloatArray:
         """Bounds of all layers for all `Problem.replica_choices`."""
-        return shared_cost_table(self.problem)
+        return with_companions(self.problem, shared_cost_table(self.problem))
 
     @property
     def solver_seconds(self) -> float | None:
@@ -112,16 +119,18 @@ class KnownLayers(Layers):
         return better
 
     def improve(self, replicas: IntArray, work: float) -> float:
-        """Anneal open layers with several windows, also with other replicas; return the work.
+        """Search open layers with several windows, also with other replicas; return the work.
 
         In every round, layers are annealed with the replicas that are best for all of them by what
-        is known; in the first ones with some more and some fewer, too. Rounds and layers come in
-        one order, whatever the work: more goes on where less ends, and so never ends worse.
+        is known; in the first ones with some more and some fewer, too. In later ones neighbourhoods
+        of layers that are not large have as much work again. Rounds and layers come in one order,
+        whatever the work: more goes on where less ends, and so never ends worse.
         """
         layers = np.arange(replicas.size)
-        left, turn = work, 0
+        left = work
         while not self.expired:
-            each = ROUND * 2**turn
+            turn = self._round
+            each = ROUND * 2**turn * (1 + self._chooses(turn))
             tried = [replicas]
             if turn < EXPLORED and self.problem.slots != "uniform":
                 tried += self._others(replicas)
@@ -130,12 +139,16 @@ class KnownLayers(Layers):
             keys = keys[: int(left / each)]
             if not keys:
                 break
-            found = self.each(partial(self._anneal_long, turn), keys, map(self.__getitem__, keys))
+            found = self.each(partial(self._improve, turn), keys, map(self.__getitem__, keys))
             self._known.update(zip(keys, found, strict=True))
             left -= each * len(keys)
-            turn += 1
+            self._round += 1
             replicas, _ = self.allocation()
         return work - left
+
+    def _chooses(self, turn: int) -> bool:
+        """Whether a round of `improve` searches by neighbourhoods, too."""
+        return self._neighbourly and turn >= EXPLORED
 
     def _others(self, replicas: IntArray) -> list[IntArray]:
         """Place every layer with some replicas fewer and some more."""
@@ -199,8 +212,8 @@ class KnownLayers(Layers):
     def _place(self, key: Key, bound: float) -> Known:
         return self._judge(key, self.place(self.total[key[0]], key[1], ENOUGH)[0], bound)
 
-    def _anneal_long(self, turn: int, key: Key, known: Known) -> Known:
-        """Anneal a layer from its best placement, in one round of `improve`."""
+    def _improve(self, turn: int, key: Key, known: Known) -> Known:
+        """Search a layer from its best placement, in one round of `improve`."""
         problem, (layer, replicas) = self.problem, key
         scaled, weight = self._windows(layer)
         if not weight.size or self.expired:
@@ -213,6 +226,10 @@ class KnownLayers(Layers):
         if not problem.even_slots:  # hot copies alone, cold ones together
             rules = rules._replace(low=0, high=min(WIDE * rules.high, problem.loads.experts))
         copies = anneal_largest(scaled, weight, known.copies, rules, schedule, seed, time)
+        if layer_cost(problem, layer, copies) >= known.cost:
+            copies = known.copies
+        if self._chooses(turn):
+            copies = choose_again(problem, layer, copies, ROUND * 2**turn, seed)
         cost = layer_cost(problem, layer, copies)
         return replace(known, copies=copies, cost=cost) if cost < known.cost else known
 

@@ -32,15 +32,17 @@ from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome, also_planned
 from craftopt.rules import violations
-from craftopt_formulations._layers import CLOSED, ENOUGH, KnownLayers
+from craftopt_formulations._layers import CLOSED, ENOUGH, SMALL, KnownLayers
 from craftopt_formulations.whole import flags, plan_cost, solve_whole
 
 # Deterministic seconds of CP-SAT for the whole plan, unless work_limit says otherwise.
 WORK = 60
 # What a layer gets at first; those still open then share what is left.
 FIRST_WORK = 0.5
-# What a layer with several windows is searched for before it is given to CP-SAT.
-IMPROVE = 0.5
+# What a layer with several windows is searched for before it is given to CP-SAT, and again once
+# that has had its first work. One that is not small is then searched with all that is left: what
+# CP-SAT proves of such layers it has proven by then.
+IMPROVE, IMPROVE_AGAIN = 0.5, 10.0
 # The largest models that are built, in flags: of a layer, and of the whole plan.
 LAYER_FLAGS, WHOLE_FLAGS = 8192, 4096
 # Layers placed while the nominal allocation is made, per layer.
@@ -171,23 +173,29 @@ class _Exact:
 
     def improve_layers(self) -> None:
         """Search layers with several windows at length, where CP-SAT cannot with all the work."""
+        self._improve(IMPROVE if self._fits(LAYER_FLAGS) else math.inf)
+
+    def _improve(self, each: float, reserve: float = 0.0) -> None:
+        """Search open layers with several windows, with so much work for each."""
         problem, layers = self.problem, self.layers
         if self.pinned or self.copies is None or problem.loads.windows == 1:
             return
-        replicas = self.copies.sum(axis=(1, 2), dtype=np.int64) - problem.loads.experts
-        most = IMPROVE * replicas.size
-        work = self.left if self._too_large() else min(self.left / 2, most)
-        self.left -= layers.improve(replicas, work)
-        self._offer_allocation()
+        replicas, _ = layers.allocation()
+        still = layers.open(np.arange(replicas.size), replicas, math.inf)
+        if still:
+            self.left -= layers.improve(replicas, min(self.left - reserve, each * len(still)))
+            self._offer_allocation()
 
     def prove_layers(self) -> None:
         """Give layers to CP-SAT, those first whose numbers of replicas the bound rests on."""
         problem = self.problem
-        if self.pinned or self._too_large():
+        if self.pinned or not self._fits(LAYER_FLAGS):
             return
         reserve = self.left / 2 if self._whole_helps() else 0.0
         for work in (FIRST_WORK, 10 * FIRST_WORK, math.inf):
             proofs = self.proofs
+            if math.isinf(work):
+                self._improve(IMPROVE_AGAIN if self._fits(SMALL) else math.inf, reserve)
 
             def sharpen(layers: IntArray, replicas: IntArray, work: float = work) -> FloatArray:
                 return self._prove(layers, replicas, work, reserve)
@@ -257,9 +265,9 @@ class _Exact:
         gap = (self.cost - self.bound) / max(abs(against), 1e-300)
         _log.info("%s: gap %.6f %%, work left %.1f", step, 100 * gap, self.left)
 
-    def _too_large(self) -> bool:
-        """Whether a layer is too large a model for CP-SAT."""
-        return flags(self.problem) > LAYER_FLAGS * self.problem.loads.layers
+    def _fits(self, most: int) -> bool:
+        """Whether the model of a layer has at most so many flags."""
+        return flags(self.problem) <= most * self.problem.loads.layers
 
     def _whole_helps(self) -> bool:
         # Where layers decompose, summing them is no relaxation.

@@ -1,7 +1,7 @@
 """Prove that no plan is better, with the pseudo-Boolean solver Exact and a log of its steps.
 
 The claim is `craftopt.verification.refutation.BetterPlan`; the log is checked, step by step, by
-`craftopt.verification.pseudo_boolean`. Exact (https://gitlab.com/nonfiction-software/exact) is
+`craftopt.verification.logs`. Exact (https://gitlab.com/nonfiction-software/exact) is
 on the package index under the AGPL; it is not among the requirements of craftopt, and nothing of
 it is needed to check a log.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from craftopt.errors import InputError
 from craftopt.plan import Plan
 from craftopt.problem import Problem
-from craftopt.verification.pseudo_boolean import Step, check_log
+from craftopt.verification.logs import Step, check_log
 from craftopt.verification.refutation import BetterPlan
 
 

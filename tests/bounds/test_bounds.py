@@ -12,7 +12,7 @@ from reference.enumeration import best_by_enumeration
 from strategies import problems, quiet, token_arrays
 
 import craftopt as co
-from craftopt.bounds import layer_costs, max_copy_load, whole_plan_bound
+from craftopt.bounds import bounds_by_budget, layer_costs, max_copy_load, whole_plan_bound
 
 TINY = {"layers": (1, 2), "most_experts": 4, "most_gpus": 4, "most_cells": 9}
 
@@ -46,6 +46,21 @@ def test_no_plan_is_better_than_the_bound(problem):
 @given(problems(**{**TINY, "most_cells": 12}))
 def test_no_plan_is_better_than_the_bound_on_thousands(problem):
     assert_bound_holds(problem)
+
+
+@pytest.mark.parametrize("slots", ["even", "free"])
+@pytest.mark.parametrize("companions", [True, False])
+@pytest.mark.parametrize("objective", ["time", "balancedness"])
+def test_budgets_are_bounded_together_as_alone(slots, companions, objective):
+    tokens = np.random.default_rng(1).lognormal(sigma=1.2, size=(5, 3, 20)) * 100
+    problem = co.Problem(co.Loads(tokens.round()), gpus=5, slots=slots, objective=objective)
+    budgets = [0, 2, 5, 9]
+    alone = [
+        whole_plan_bound(problem.replace(replicas_per_layer=replicas), companions=companions)
+        for replicas in budgets
+    ]
+    assert bounds_by_budget(problem, budgets, companions=companions) == alone
+    assert len(set(alone)) > 2
 
 
 def least_heaviest_copy(tokens: list[float], replicas: int, limit: int) -> float:

@@ -147,6 +147,22 @@ def test_no_gain_is_beyond_the_proven_limit_and_shares_sum_to_all(on_skewed):
     assert sum(on_skewed.shares.values()) == pytest.approx(1)
 
 
+def test_very_wide_models_are_measured_on_some_layers(monkeypatch, tmp_path):
+    rng = np.random.default_rng(8)
+    tokens = rng.lognormal(size=(1, 20, 16)) * rng.lognormal(sigma=0.1, size=(10, 20, 16)) * 1000
+    loads = co.Loads(tokens.round())
+    whole = co.diagnose(loads, gpus=4)
+    monkeypatch.setattr("craftopt.diagnosis.measuring.MOST_HOSTS", 10 * 16 * 4)
+    some = co.report(loads, gpus=4, path=tmp_path / "report.html")
+    assert [plan.layer_ids.tolist() for plan in some.plans[0]] == 2 * [list(range(0, 20, 2))]
+    assert "Measured on 10 of the 20 layers, evenly spread." in some.reasons
+    assert not any(reason.startswith("Measured on") for reason in whole.reasons)
+    chosen = some.chosen
+    assert chosen.planned <= chosen.most
+    part = loads.with_layers(range(0, 20, 2), range(0, 20, 2))
+    assert co.diagnose(part, gpus=4).gains == some.gains
+
+
 def test_the_map_that_is_served_is_what_gains_are_against(skewed):
     problem = co.Problem(skewed, GPUS, replicas_per_layer=4, slots="even")
     found = co.diagnose(skewed, GPUS, plan=co.solve(problem).plan)

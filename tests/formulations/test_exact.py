@@ -16,6 +16,8 @@ from strategies import problems, quiet
 import craftopt as co
 
 pytest.importorskip("ortools")
+from craftopt_formulations._neighbourhoods import choose_again
+from craftopt_formulations.whole import layer_cost
 
 TINY = {"layers": (1, 2), "most_experts": 4, "most_gpus": 4, "most_cells": 9}
 FLASHLB = [[600, 560, 120, 120, 20, 10, 10, 10]]
@@ -202,3 +204,42 @@ def test_more_work_on_windows_never_ends_worse():
     times = [result.objective for result in plans]
     assert times[0] > times[1] >= times[2]
     assert (plans[2].plan.copies == plans[3].plan.copies).all()
+
+
+def small_windows(**rules) -> co.Problem:
+    rng = np.random.default_rng(8)
+    tokens = np.floor(rng.lognormal(4, 1, 12) * rng.lognormal(0, 0.5, (5, 1, 12)))
+    return co.Problem(co.Loads(tokens), gpus=4, replicas=4, **rules)
+
+
+def test_more_work_on_a_small_layer_never_ends_worse():
+    problem = small_windows(slots="uniform")
+    times = [co.solve(problem, "exact", work_limit=work).objective for work in (0, 1, 4)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > times[-1]
+
+
+@pytest.mark.parametrize("rules", [{}, {"slots": "free"}, {"nodes": 2, "expert_groups": 4}])
+def test_neighbourhoods_keep_every_rule_and_never_end_worse(rules):
+    problem = small_windows(**rules)
+    start = co.solve(problem, "trivial").plan.copies[0]
+    costs = [layer_cost(problem, 0, start)]
+    for work in (0.05, 0.2, 0.8):
+        found = choose_again(problem, 0, start, work, seed=1)
+        assert broken_rules(co.Plan(found[np.newaxis], nodes=problem.nodes), problem) == set()
+        assert found.sum() == start.sum()
+        costs.append(layer_cost(problem, 0, found))
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] > costs[-1]
+
+
+def test_a_free_pair_of_all_gpus_is_chosen_at_best():
+    # Two GPUs are one neighbourhood: what it finds is the optimum, whatever the start.
+    rng = np.random.default_rng(3)
+    loads = co.Loads(np.floor(rng.lognormal(3, 1, (3, 1, 5))))
+    problem = co.Problem(loads, gpus=2, replicas=2, slots="even")
+    start = co.solve(problem, "fast").plan.copies[0]
+    shuffled = np.ascontiguousarray(start[[3, 4, 0, 1, 2]])
+    found = choose_again(problem, 0, shuffled, 5.0, seed=0)
+    best = best_by_enumeration(problem) * problem.goal.cost(1.0, loads, 2)
+    assert layer_cost(problem, 0, found) == pytest.approx(best)

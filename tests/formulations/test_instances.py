@@ -21,7 +21,7 @@ pytest.importorskip("pulp")
 import generate_instances as generate
 import instance_specs
 import prove_instances
-from craftopt.verification.pseudo_boolean import check_log, read_log
+from craftopt.verification.logs import check_log, read_log
 from craftopt.verification.refutation import BetterPlan
 from craftopt_formulations import joint, whole, windowed
 

@@ -11,6 +11,7 @@ import copy
 import itertools
 import json
 import math
+import pickle
 import sys
 import warnings
 from fractions import Fraction
@@ -702,6 +703,44 @@ def test_a_time_limit_leaves_the_cheap_bounds(problem, plan):
     certificate = co.certify(problem, plan, time_limit=1e-9)
     co.verify(certificate)
     assert {layer.kind for layer in certificate.layers} <= {"mean", "copies"}
+
+
+class Elsewhere:
+    """Run as on another machine, last item first."""
+
+    def run(self, function, items):
+        packed = pickle.dumps((function, items))
+        for index in reversed(range(len(items))):
+            work, arguments = pickle.loads(packed)
+            yield index, work(*arguments[index])
+
+
+@pytest.mark.parametrize("slots", ["even", "uniform", "free"])
+@pytest.mark.parametrize("objective", ["time", "balancedness"])
+def test_the_certificate_does_not_depend_on_where_layers_are_proven(slots, objective, tmp_path):
+    tokens = np.random.default_rng(2).lognormal(sigma=1.2, size=(4, 3, 12)) * 100
+    loads = co.Loads(tokens.round())
+    problem = co.Problem(loads, gpus=4, replicas_per_layer=4, slots=slots, objective=objective)
+    plan = co.solve(problem, "nominal").plan
+    alone = co.certify(problem, plan, workers=1).to_json()
+    kept = co.Resumable(tmp_path, Elsewhere())
+    for workers in (3, Elsewhere(), kept, kept):
+        assert co.certify(problem, plan, workers=workers).to_json() == alone
+    assert list(tmp_path.glob("*.layer"))
+
+
+def test_without_companions_a_certificate_is_verified_and_says_no_more(monkeypatch):
+    rng = np.random.default_rng(0)
+    tokens = rng.lognormal(size=(1, 1, 16)) * rng.lognormal(sigma=0.5, size=(12, 1, 16)) * 100
+    problem = co.Problem(co.Loads(tokens.round()), gpus=10, replicas=4, slots="uniform")
+    plan = co.solve(problem, "nominal").plan
+    strong = co.certify(problem, plan)
+    monkeypatch.setattr("craftopt.bounds.whole_plan.MOST_TOKENS", 0)
+    cheap = co.certify(problem, plan)
+    co.verify(cheap)
+    assert 1 < cheap.bound < strong.bound <= strong.value
+    assert '"companions"' in strong.to_json()
+    assert '"companions"' not in cheap.to_json()
 
 
 def test_progress_ends_at_1(problem, plan):

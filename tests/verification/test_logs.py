@@ -13,14 +13,9 @@ from reference.enumeration import best_by_enumeration
 from strategies import problems
 
 import craftopt as co
-from craftopt.verification.pseudo_boolean import (
-    HEADER,
-    Constraint,
-    Formula,
-    Propagation,
-    check_log,
-    parse,
-)
+from craftopt.verification.logs import HEADER, check_log
+from craftopt.verification.propagation import Propagation
+from craftopt.verification.pseudo_boolean import Constraint, Formula, parse
 from craftopt.verification.refutation import BetterPlan
 
 # --- steps follow from their premises -------------------------------------------------------
