@@ -227,14 +227,14 @@ class ExactProblem:
             zip(self._means(layer), self._floors(layer), strict=True)
         ):
             loads = self._heaviest(layer, window, floor)
-            listed = [math.floor(window_cost(load, mean, self.time) * scale) for load in loads]
+            listed = [_units(window_cost(load, mean, self.time), scale) for load in loads]
             while len(curve) < len(listed):
                 curve.append(curve[-1])
             curve = [cost + _at(listed, replicas) for replicas, cost in enumerate(curve)]
         flat = curve[-1]
         for start, price in lines:
             for replicas in range(self._limit + 1):
-                cost = math.floor((start - price * replicas) * scale)
+                cost = _units(start - price * replicas, scale)
                 if replicas < len(curve):
                     curve[replicas] = max(curve[replicas], cost)
                 elif cost > flat:
@@ -261,11 +261,11 @@ class ExactProblem:
 
     def _heaviest_of(self, heavy: list[int], floor: Fraction) -> list[Fraction]:
         copies = heaviest_copies(heavy, [1] * len(heavy), [self.problem.copies_limit] * len(heavy))
-        found = []
+        found: list[Fraction] = []
         for load in chain(copies, () if heavy else (floor,)):
-            found.append(max(load, floor))
             if load <= floor:
-                break
+                return [*found, floor]
+            found.append(load)
         return found
 
     def _least_uniform(self, curves: list[list[int]], sharper: list[dict[int, int]]) -> int:
@@ -349,6 +349,11 @@ class ExactProblem:
 
     def _name(self, layer: int, replicas: int | str) -> str:
         return f"layer {self.problem.loads.layer_ids[layer]} with {replicas} replicas"
+
+
+def _units(cost: Fraction, scale: Fraction) -> int:
+    """Round ``cost * scale`` down, without reducing the fraction."""
+    return cost.numerator * scale.numerator // (cost.denominator * scale.denominator)
 
 
 def _at(curve: Sequence[Value], replicas: int) -> Value:

@@ -11,7 +11,8 @@ from craftopt.errors import VerificationError
 from craftopt.verification.checks import Witness, fraction, require, whole
 from craftopt.verification.witnesses.box import Box
 
-# Of a window: tokens, price of a companion, and what a token on the fullest GPU costs at most.
+# Of a window: tokens, price of a companion, and what a token on the fullest GPU costs at most, in
+# units of the witness.
 Rebate = tuple[list[int], Fraction, Fraction]
 
 
@@ -59,7 +60,7 @@ def line_of_credits(witness: Witness, box: Box) -> tuple[Fraction, Fraction]:
         if companion:
             lacking = sum((companion - t for t in tokens if t < companion), Fraction(0))
             saved = Fraction(1) if box.time else mean / load**2 if load else Fraction(0)
-            rebates.append((tokens, companion, saved))
+            rebates.append((tokens, companion, saved * scale))
         # In multiples of 1/common every load is a whole number: quick to compare.
         given = windows.get(window, ())
         common = companion.denominator * math.lcm(*(max(1, whole(row[1]) - 1) for row in given))
@@ -84,35 +85,31 @@ def line_of_credits(witness: Witness, box: Box) -> tuple[Fraction, Fraction]:
                 )
         credited += spent
     over = sum(
-        _beyond_price(
-            expert,
-            {step: credit / scale for step, credit in steps.items()},
-            most,
-            price / scale,
-            rebates,
-        )
+        _beyond_price(expert, steps, most, price, rebates)
         for expert, (steps, most) in enumerate(zip(of_step, box.upper, strict=True))
     )
-    return base + credited / scale - over, price / scale
+    return base + (credited - over) / scale, price / scale
 
 
 def _beyond_price(
     expert: int,
-    credits: Mapping[int, Fraction],
+    credits: Mapping[int, int],
     most: int,
-    price: Fraction,
+    price: int,
     rebates: Sequence[Rebate],
-) -> Fraction:
+) -> int | Fraction:
     """Compute by how much credits and rebates of an expert exceed the price of its copies.
 
     With k copies: the credits for steps up to k, and what k copies take off its weight as a
-    companion, (v - max(t, v)/k)+ in every window with a price v. The worst k counts.
+    companion, (v - max(t, v)/k)+ in every window with a price v. The worst k counts. All in units
+    of the witness.
     """
-    beyond, taken = Fraction(0), Fraction(0)
+    beyond: int | Fraction = 0
+    taken = 0
     total, off = sum(credits.values()), sum(saved * companion for _, companion, saved in rebates)
     for copies in range(2, most + 1):
         # No rebate is more than (1 - 1/k) v, so with further copies nothing exceeds any more.
-        if total + off * Fraction(copies - 1, copies) <= price * (copies - 1):
+        if total * copies + off * (copies - 1) <= price * (copies - 1) * copies:
             break
         taken += credits.get(copies, 0)
         rebate = sum(
