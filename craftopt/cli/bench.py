@@ -26,6 +26,7 @@ def _text(numbers: tuple[float, ...]) -> str:
 
 _SHAPES = ",".join(f"{experts}x{gpus}" for experts, gpus in Grid.shapes)
 _MOST = 10_000  # of windows, experts and GPUs
+_PICTURES = (".png", ".pdf", ".svg")
 _WORKERS = "Runs side by side; 1 by default, since they slow each other down and are timed."
 
 
@@ -59,6 +60,8 @@ def bench_exact(
 
     A run that was stopped goes on from its file; a wider grid adds to it.
     """
+    if plot is not None and plot.suffix not in _PICTURES:
+        raise InputError(f"cannot plot into {plot}; name it file.png, file.pdf or file.svg")
     grid = Grid(
         shapes=_listed("shapes", shapes, _shape),
         skews=_numbers("skews", skews),
@@ -81,7 +84,7 @@ def bench_exact(
         from craftopt.reporting.plots import plot_bench  # noqa: PLC0415
 
         stream = io.BytesIO()
-        plot_bench(runs).savefig(stream, format=plot.suffix[1:] or "png", dpi=150)
+        plot_bench(runs).savefig(stream, format=plot.suffix[1:], dpi=150)
         write_atomically(plot, stream.getvalue())
         print_rich(f"wrote {plot}")
 
