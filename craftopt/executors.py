@@ -169,9 +169,11 @@ class Resumable:
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
-            why = "it is a file" if self.folder.exists() else error.strerror
+            why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+            name = os.fspath(folder)
+            name = name if len(name) < 200 else f"{name[:40]}..."
             raise InputError(
-                f"cannot keep results in {folder}: {why}; pass a folder, or a new one in a folder "
+                f"cannot keep results in {name}: {why}; pass a folder, or a new one in a folder "
                 "that exists"
             ) from None
         if not os.access(self.folder, os.W_OK | os.X_OK):

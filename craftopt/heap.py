@@ -12,8 +12,10 @@ import numpy as np
 from craftopt.jit import inner, njit
 from craftopt.loads import FloatArray, IntArray
 
-# The place of the heaviest item. A literal 0 would have `sift_down` compiled twice.
+# The place of the heaviest item, and the gap of values of which few have changed. As literals they
+# would have `sift_down` and `sort_places` compiled twice.
 TOP: Final = cast("int", np.int64(0))
+NEARLY: Final = cast("int", np.int64(2))
 
 
 @njit()
@@ -59,7 +61,7 @@ def argsort(values: FloatArray) -> IntArray:
 
 @inner()
 def sort_places(order: IntArray, values: FloatArray, gap: int) -> None:
-    """Sort places as `argsort` does, in place; gap 2 is the quickest where few have changed."""
+    """Sort places as `argsort` does, in place; from gap `NEARLY` where few have changed."""
     while gap > 1:
         gap = max(1, gap * 4 // 9)
         for at in range(gap, order.size):

@@ -34,11 +34,12 @@ def njit(**options: Any) -> Callable[[Function], Function]:
 
     numba's own cache looks at the file of a kernel, not at those of the kernels and constants that
     it uses; and its files are numbered, so that two processes may write one over the other's. Here
-    a file is named by all that its code was made of.
+    a file is named by all that its code was made of. All kernels release the GIL: what they use of
+    numpy is then compiled once for all, and not once for every set of options.
     """
 
     def decorate(function: Function) -> Function:
-        kernel = _njit(no_cfunc_wrapper=True, **options)(function)
+        kernel = _njit(**{"nogil": True, "no_cfunc_wrapper": True} | options)(function)
         if hasattr(kernel, "enable_caching"):
             # Where no folder may be written, each process compiles anew.
             with contextlib.suppress(RuntimeError):

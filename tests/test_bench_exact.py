@@ -168,3 +168,13 @@ def test_the_command_prints_the_table_and_names_the_file(run, tmp_path):
     code, _, said = run("bench-exact", "-o", file, "--shapes", "4")
     assert code == 2
     assert "shapes='4' is no list like 8x4,16x8" in said
+    for option, value, wrong in (
+        ("--windows", "-1", "windows=-1 is below 1"),
+        ("--shapes", "8x0", "gpus=0 is below 1"),
+        ("--shapes", "99999999x4", "experts=99999999 is above 10000"),
+        ("--work-limits", "-1", "work_limit=-1 is below 0"),
+        ("--plot", tmp_path / "plot.json", "plot.json; name it file.png"),
+    ):
+        code, _, said = run("bench-exact", "-o", file, option, value)
+        assert (code, said.count("\n")) == (2, 1)
+        assert wrong in said

@@ -186,6 +186,8 @@ def test_a_time_limit_is_refused_where_layers_are_kept(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named_before_any_work(tmp_path):
     with pytest.raises(co.InputError, match=r"cannot keep results in .*: No such file"):
         co.Resumable(tmp_path / "missing" / "folder")
+    with pytest.raises(co.InputError, match=r"cannot keep results in 9{40}\.\.\.: File name too"):
+        co.Resumable("9" * 5000)
     (tmp_path / "file").touch()
     with pytest.raises(
         co.InputError, match=r"cannot keep results in .*: it is a file; pass a folder"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import platform
 import subprocess
 import sys
 
@@ -92,3 +93,37 @@ def test_plans_are_the_same_whatever_the_processor_can_do(tmp_path):
             [sys.executable, "-c", PLANS], env=environment, check=True, capture_output=True
         ).stdout
     assert len(set(found.values())) == 1, found
+
+
+FUSED = r"""
+import re, sys, warnings
+import llvmlite.binding as llvm
+from numba.core.dispatcher import Dispatcher
+import craftopt as co
+warnings.simplefilter("ignore")
+loads = co.Loads([[[60, 56, 12, 12, 2, 1, 1, 1]], [[1, 5, 9, 30, 2, 8, 1, 1]]])
+co.solve(co.Problem(loads, gpus=4, replicas=4), "fast", workers=1, work_limit=100).bound
+kernels = {one for name, module in list(sys.modules.items()) if name.startswith("craftopt")
+           for one in vars(module).values() if isinstance(one, Dispatcher)}
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+arm = llvm.Target.from_triple("aarch64-linux-gnu").create_target_machine(cpu="generic", opt=3)
+seen = 0
+for kernel in kernels:
+    for code in kernel.inspect_llvm().values():
+        assert not re.search(r"= f(add|sub|mul|div) (fast|contract|reassoc)|llvm[.]fmuladd", code)
+        code = re.sub(r'target (triple|datalayout) = .*', '', code)
+        code = re.sub(r'"target-(cpu|features)"="[^"]*"', '', code)
+        code = re.sub(r"(tail )?call i8 @llvm[.]x86[.]atomic.*", "add i8 0, 0", code)  # no figures
+        made = arm.emit_assembly(llvm.parse_assembly(code))
+        assert not re.search(r"\bfn?m(add|sub|la|ls)\b", made), kernel
+        seen += len(re.findall(r"\bfmul\b", made))
+assert seen > 100, seen
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="it crosses from x86-64")
+def test_no_product_and_sum_become_one_instruction_on_arm(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", FUSED], env=environment, check=True)

@@ -16,7 +16,7 @@ from craftopt.cli.groups import grouped
 from craftopt.cli.running import PLACES, executor_of, said_when_stopped
 from craftopt.cli.shared import Slots, print_rich, progress, writable
 from craftopt.documents import write_atomically
-from craftopt.errors import InputError, number
+from craftopt.errors import InputError, number, whole
 from craftopt.problem import SlotRule
 
 
@@ -25,6 +25,8 @@ def _text(numbers: tuple[float, ...]) -> str:
 
 
 _SHAPES = ",".join(f"{experts}x{gpus}" for experts, gpus in Grid.shapes)
+_MOST = 10_000  # of windows, experts and GPUs
+_PICTURES = (".png", ".pdf", ".svg")
 _WORKERS = "Runs side by side; 1 by default, since they slow each other down and are timed."
 
 
@@ -58,12 +60,16 @@ def bench_exact(
 
     A run that was stopped goes on from its file; a wider grid adds to it.
     """
+    if plot is not None and plot.suffix not in _PICTURES:
+        raise InputError(f"cannot plot into {plot}; name it file.png, file.pdf or file.svg")
     grid = Grid(
         shapes=_listed("shapes", shapes, _shape),
         skews=_numbers("skews", skews),
         shares=_numbers("shares", shares),
-        windows=_listed("windows", windows, int),
-        work_limits=_listed("work_limits", work_limits, int),
+        windows=_listed("windows", windows, lambda one: whole("windows", int(one), 1, _MOST)),
+        work_limits=_listed(
+            "work_limits", work_limits, lambda one: whole("work_limit", int(one), 0)
+        ),
         slots=cast(SlotRule, slots),
     )
     stopped = f"finished runs are in {output}; the same command goes on from there"
@@ -78,14 +84,14 @@ def bench_exact(
         from craftopt.reporting.plots import plot_bench  # noqa: PLC0415
 
         stream = io.BytesIO()
-        plot_bench(runs).savefig(stream, format=plot.suffix[1:] or "png", dpi=150)
+        plot_bench(runs).savefig(stream, format=plot.suffix[1:], dpi=150)
         write_atomically(plot, stream.getvalue())
         print_rich(f"wrote {plot}")
 
 
 def _shape(text: str) -> tuple[int, int]:
     experts, gpus = text.split("x")
-    return int(experts), int(gpus)
+    return whole("experts", int(experts), 1, _MOST), whole("gpus", int(gpus), 1, _MOST)
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

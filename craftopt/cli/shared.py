@@ -306,7 +306,8 @@ def _layers(text: str | None) -> int | list[int] | None:
     """Read --layers: a number of layers, or their numbers, such as 3-60,62."""
     if text is None:
         return None
-    return int(text) if text.strip().isdecimal() else numbers_of("--layers", text)
+    one = re.fullmatch(r"\s*\d{1,5}\s*", text)
+    return int(text) if one else numbers_of("--layers", text)
 
 
 def numbers_of(option: str, text: str) -> list[int]:
@@ -316,7 +317,7 @@ def numbers_of(option: str, text: str) -> list[int]:
         found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         run = range(int(found[1]), int(found[2] or found[1]) + 1) if found else ()
         if not run:
-            raise InputError(f"{option} {text!r}; pass numbers, such as 3-60 or 3,5,7")
+            raise InputError(f"{option} {text[:60]!r}; pass numbers, such as 3-60 or 3,5,7")
         numbers += run
     return numbers
 

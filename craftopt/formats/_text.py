@@ -9,7 +9,7 @@ from craftopt.errors import FormatError
 
 def shorten(items: Sequence[object], limit: int = 8) -> str:
     """Return the items separated by commas, the middle left out where there are many."""
-    words = [str(item)[:60] for item in items]
+    words = [str(item)[:40] for item in items]
     texts = [word if word.isprintable() else repr(word) for word in words]
     if len(texts) > limit:
         texts = [*texts[: limit - 1], "...", texts[-1]]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from craftopt.heap import argsort, sort_places
+from craftopt.heap import NEARLY, argsort, sort_places
 from craftopt.jit import inner, njit
 from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.plan import Copies
@@ -197,7 +197,7 @@ def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> f
             break
         _exchange(packing, fullest, other, (give, give2), (take, take2))
         fullest = fullest_gpu(load)
-        sort_places(order, load, 2)
+        sort_places(order, load, NEARLY)
     return float(load[fullest])
 
 

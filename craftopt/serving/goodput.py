@@ -32,6 +32,8 @@ from craftopt.serving.timing import Profile, StepTime, step_time
 
 # A rate this close to its limit, relative, is found.
 _CLOSE = 1e-4
+# Numbers of running sequences that are told apart; of more, one in so many is computed.
+MOST_STATES = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,19 +140,25 @@ class Engine:
         return ahead + 0.5 * self._busy(rate) / (most - rate)
 
     @cached_property
-    def _log_rates(self) -> FloatArray:
-        """Running sums of the logarithms of the rates with 0, 1, 2, ... sequences."""
-        counts = np.arange(1, int(self.limit) + 1, dtype=np.float64)
-        decode = np.interp(counts, self.sequences, self.decode_seconds)
-        rates = counts / (self.decode_steps * decode + self.prompt_seconds * counts)
-        return np.concatenate([[0.0], np.cumsum(np.log(rates))])
+    def _states(self) -> tuple[FloatArray, FloatArray, int]:
+        """Numbers of sequences, sums of the logarithms of the rates up to them, and their step."""
+        most = int(self.limit)
+        step = max(1, -(-most // MOST_STATES))
+        counts = np.arange(most % step, most + 1, step, dtype=np.float64)
+        middle = counts[1:] - (step - 1) / 2
+        decode = np.interp(middle, self.sequences, self.decode_seconds)
+        rates = middle / (self.decode_steps * decode + self.prompt_seconds * middle)
+        return counts, np.concatenate([[0.0], step * np.cumsum(np.log(rates))]), step
 
     def _busy(self, rate: float) -> float:
         """Compute the probability that the cache is full when a request arrives."""
-        logs = np.arange(self._log_rates.size) * np.log(rate) - self._log_rates
-        odds = np.exp(logs - logs.max())  # of 0, 1, 2, ... running sequences
+        counts, sums, step = self._states
+        logs = counts * np.log(rate) - sums
+        odds = np.exp(logs - logs.max())  # of so many running sequences
         full = odds[-1] / (1 - rate / self.rate(float(int(self.limit))))
-        return float(full / (odds[:-1].sum() + full))
+        # The states before the last, of which every step-th is known: the trapezoidal rule.
+        others = step * odds[:-1].sum() + (step - 1) / 2 * odds[-1]
+        return float(full / (others + full))
 
     def goodput(self, ttft: float | None = None, tpot: float | None = None) -> tuple[float, str]:
         """Compute the most requests per second within the limits, and what sets them.

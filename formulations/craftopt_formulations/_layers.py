@@ -41,8 +41,9 @@ HOTS, COOL = (3e-3, 1e-2), 3e-5
 # In the first EXPLORED rounds, a layer is also tried with a WIDTH-th of its replicas (one at least)
 # fewer and more.
 EXPLORED, WIDTH = 2, 8
-# The largest layer that a later round also searches by neighbourhoods, in flags of its model.
-SMALL = 8192
+# A layer is small with at most so many flags (`flags`): later rounds search it by neighbourhoods,
+# too, and CP-SAT may prove it with much work (docs/research/windowed_bounds.md).
+SMALL = 1024
 # A GPU may then host so many times what is even of a layer, where slots are free.
 WIDE = 3
 

@@ -32,17 +32,17 @@ from craftopt.planners.fast import plan_fast
 from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome, also_planned
 from craftopt.rules import violations
-from craftopt_formulations._layers import CLOSED, ENOUGH, KnownLayers
+from craftopt_formulations._layers import CLOSED, ENOUGH, SMALL, KnownLayers
 from craftopt_formulations.whole import flags, plan_cost, solve_whole
 
 # Deterministic seconds of CP-SAT for the whole plan, unless work_limit says otherwise.
 WORK = 60
 # What a layer gets at first; those still open then share what is left.
 FIRST_WORK = 0.5
-# What a layer with several windows is searched for before it is given to CP-SAT, and once that
-# has had its first work. A layer with more flags than PROVABLE is then searched with all that is
-# left: what CP-SAT proves of such a layer it has proven by then (docs/research/windowed_bounds.md).
-IMPROVE, IMPROVE_AGAIN, PROVABLE = 0.5, 10.0, 1024
+# What a layer with several windows is searched for before it is given to CP-SAT, and again once
+# that has had its first work. One that is not small is then searched with all that is left: what
+# CP-SAT proves of such layers it has proven by then.
+IMPROVE, IMPROVE_AGAIN = 0.5, 10.0
 # The largest models that are built, in flags: of a layer, and of the whole plan.
 LAYER_FLAGS, WHOLE_FLAGS = 8192, 4096
 # Layers placed while the nominal allocation is made, per layer.
@@ -182,8 +182,9 @@ class _Exact:
             return
         replicas, _ = layers.allocation()
         still = layers.open(np.arange(replicas.size), replicas, math.inf)
-        self.left -= layers.improve(replicas, min(self.left - reserve, each * len(still)))
-        self._offer_allocation()
+        if still:
+            self.left -= layers.improve(replicas, min(self.left - reserve, each * len(still)))
+            self._offer_allocation()
 
     def prove_layers(self) -> None:
         """Give layers to CP-SAT, those first whose numbers of replicas the bound rests on."""
@@ -194,7 +195,7 @@ class _Exact:
         for work in (FIRST_WORK, 10 * FIRST_WORK, math.inf):
             proofs = self.proofs
             if math.isinf(work):
-                self._improve(IMPROVE_AGAIN if self._fits(PROVABLE) else math.inf, reserve)
+                self._improve(IMPROVE_AGAIN if self._fits(SMALL) else math.inf, reserve)
 
             def sharpen(layers: IntArray, replicas: IntArray, work: float = work) -> FloatArray:
                 return self._prove(layers, replicas, work, reserve)

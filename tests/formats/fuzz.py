@@ -34,7 +34,7 @@ from craftopt import cli
 from craftopt.verification.logs import HEADER
 from craftopt.verification.refutation import BetterPlan
 
-SECONDS = 20  # for one input
+SECONDS = 20  # of the processor, for one input
 MEMORY = 8 * 2**30  # addresses, in bytes
 # What options may mean, or not.
 NUMBERS = ("0", "1", "2", "3", "4", "8", "100")
@@ -203,11 +203,13 @@ def reading(name: str) -> Callable[[Rng], object]:
     return read
 
 
-def fuzz(work: Callable[[Rng], object], inputs: Iterator[int], seed: int) -> dict[str, Any]:
-    """Give a target its inputs, each from a seed of its own."""
+def fuzz(
+    work: Callable[[Rng], object], inputs: Iterator[int], seed: int, patience: int
+) -> dict[str, Any]:
+    """Give a target its inputs, each from a seed of its own; 0 is patience without end."""
     found: dict[str, Any] = {"inputs": 0, "read": 0, "refused": 0, "crashes": []}
     for number in inputs:
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, patience)
         try:
             work(np.random.default_rng([seed, number]))
             found["read"] += 1
@@ -216,7 +218,7 @@ def fuzz(work: Callable[[Rng], object], inputs: Iterator[int], seed: int) -> dic
         except Exception:
             found["crashes"].append(f"input {number}: {traceback.format_exc()[-1500:]}")
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         found["inputs"] += 1
     return found
 
@@ -231,7 +233,7 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Fuzz all targets, or those whose name begins so, with a number of inputs or for a time."""
     before, before_argv, before_stdin = Path.cwd(), sys.argv, sys.stdin
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         targets = Targets(Path(folder))
@@ -251,7 +253,7 @@ def run(
                     lambda _: count is not None or time.monotonic() < end,  # noqa: B023
                     inputs,
                 )
-                results[name] = fuzz(work, in_time, seed)
+                results[name] = fuzz(work, in_time, seed, SECONDS if count is None else 0)
         finally:
             os.chdir(before)
             sys.argv, sys.stdin = before_argv, before_stdin

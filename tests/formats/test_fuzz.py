@@ -45,6 +45,13 @@ def test_what_was_found_is_one_clear_error(name, tmp_path):
     damage_files.check(refused.value, file)
 
 
+def test_a_number_of_layers_with_thousands_of_digits_is_one_clear_error(run):
+    code, _, said = run("plan", "gpt-oss-20b", "--gpus", 4, "--layers", "9" * 5000)
+    assert code == 2
+    assert len(said) < 200
+    assert "pass numbers, such as 3-60" in said
+
+
 @pytest.mark.parametrize("read", [*damage_files.READERS, co.read_coactivation])
 def test_an_empty_path_is_not_the_current_folder(read):
     with pytest.raises(co.InputError, match="the path is empty"):

@@ -525,6 +525,16 @@ def test_goodput_keeps_its_limits_and_misses_none(seed):
         assert engine.ttft(rate * 1.01) > ttft
 
 
+@pytest.mark.parametrize("share", [0.8, 0.95, 0.99, 0.999])
+def test_of_many_running_sequences_one_in_so_many_says_as_much(share, monkeypatch):
+    given = ([1, 900, 3000], [0.02, 0.04, 0.07], 0.001, 0.1, 100)
+    whole = Engine(*given)
+    rate = share * whole.rate(whole.limit)
+    expected = whole.ttft(rate)
+    monkeypatch.setattr("craftopt.serving.goodput.MOST_STATES", 100)
+    assert Engine(*given).ttft(rate) == pytest.approx(expected, rel=2e-3)
+
+
 def test_rate_by_hand():
     engine = Engine([1, 10], [0.1, 0.1], prompt_seconds=0.2, own_seconds=0, decode_steps=10)
     # A round: 0.1 s to decode, and 10/10 prompts of 0.2 s.
