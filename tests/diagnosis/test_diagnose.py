@@ -101,7 +101,6 @@ def test_a_single_hot_window_is_named_and_never_planned_for(flat):
     tokens[7] = counts(rng.dirichlet(np.full(EXPERTS, 0.3), LAYERS), count=1)[0]
     found = co.diagnose(co.Loads(tokens), GPUS)
     assert found.verdict in ("leave it", "collect more windows first")
-    assert found.windows_needed > found.windows
     assert any("One window, '7'" in text for text in found.reasons)
 
 
