@@ -37,7 +37,7 @@ _ROUNDING = 3e-15
 _CLOSE = 1e-11
 
 
-@njit(nogil=True)
+@njit()
 def cardinality_bound(
     tokens: FloatArray, replicas: int, gpus: int, copies_limit: int, floor: float
 ) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def cardinality_bound(
     return load, price
 
 
-@njit(nogil=True)
+@njit()
 def cardinality_bound_of_nodes(
     tokens: FloatArray,
     group_of: IntArray,

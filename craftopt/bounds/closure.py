@@ -57,7 +57,7 @@ def cut(
     return flow, left[needs ^ 1], depth >= 0
 
 
-@njit(nogil=True)
+@njit()
 def _graph(
     levels: Levels, part: IntArray, bought: IntArray, most: IntArray
 ) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]:
@@ -120,7 +120,7 @@ def _graph(
     return head, onward, end, capacity, priced, needs
 
 
-@njit(nogil=True)
+@njit()
 def _max_flow(
     head: IntArray,
     onward: IntArray,

@@ -25,7 +25,7 @@ from craftopt.loads import BoolArray, FloatArray, IntArray
 from craftopt.routing.hosts import Hosts, Int32Array, LayerHosts, Served
 
 
-@njit(nogil=True)
+@njit()
 def serve_by_one_copy(
     hosts: Hosts, tokens: FloatArray, optimal: bool, served: Served, witness: BoolArray
 ) -> None:

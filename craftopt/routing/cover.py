@@ -65,7 +65,7 @@ def cover_layer(plan: Plan, layer: int, tokens: Tokens) -> tuple[Visits, FloatAr
     return visits, served.loads, served.share
 
 
-@njit(nogil=True)
+@njit()
 def serve_by_cover(
     ids: Int32Array,
     window: IntArray,

@@ -17,7 +17,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _MOST_PARCELS = 2**16
 
 
-@njit(nogil=True)
+@njit()
 def serve_evenly(
     first: Int32Array,
     gpu: Int32Array,
@@ -44,7 +44,7 @@ def serve_evenly(
                 loads[layer, gpu[place]] += share[place]
 
 
-@njit(nogil=True)
+@njit()
 def serve_by_hash(
     first: Int32Array,
     gpu: Int32Array,
@@ -97,7 +97,7 @@ def _mixed_bits(value: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@njit(nogil=True)
+@njit()
 def serve_nearest(
     first: Int32Array,
     gpu: Int32Array,
@@ -140,7 +140,7 @@ def serve_nearest(
                 loads[layer, gpu[place]] += share[place]
 
 
-@njit(nogil=True)
+@njit()
 def serve_nearest_evenly(
     first: Int32Array,
     gpu: Int32Array,

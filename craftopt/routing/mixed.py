@@ -43,7 +43,7 @@ class _State(NamedTuple):
     looks: IntArray  # [1]: work so far
 
 
-@njit(nogil=True)
+@njit()
 def serve_mixed(
     hosts: Hosts,
     tokens: FloatArray,

@@ -36,7 +36,7 @@ from craftopt.routing.hosts import Int32Array
 _TOLERANCE = 1e-12
 
 
-@njit(nogil=True)
+@njit()
 def split_tokens(
     first: Int32Array,
     gpu: Int32Array,

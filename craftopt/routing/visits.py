@@ -172,7 +172,7 @@ def count_of(positions: IntArray, size: int) -> IntArray:
     return np.bincount(positions + 1, minlength=size + 1)[1:]
 
 
-@njit(nogil=True)
+@njit()
 def list_draws(
     first: Int32Array,
     gpu: Int32Array,
@@ -228,7 +228,7 @@ def list_draws(
     return Draws(begins, target[:size], probability[:size], new)
 
 
-@njit(nogil=True)
+@njit()
 def count_visits(
     ids: Int32Array,
     window: IntArray,
@@ -303,7 +303,7 @@ def _any_new(chosen: Int32Array, draws: Draws, row: int) -> bool:
     return False
 
 
-@njit(nogil=True)
+@njit()
 def count_pairs(
     pairs: IntArray,
     chosen: IntArray,

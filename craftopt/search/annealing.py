@@ -88,7 +88,7 @@ def anneal(
     return _anneal(tokens, weight, start.copy(), rules, schedule, seed)
 
 
-@njit(nogil=True)
+@njit()
 def _anneal(
     tokens: FloatArray,
     weight: FloatArray,

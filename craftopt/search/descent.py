@@ -70,7 +70,7 @@ def empty_packing(share: FloatArray, gpus: int, most: int) -> Packing:
     )
 
 
-@njit(nogil=True)
+@njit()
 def fill(packing: Packing, copies: Copies) -> None:
     """Make it the placement of given copies, at most one of an expert on a GPU."""
     experts, gpus = copies.shape
@@ -113,7 +113,7 @@ def fullest_gpu(load: FloatArray) -> int:
     return fullest
 
 
-@njit(nogil=True)
+@njit()
 def improve(packing: Packing, low: IntArray, high: IntArray, target: float) -> float:
     """Lower the fullest GPU by moves and exchanges, in place, until ``target`` or no gain.
 
@@ -250,7 +250,7 @@ def _exchange(
         load[gpu] = total
 
 
-@njit(nogil=True)
+@njit()
 def kick(packing: Packing, low: IntArray, high: IntArray, target: float) -> float:
     """Leave a local optimum, in place: overload another GPU, improve, keep it if better.
 

@@ -87,7 +87,7 @@ def trace_front(
     )
 
 
-@njit(nogil=True)
+@njit()
 def _trace_front(
     tokens: FloatArray,
     weight: FloatArray,
@@ -174,7 +174,7 @@ def _trace_front(
     return best < np.inf, front
 
 
-@njit(nogil=True)
+@njit()
 def _keep(
     moves: int, cost: float, gpus: Gpus, best: FloatArray, front: npt.NDArray[np.int16]
 ) -> None:
@@ -186,7 +186,7 @@ def _keep(
                 front[moves, gpu, slot] = gpus.items[gpu, slot]
 
 
-@njit(nogil=True)
+@njit()
 def count_moves(step: Step, previous: BoolArray) -> int:
     """Count the moves that a step adds, or takes back (negative)."""
     a, b, _, _, given, taken, drop, add = step
@@ -197,7 +197,7 @@ def count_moves(step: Step, previous: BoolArray) -> int:
     return more
 
 
-@njit(nogil=True, forceinline=True)
+@njit(forceinline=True)
 def _draw_return(
     random: Random,
     state: State,
@@ -249,7 +249,7 @@ def _draw_return(
     return Step(a, a, NONE, NONE, NONE, NONE, given, back)
 
 
-@njit(nogil=True, forceinline=True)
+@njit(forceinline=True)
 def _draw_exchange(random: Random, gpus: Gpus, load: FloatArray, first: int, width: int) -> Step:
     """Draw an item of a GPU for one of another."""
     items, filled = gpus.items, gpus.filled
@@ -260,7 +260,7 @@ def _draw_exchange(random: Random, gpus: Gpus, load: FloatArray, first: int, wid
     return Step(a, b, i, j, items[a, i], items[b, j], NONE, NONE)
 
 
-@njit(nogil=True)
+@njit()
 def _largest(loads: WindowLoads, top: IntArray) -> float:
     """Compute the weighted sum of the largest GPU loads; note the GPUs that have them."""
     load, weight = loads.load, loads.weight
@@ -275,7 +275,7 @@ def _largest(loads: WindowLoads, top: IntArray) -> float:
     return total
 
 
-@njit(nogil=True, forceinline=True)
+@njit(forceinline=True)
 def _largest_of_exchange(step: Step, loads: WindowLoads, top: IntArray) -> float:
     """Compute `_largest` after an exchange."""
     a, b = step.a, step.b
@@ -295,7 +295,7 @@ def _largest_of_exchange(step: Step, loads: WindowLoads, top: IntArray) -> float
     return total
 
 
-@njit(nogil=True, forceinline=True)
+@njit(forceinline=True)
 def _largest_of_rows(loads: WindowLoads, rows: Rows, unused: IntArray) -> float:
     """Compute `_largest` after the replacement that `set_rows` was called for."""
     _exchange_rows(loads.load, rows)
@@ -304,7 +304,7 @@ def _largest_of_rows(loads: WindowLoads, rows: Rows, unused: IntArray) -> float:
     return total
 
 
-@njit(nogil=True)
+@njit()
 def _exchange_rows(load: FloatArray, rows: Rows) -> None:
     """Exchange the loads of the touched GPUs for the rows, and the rows for the loads."""
     for k in range(rows.touched.size):
@@ -315,7 +315,7 @@ def _exchange_rows(load: FloatArray, rows: Rows) -> None:
             load[gpu, w], rows.load[k, w] = rows.load[k, w], load[gpu, w]
 
 
-@njit(nogil=True)
+@njit()
 def measure_front(
     tokens: FloatArray,
     mean: FloatArray,

@@ -68,7 +68,7 @@ class Moves(NamedTuple):
 NO_MOVES = Moves(0.0, np.zeros((1, 1), dtype=np.bool_))
 
 
-@njit(nogil=True)
+@njit()
 def copy_shares(hosted: BoolArray, nodes: int, nearest: bool, shares: FloatArray) -> None:
     """Fill what every GPU serves of an expert's tokens, float64 [gpus].
 
@@ -100,7 +100,7 @@ def copy_shares(hosted: BoolArray, nodes: int, nearest: bool, shares: FloatArray
             shares[gpu] = share if hosted[gpu] else 0.0
 
 
-@njit(nogil=True)
+@njit()
 def anneal_joint(
     tokens: FloatArray,
     weight: FloatArray,
@@ -294,7 +294,7 @@ def anneal_joint(
     return copies_of(best, count.size), best_cost
 
 
-@njit(nogil=True)
+@njit()
 def _sum_shared_loads(gpus: Gpus, experts: Experts, shares: FloatArray, loads: WindowLoads) -> None:
     """Sum loads and powers from what copies serve: corrected by differences, they drift."""
     tokens, load = experts.tokens, loads.load
@@ -308,7 +308,7 @@ def _sum_shared_loads(gpus: Gpus, experts: Experts, shares: FloatArray, loads: W
     sum_powers(loads)
 
 
-@njit(nogil=True, forceinline=True)
+@njit(forceinline=True)
 def _list_changes(step: Step, change: Change) -> int:
     """List the experts whose copies a step changes; return how many."""
     expert, leaves, enters = change.expert, change.leaves, change.enters
@@ -321,7 +321,7 @@ def _list_changes(step: Step, change: Change) -> int:
     return 1 if step.taken < 0 else 2
 
 
-@njit(nogil=True, forceinline=True)
+@njit(forceinline=True)
 def _set_shared_rows(
     many: int,
     change: Change,

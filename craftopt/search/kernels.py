@@ -78,7 +78,7 @@ def inlined(function: Function) -> Function:
 # --- random numbers -------------------------------------------------------------------------
 
 
-@njit(nogil=True)
+@njit()
 def seeded(seed: int) -> Random:
     """Make the state of the generator, which is never 0."""
     state = np.empty(1, dtype=np.uint64)
@@ -145,7 +145,7 @@ def accepts(random: Random, change: float, temperature: float) -> bool:
 # --- placements and loads -------------------------------------------------------------------
 
 
-@njit(nogil=True)
+@njit()
 def home_nodes(copies: Copies, nodes: int) -> IntArray:
     """Find the node of every expert, int64 [experts]: that of its first copy."""
     experts, gpus = copies.shape

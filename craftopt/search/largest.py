@@ -3,9 +3,6 @@
 `craftopt.search.annealing` follows a smooth stand-in, which is better for few steps and for
 traffic to come. With many steps, and on the windows that are planned, the objective itself is:
 the three largest loads of every window tell what is left of the largest where two GPUs change.
-
-Numba's cache of a kernel does not notice changes of what it calls in other files: after editing
-`kernels`, `annealing` or `surrogate`, delete the caches.
 """
 
 from __future__ import annotations
@@ -88,7 +85,7 @@ def anneal_largest(
     return _anneal(tokens, weight, start.copy(), rules, schedule, seed, time)
 
 
-@njit(nogil=True)
+@njit()
 def _anneal(
     tokens: FloatArray,
     weight: FloatArray,
@@ -147,7 +144,7 @@ def _anneal(
     return copies_of(best, start.shape[0])
 
 
-@njit(nogil=True)
+@njit()
 def _find_peaks(load: FloatArray, peaks: Peaks, w: int) -> None:
     """Find the three largest loads of a window; 0 on no GPU where there are fewer."""
     first = second = third = 0.0
@@ -165,7 +162,7 @@ def _find_peaks(load: FloatArray, peaks: Peaks, w: int) -> None:
     gpu[0, w], gpu[1, w], gpu[2, w] = g1, g2, g3
 
 
-@njit(nogil=True)
+@njit()
 def _update_peaks(load: FloatArray, changed: IntArray, peaks: Peaks) -> None:
     """Find the largest loads again where those of some GPUs, listed up to NONE, have changed."""
     top, gpu = peaks
@@ -178,7 +175,7 @@ def _update_peaks(load: FloatArray, changed: IntArray, peaks: Peaks) -> None:
                 break
 
 
-@njit(nogil=True, forceinline=True)
+@njit(forceinline=True)
 def _cost(largest: FloatArray, weight: FloatArray, time: bool) -> float:
     total = 0.0
     for w in range(weight.size):
@@ -186,7 +183,7 @@ def _cost(largest: FloatArray, weight: FloatArray, time: bool) -> float:
     return total
 
 
-@njit(nogil=True, forceinline=True)
+@njit(forceinline=True)
 def _largest_after_exchange(
     step: Step, loads: WindowLoads, peaks: Peaks, largest: FloatArray
 ) -> None:
@@ -204,7 +201,7 @@ def _largest_after_exchange(
         largest[w] = max(rest, load1[w] + shift, load2[w] - shift)
 
 
-@njit(nogil=True)
+@njit()
 def _largest_after_rows(
     load: FloatArray, rows: Rows, touched: BoolArray, peaks: Peaks, largest: FloatArray
 ) -> None:

@@ -264,7 +264,7 @@ def pack(share: FloatArray, count: IntArray, capacity: IntArray, most: int) -> P
     return packing
 
 
-@njit(nogil=True)
+@njit()
 def _pack(packing: Packing, count: IntArray, order: IntArray, capacity: IntArray) -> None:
     share, _, filled, load, hosted = packing
     for expert in order:

@@ -9,7 +9,7 @@ from craftopt.jit import njit
 from craftopt.loads import FloatArray, IntArray
 
 
-@njit(nogil=True)
+@njit()
 def replicate(weight: FloatArray, replicas: int, copies_limit: int) -> IntArray:
     """Copy the expert with the heaviest copies, ``replicas`` times over.
 

@@ -59,7 +59,7 @@ class Changes(NamedTuple):
     new: IntArray
 
 
-@njit(nogil=True)
+@njit()
 def most_activated(active: BoolArray, copies: Copies) -> IntArray:
     """Count the activated copies of the fullest GPU under exact routing, int64 [windows].
 
@@ -75,7 +75,7 @@ def most_activated(active: BoolArray, copies: Copies) -> IntArray:
     return routed.top
 
 
-@njit(nogil=True)
+@njit()
 def place(copies: Copies) -> Placed:
     """Build the state of a placement with at most one copy of an expert on a GPU."""
     experts, gpus = copies.shape

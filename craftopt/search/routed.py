@@ -60,7 +60,7 @@ class _Prefill(NamedTuple):
     touched: IntArray  # [gpus]
 
 
-@njit(nogil=True)
+@njit()
 def anneal_routed(
     active: BoolArray,
     tokens: FloatArray,
@@ -153,7 +153,7 @@ def anneal_routed(
     return best
 
 
-@njit(nogil=True)
+@njit()
 def _two_gpus(random: Random, routed: Routed, first: int, width: int) -> tuple[int, int]:
     """Draw two GPUs of a node: often one that a full window reaches, and one that it does not."""
     a = first + draw(random, width)
@@ -175,7 +175,7 @@ def _two_gpus(random: Random, routed: Routed, first: int, width: int) -> tuple[i
     return a, b
 
 
-@njit(nogil=True)
+@njit()
 def _draw_exchange(
     random: Random, placed: Placed, a: int, b: int, rules: Rules, step: Changes
 ) -> int:
@@ -201,7 +201,7 @@ def _draw_exchange(
     return 2
 
 
-@njit(nogil=True)
+@njit()
 def _draw_replacement(
     random: Random,
     placed: Placed,
@@ -239,13 +239,13 @@ def _draw_replacement(
     return 2
 
 
-@njit(nogil=True)
+@njit()
 def _set(step: Changes, k: int, gone: tuple[int, int], new: tuple[int, int]) -> None:
     step.gone[k, 0], step.gone[k, 1] = gone
     step.new[k, 0], step.new[k, 1] = new
 
 
-@njit(nogil=True)
+@njit()
 def _touch(step: Changes, size: int, placed: Placed, prefill: _Prefill) -> int:
     """List the GPUs whose loads the step changes, and keep these; return how many."""
     gpus, windows = prefill.load.shape
@@ -266,7 +266,7 @@ def _touch(step: Changes, size: int, placed: Placed, prefill: _Prefill) -> int:
     return many
 
 
-@njit(nogil=True)
+@njit()
 def _sum_load(gpu: int, placed: Placed, prefill: _Prefill) -> None:
     """Sum a GPU's loads over its experts in order."""
     windows = prefill.weight.size
@@ -277,7 +277,7 @@ def _sum_load(gpu: int, placed: Placed, prefill: _Prefill) -> None:
             prefill.load[gpu, w] += prefill.tokens[expert, w] / placed.number[expert]
 
 
-@njit(nogil=True)
+@njit()
 def _cost(prefill: _Prefill) -> float:
     """Compute the weighted sum of the 8-norms of the GPU loads."""
     total = 0.0

@@ -103,7 +103,7 @@ class Step(NamedTuple):
 NO_STEP = Step(NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE)
 
 
-@njit(nogil=True)
+@njit()
 def state_of(tokens: FloatArray, weight: FloatArray, copies: Copies, slots: int) -> State:
     """Build the state of a placement; `sum_loads` is yet to be called.
 
@@ -189,7 +189,7 @@ def sum_powers(loads: WindowLoads) -> None:
             norm[w] += power[gpu, w]
 
 
-@njit(nogil=True)
+@njit()
 def copies_of(items: IntArray, experts: int) -> Copies:
     """Turn what GPUs host into copies, uint8 [experts, gpus]."""
     copies = np.zeros((experts, items.shape[0]), dtype=np.uint8)

@@ -41,7 +41,7 @@ def kick_layer(share: FloatArray, copies: Copies, target: float, kicks: int, see
     return best
 
 
-@njit(nogil=True)
+@njit()
 def _search(
     packing: Packing, best: Copies, slots: IntArray, target: float, kicks: int, seed: int
 ) -> None:
@@ -68,7 +68,7 @@ def _search(
             lowest = value
 
 
-@njit(nogil=True)
+@njit()
 def _loads(share: FloatArray, copies: Copies) -> FloatArray:
     loads = np.zeros(copies.shape[1])
     for gpu in range(copies.shape[1]):
@@ -78,7 +78,7 @@ def _loads(share: FloatArray, copies: Copies) -> FloatArray:
     return loads
 
 
-@njit(nogil=True)
+@njit()
 def _exchange_any(copies: Copies, first: int, second: int) -> None:
     """Exchange a random copy of one GPU for a random copy of another, where both can."""
     mine = _only(copies, first, second)
@@ -90,7 +90,7 @@ def _exchange_any(copies: Copies, first: int, second: int) -> None:
         copies[taken, second], copies[taken, first] = 0, 1
 
 
-@njit(nogil=True)
+@njit()
 def _only(copies: Copies, first: int, second: int) -> IntArray:
     """List the experts that one GPU hosts and another does not."""
     found: IntArray = np.flatnonzero((copies[:, first] > 0) & (copies[:, second] == 0))
