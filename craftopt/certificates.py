@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from craftopt.bounds import (
 )
 from craftopt.bounds.traffic import certify_traffic
 from craftopt.errors import InputError, VerificationError
-from craftopt.executors import Executor
+from craftopt.executors import Executor, run_in_order
 from craftopt.loads import FloatArray, IntArray, Loads
 from craftopt.plan import Plan
 from craftopt.problem import Problem
@@ -199,7 +199,7 @@ class _Prover:
         self.lines: dict[int, list[tuple[Fraction, Fraction]]] = {}
         self._table = cost_table(problem)
         self._prices: dict[Cell, float] = {}
-        self._each = partial(_each, options.executor)
+        self._each = partial(run_in_order, options.executor)
         if problem.loads.windows > 1:
             self._share_copies()
 
@@ -278,19 +278,3 @@ class _Prover:
             if (costs > self._table[layer]).any():
                 self.credits[layer], self.lines[layer] = witness, [(start, fall)]
                 np.maximum(self._table[layer], costs, out=self._table[layer])
-
-
-def _each(
-    executor: Executor,
-    work: Callable[..., Any],
-    *columns: Iterable[Any],
-    progress: Callable[[float], None] | None = None,
-) -> list[Any]:
-    """Call ``work`` as `map` does, in an executor."""
-    items = list(zip(*columns, strict=True))
-    results = [None] * len(items)
-    for done, (index, found) in enumerate(executor.run(work, items), 1):
-        results[index] = found
-        if progress is not None:
-            progress(done / len(items))
-    return results

@@ -14,7 +14,7 @@ import os
 import pickle
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,25 @@ class Executor(Protocol):
         items : sequence of tuple
             Arguments; small.
         """
+
+
+def run_in_order(
+    executor: Executor,
+    function: Callable[..., Any],
+    *columns: Iterable[Any],
+    progress: Callable[[float], None] | None = None,
+) -> list[Any]:
+    """Call a function as `map` does, in an executor; list the results in the items' order.
+
+    ``progress`` is called with the share of the items that is done, as they finish.
+    """
+    items = list(zip(*columns, strict=True))
+    results: dict[int, Any] = {}
+    for index, found in executor.run(function, items):
+        results[index] = found
+        if progress is not None:
+            progress(len(results) / len(items))
+    return [results[index] for index in range(len(items))]
 
 
 class Threads:

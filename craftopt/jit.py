@@ -39,7 +39,7 @@ def njit(**options: Any) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        kernel = _njit(**{"nogil": True, "no_cfunc_wrapper": True} | options)(function)
+        kernel = _njit(nogil=True, no_cfunc_wrapper=True, **options)(function)
         if hasattr(kernel, "enable_caching"):
             # Where no folder may be written, each process compiles anew.
             with contextlib.suppress(RuntimeError):

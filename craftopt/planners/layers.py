@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from craftopt.evaluation import objective_value
+from craftopt.executors import run_in_order
 from craftopt.loads import FloatArray, IntArray
 from craftopt.plan import Copies, Plan
 from craftopt.planners.previous import usable_replicas
@@ -145,14 +146,16 @@ class Layers:
         Work that may leave the process is a method of this object or a function of a module, bound
         to what all layers share. Progress goes from ``done`` by ``part``.
         """
-        items, progress = list(zip(*columns, strict=True)), self.options.progress
-        results: dict[int, Found] = {}
-        for index, found in self.options.executor.run(partial(self._stopped, work), items):
-            results[index], late, cut_short = found
+        progress = self.options.progress
+        found = run_in_order(
+            self.options.executor,
+            partial(self._stopped, work),
+            *columns,
+            progress=progress and (lambda share: progress(done + part * share)),
+        )
+        for _, late, cut_short in found:
             self.late, self.cut_short = self.late or late, self.cut_short or cut_short
-            if progress is not None:
-                progress(done + part * len(results) / len(items))
-        return [results[index] for index in range(len(items))]
+        return [result for result, _, _ in found]
 
     def _stopped(self, work: Callable[..., Found], *item: Any) -> tuple[Found, bool, bool]:
         """Call ``work``; say with what it returns which limits stopped it, here or elsewhere."""

@@ -21,7 +21,7 @@ from craftopt.search.kernels import Schedule
 from craftopt.search.largest import anneal_largest
 from craftopt_formulations._neighbourhoods import choose_again
 from craftopt_formulations._search import kick_layer
-from craftopt_formulations.whole import flags, layer_cost, solve_whole
+from craftopt_formulations.whole import layer_cost, layer_flags, solve_whole
 
 # A layer or plan this close to its bound, relative, is proven.
 CLOSED = 1e-10
@@ -41,7 +41,7 @@ HOTS, COOL = (3e-3, 1e-2), 3e-5
 # In the first EXPLORED rounds, a layer is also tried with a WIDTH-th of its replicas (one at least)
 # fewer and more.
 EXPLORED, WIDTH = 2, 8
-# A layer is small with at most so many flags (`flags`): later rounds search it by neighbourhoods,
+# A layer is small with at most so many `layer_flags`: later rounds search it by neighbourhoods,
 # too, and CP-SAT may prove it with much work (docs/research/windowed_bounds.md).
 SMALL = 1024
 # A GPU may then host so many times what is even of a layer, where slots are free.
@@ -74,8 +74,7 @@ class KnownLayers(Layers):
         super().__init__(problem, options, uneven=True)
         self._known: dict[Key, Known] = {}
         self._round = 0
-        small = flags(problem) <= SMALL * problem.loads.layers
-        self._neighbourly = small and problem.objective == "time"
+        self._neighbourly = layer_flags(problem) <= SMALL and problem.objective == "time"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what all layers share: what is known of one is given with the work on it."""

@@ -33,7 +33,7 @@ from craftopt.problem import Problem
 from craftopt.result import Limit, Options, Outcome, also_planned
 from craftopt.rules import violations
 from craftopt_formulations._layers import CLOSED, ENOUGH, SMALL, KnownLayers
-from craftopt_formulations.whole import flags, plan_cost, solve_whole
+from craftopt_formulations.whole import flags, layer_flags, plan_cost, solve_whole
 
 # Deterministic seconds of CP-SAT for the whole plan, unless work_limit says otherwise.
 WORK = 60
@@ -267,7 +267,7 @@ class _Exact:
 
     def _fits(self, most: int) -> bool:
         """Whether the model of a layer has at most so many flags."""
-        return flags(self.problem) <= most * self.problem.loads.layers
+        return layer_flags(self.problem) <= most
 
     def _whole_helps(self) -> bool:
         # Where layers decompose, summing them is no relaxation.

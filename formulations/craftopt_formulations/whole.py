@@ -110,8 +110,12 @@ def solve_whole(
 
 def flags(problem: Problem) -> int:
     """Count the flags z of the program."""
-    loads = problem.loads
-    return loads.layers * loads.experts * problem.copies_limit * problem.gpus
+    return problem.loads.layers * layer_flags(problem)
+
+
+def layer_flags(problem: Problem) -> int:
+    """Count the flags z of one layer."""
+    return problem.loads.experts * problem.copies_limit * problem.gpus
 
 
 class WholeModel:
